@@ -1,0 +1,74 @@
+# Two commands are all the set-up: `make demo` and `make test`. They need Python >= 3.11, git and make.
+# PYTHON is only asked to make the environment: `make test PYTHON=python3.13`.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.stamp
+MAIN := notebooks/07_staged_distillation.ipynb
+PIN := -c constraints.txt -e '.[dev]'
+
+# ipc: the kernel speaks through files, not open TCP ports. Their path must be absolute: kernel and client work in different
+# folders. No timing is recorded, so that outputs stay the same from run to run.
+SOCKETS := sockets=$$(mktemp -d) && trap 'rm -rf "$$sockets"' EXIT
+EXECUTE := $(VENV)/bin/jupyter nbconvert --to notebook --execute --output-dir build \
+	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=-1 \
+	--KernelManager.transport=ipc --KernelManager.ip="$$sockets/kernel"
+
+# Spinning threads collapse as soon as anything else runs.
+export OMP_WAIT_POLICY ?= PASSIVE
+# A kernel installed for the user must not stand in for ours.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: help demo test notebooks lint clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|' 2>/dev/null \
+		|| grep -E '^[a-z]+:.*## ' Makefile
+
+demo: $(STAMP) ## run the main job at quick scale (about 10 minutes on two cores), show its table
+	@mkdir -p build && rm -rf build/demo
+	@echo "make demo: executing $(MAIN) at DFMSD_SCALE=$${DFMSD_SCALE:-quick}"
+	@$(SOCKETS) && DFMSD_SCALE=$${DFMSD_SCALE:-quick} $(EXECUTE) $(MAIN)
+	@echo; if [ -f build/demo/table.md ]; then cat build/demo/table.md; \
+		else echo "make demo: $(MAIN) wrote no build/demo/table.md"; exit 1; fi
+	@echo; echo "The executed notebook   build/$(notdir $(MAIN))"
+	@echo "The table               build/demo/table.md"
+	@for f in build/demo/*.png; do if [ -f "$$f" ]; then echo "A figure                $$f"; fi; done
+	@for f in build/demo/*.safetensors; do if [ -f "$$f" ]; then echo "The distilled student   $$f"; fi; done
+
+test: $(STAMP) ## run the tests (no slow ones: those run with `.venv/bin/python -m pytest -m slow`)
+	@echo "make test: $$($(VENV)/bin/python --version) in $(VENV), pinned by constraints.txt; running tests/"
+	@$(VENV)/bin/python -m pytest
+	@echo "make test: every test in tests/ ran, but for those marked slow or notebook; none failed"
+
+notebooks: $(STAMP) ## execute every notebook at smoke scale into build/
+	@mkdir -p build; $(SOCKETS); ran=0; for f in notebooks/[0-9]*.ipynb; do [ -f "$$f" ] || continue; \
+		echo "make notebooks: $$f at DFMSD_SCALE=$${DFMSD_SCALE:-smoke}"; \
+		DFMSD_SCALE=$${DFMSD_SCALE:-smoke} $(EXECUTE) "$$f" || exit 1; ran=$$((ran + 1)); done; \
+		[ $$ran -gt 0 ] || { echo "make notebooks: found none in notebooks/"; exit 1; }; \
+		echo "make notebooks: $$ran executed into build/, none failed"
+
+lint: $(STAMP) ## check style and formatting, notebooks included
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+clean: ## remove the environment and everything built (not data/)
+	rm -rf $(VENV) build .pytest_cache .ruff_cache *.egg-info
+
+# uv when it is there or pip can bring it, else plain pip; every way with the same pins.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "dfmsd needs Python 3.11 or newer, but $(PYTHON) is: $$($(PYTHON) --version 2>&1)."; \
+		echo "Name another one: make $(or $(MAKECMDGOALS),test) PYTHON=python3.13"; exit 1; }
+	@echo "Installing into $(VENV) (some minutes and 6 GB the first time)"
+	@$(VENV)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		rm -rf $(VENV); \
+		if uv --version >/dev/null 2>&1; \
+		then uv venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
+		else $(PYTHON) -m venv $(VENV); fi; }
+	@if uv --version >/dev/null 2>&1; \
+		then uv pip install --quiet --python $(VENV)/bin/python $(PIN); \
+	elif $(VENV)/bin/python -m pip install --quiet uv 2>/dev/null && $(VENV)/bin/uv --version >/dev/null 2>&1; \
+		then $(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python $(PIN); \
+	else echo "uv cannot be had here: installing with pip"; $(VENV)/bin/python -m pip install --quiet $(PIN); fi
+	@touch $@

@@ -1,0 +1,5 @@
+"""`python -m dfmsd`."""
+
+from dfmsd.cli import main
+
+main()

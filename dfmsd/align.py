@@ -1,0 +1,220 @@
+"""Teacher and student features made comparable: level pairs, adapters, standardising, alignment.
+
+`Context`, what a method is told about the batch besides the features, lives here because every
+method needs its `valid`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Match = Literal["stride", "index"]
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """The batch behind the features.
+
+    Attributes:
+        images: (N, 3, H, W), padded and normalised.
+        sizes: (height, width) of each image in the batch, pixels; images lie at the top left.
+        targets: one dict per image, `boxes` (n, 4) xyxy in pixels of the padded batch; or None.
+        candidates: (n, 4) boxes per image, same pixels, for methods that look at regions; or None.
+
+    Raises:
+        ValueError: when `sizes` does not fit `images`.
+    """
+
+    images: Tensor
+    sizes: list[tuple[int, int]]
+    targets: list[dict[str, Tensor]] | None = None
+    candidates: list[Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is one size per image, none larger than the batch."""
+        if self.images.dim() != 4 or len(self.sizes) != self.images.shape[0]:
+            raise ValueError(
+                f"sizes needs one (height, width) per image of images {tuple(self.images.shape)}, "
+                f"got {len(self.sizes)}"
+            )
+        height, width = self.images.shape[-2:]
+        for size in self.sizes:
+            if not (0 < size[0] <= height and 0 < size[1] <= width):
+                raise ValueError(f"sizes must lie in 1..{(height, width)}, got {tuple(size)}")
+
+    @property
+    def padded(self) -> bool:
+        """True when any image is smaller than the batch, so that some cells lie in padding."""
+        full = tuple(self.images.shape[-2:])
+        return any((size[0], size[1]) != full for size in self.sizes)
+
+    def valid(self, feature: Tensor) -> Tensor:
+        """Bool (N, 1, h, w) for a feature (N, C, h, w): True where a cell starts inside its image.
+
+        Cell i of h starts at pixel `i · H / h`, so shapes suffice and no stride is needed.
+        """
+        inside = []
+        for axis in (0, 1):
+            pixels, cells = self.images.shape[2 + axis], feature.shape[2 + axis]
+            limits = torch.tensor([size[axis] for size in self.sizes], device=feature.device)
+            starts = torch.arange(cells, device=feature.device) * pixels  # integers: no rounding
+            inside.append(starts < limits[:, None] * cells)  # (N, cells)
+        return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+
+
+def mean_over(value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The scalar mean of `value` (N, C, H, W) where `mask` counts; 0 when it counts nothing.
+
+    Args:
+        value: (N, C, H, W).
+        mask: 0/1 or bool, broadcastable to `value`; None counts everything.
+    """
+    if mask is None:
+        return value.mean()
+    count = mask.sum() * (value.numel() // mask.numel())
+    return (value * mask).sum() / count.clamp_min(1)
+
+
+def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """The feature with mean 0 and variance 1 per channel over (N, valid H, W); padding is 0.
+
+    In float32 or better. Source: PKD. Choice: population statistics over valid cells only (PKD:
+    unbiased, padding included), so that the alignment is one minus Pearson's correlation exactly;
+    `eps` is added to the variance, as in batch norm, so that a channel that never fires gives zeros
+    and finite gradients.
+
+    Args:
+        feature: (N, C, H, W).
+        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
+        eps: added to the variance.
+    """
+    wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
+    if valid is None:
+        variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0, keepdim=True)
+        return (wide - mean) * (variance + eps).rsqrt()
+    count = valid.sum().clamp_min(1)
+    mean = (wide * valid).sum((0, 2, 3), keepdim=True) / count
+    centred = (wide - mean) * valid
+    variance = centred.square().sum((0, 2, 3), keepdim=True) / count
+    return centred * (variance + eps).rsqrt()
+
+
+def alignment_loss(
+    student: Tensor, teacher: Tensor, valid: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Scalar `mean (Z_s − Z_t)² / 2 = 1 − mean_c Pearson(student, teacher)`, in 0..2.
+
+    It does not see scale or offset of a channel. Source: PKD, but for `standardise`'s choices.
+
+    Args:
+        student: (N, C, H, W), channels as the teacher's.
+        teacher: (N, C, H, W).
+        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
+        eps: added to the variances.
+
+    Raises:
+        ValueError: when the shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student {tuple(student.shape)} must have teacher's shape {tuple(teacher.shape)}"
+        )
+    difference = standardise(student, valid, eps) - standardise(teacher, valid, eps)
+    return mean_over(difference.square(), valid) / 2
+
+
+class Adapter(nn.Module):
+    """The student's feature with the teacher's number of channels: (N, C_s, H, W) → (N, C_t, H, W).
+
+    Args:
+        student_channels: C_s.
+        teacher_channels: C_t.
+        kind: "conv", a 1x1 convolution with bias; "identity", nothing (counts must agree).
+
+    Raises:
+        ValueError: for an unknown kind, or an identity between different counts.
+    """
+
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        kind: Literal["conv", "identity"] = "conv",
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        if kind not in ("conv", "identity"):
+            raise ValueError(f"kind must be 'conv' or 'identity', got {kind!r}")
+        if kind == "identity" and student_channels != teacher_channels:
+            raise ValueError(
+                f"kind='identity' needs equal counts, got {student_channels} and {teacher_channels}"
+            )
+        conv = kind == "conv"
+        self.map = nn.Conv2d(student_channels, teacher_channels, 1) if conv else nn.Identity()
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """The adapted feature, (N, C_t, H, W)."""
+        return self.map(feature)
+
+
+def pair_strides(
+    student: Collection[int], teacher: Collection[int], match: Match = "stride"
+) -> list[tuple[int, int]]:
+    """(student stride, teacher stride) of each pair of levels, finest first.
+
+    Args:
+        student: the student's strides.
+        teacher: the teacher's strides.
+        match: "stride" pairs equal strides and leaves the others out; "index" pairs the k-th finest
+            with the k-th finest (mmrazor's way) and leaves the surplus out.
+
+    Raises:
+        ValueError: for an unknown `match`, or when no pair results.
+    """
+    ours, theirs = sorted(student), sorted(teacher)
+    if match == "stride":
+        pairs = [(stride, stride) for stride in ours if stride in theirs]
+    elif match == "index":
+        pairs = list(zip(ours, theirs, strict=False))
+    else:
+        raise ValueError(f"match must be 'stride' or 'index', got {match!r}")
+    if not pairs:
+        raise ValueError(f"no level in common: student strides {ours}, teacher strides {theirs}")
+    return pairs
+
+
+def match_levels(
+    student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], match: Match = "stride"
+) -> list[tuple[int, Tensor, Tensor]]:
+    """(student stride, student feature, teacher feature) per pair of levels, equal in H and W.
+
+    Where sizes differ, the student is resized bilinearly. By stride, only rounding can make them
+    differ, so more than two cells is an error.
+
+    Args:
+        student: stride → (N, C_s, H, W).
+        teacher: stride → (N, C_t, H, W).
+        match: see `pair_strides`.
+
+    Raises:
+        ValueError: when no level is in common, or sizes at one stride differ by more than rounding.
+    """
+    levels = []
+    for ours, theirs in pair_strides(student, teacher, match):
+        feature, goal = student[ours], teacher[theirs]
+        size, wanted = feature.shape[-2:], goal.shape[-2:]
+        if match == "stride" and max(abs(a - b) for a, b in zip(size, wanted, strict=True)) > 2:
+            raise ValueError(
+                f"features at stride {ours} differ in size: student {tuple(size)}, teacher "
+                f"{tuple(wanted)}; were they computed from the same pixels?"
+            )
+        if size != wanted:
+            feature = F.interpolate(feature, size=wanted, mode="bilinear", align_corners=False)
+        levels.append((ours, feature, goal))
+    return levels

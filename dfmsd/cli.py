@@ -1,0 +1,246 @@
+"""`dfmsd` = `python -m dfmsd`: check data, train, distil, evaluate, predict, and print tables.
+
+torch is imported inside the commands that need it, so that `dfmsd --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+Preset = Annotated[Positional[Literal["scenes", "photos"]], arg(help="the job")]
+Overrides = Annotated[
+    Positional[tuple[str, ...]],
+    arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3"),
+]
+
+
+def data_check(root: Positional[Path], /, split: str | None = None) -> None:
+    """Check a COCO-format folder: annotations, images, boxes.
+
+    Args:
+        root: the folder with images and annotations.
+        split: `train` or `val`; both when left out.
+    """
+    from dfmsd.coco import DataError, check
+
+    report = check(root, split)
+    print(report)
+    if report.problems:
+        raise DataError(f"{root}: {len(report.problems)} problems, listed above")
+
+
+def data_scenes(
+    out: Positional[Path], /, images: int = 1000, val: int = 200, seed: int = 0, size: int = 96
+) -> None:
+    """Write generated scenes as a COCO-format folder.
+
+    Args:
+        out: the new folder.
+        images: number of training scenes.
+        val: number of validation scenes.
+        seed: of the scenes.
+        size: side of a scene, pixels.
+    """
+    from dfmsd.synthetic import write_coco
+
+    write_coco(out, train=images, val=val, size=size, seed=seed)
+    print(f"{images} training and {val} validation scenes of {size} pixels in {out}")
+
+
+def train(
+    preset: Preset,
+    detector: Positional[Literal["weak", "strong", "student"]],
+    overrides: Overrides = (),
+    /,
+    save: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """Train one detector of a preset without distillation: a teacher, or the student.
+
+    Args:
+        preset: the job.
+        detector: which of its detectors.
+        overrides: settings.
+        save: also write the weights here, in half precision (for shipping).
+        seed: of initialisation and data order.
+    """
+    from dfmsd.presets import resolve
+    from dfmsd.recipes import load_detector, save_detector
+    from dfmsd.runs import train_detector
+
+    weights, metadata = train_detector(resolve(preset, overrides), detector, seed=seed)
+    if save is not None:
+        model, found = load_detector(weights)
+        save_detector(model, save, classes=found["classes"], metrics=found["metrics"], half=True)
+    print(f"{detector}: {_metrics(metadata['metrics'])}\nweights: {save or weights}")
+
+
+def distill(preset: Preset, overrides: Overrides = (), /) -> None:
+    """Distil the student: every arm with every seed, each recorded; finished runs are skipped.
+
+    Args:
+        preset: the job.
+        overrides: settings.
+    """
+    from dfmsd.presets import resolve
+    from dfmsd.runs import execute_all, runs
+    from dfmsd.tables import arms_table
+
+    settings = resolve(preset, overrides)
+    records = execute_all(settings)
+    last = runs(settings)[-1]
+    print(arms_table(records))
+    print(f"\nrecords: {last.records}\ndistilled student: {last.weights}")
+
+
+def evaluate(
+    root: Positional[Path],
+    /,
+    detections: Path | None = None,
+    checkpoint: Path | None = None,
+    split: str = "val",
+    size: int | None = None,
+) -> None:
+    """COCO AP of a detections file, or of a saved detector, on a COCO-format folder.
+
+    Args:
+        root: the folder with images and annotations.
+        detections: COCO results (a JSON list), or an annotation file, whose boxes then score 1.
+        checkpoint: a detector saved by dfmsd.
+        split: `train` or `val`.
+        size: longest side to which images are reduced for the detector, pixels.
+    """
+    from dfmsd.coco import CocoDataset
+    from dfmsd.evaluation import coco_metrics, evaluate_detector, read_detections
+
+    if (detections is None) == (checkpoint is None):
+        raise ValueError("give either --detections FILE or --checkpoint FILE")
+    dataset = CocoDataset(root, split, max_size=size)
+    if detections is not None:
+        truth = dataset.truth()
+        found = read_detections(detections, truth, category_ids=dataset.category_ids)
+        metrics = coco_metrics(truth, found)
+    else:
+        from dfmsd.recipes import load_detector
+
+        model, metadata = load_detector(checkpoint)
+        if list(metadata["classes"]) != list(dataset.classes):
+            raise ValueError(
+                f"{checkpoint}: detects {', '.join(metadata['classes'])}, "
+                f"but {root} has {', '.join(dataset.classes)}"
+            )
+        metrics = evaluate_detector(model, dataset)
+    print(_metrics(metrics))
+
+
+def predict(
+    images: Positional[tuple[Path, ...]],
+    /,
+    checkpoint: Path,
+    out: Path = Path("predictions"),
+    score: float = 0.4,
+    size: int | None = None,
+) -> None:
+    """Draw the detections on images.
+
+    Args:
+        images: image files.
+        checkpoint: a detector saved by dfmsd.
+        out: folder of the drawings.
+        score: lowest score that is drawn.
+        size: longest side to which images are reduced, pixels.
+    """
+    import torch
+
+    from dfmsd.coco import read_image
+    from dfmsd.recipes import load_detector
+    from dfmsd.viz import detections_figure
+
+    if not images:
+        raise ValueError("predict: name at least one image")
+    model, metadata = load_detector(checkpoint)
+    pixels = [read_image(path, max_size=size) for path in images]
+    out.mkdir(parents=True, exist_ok=True)
+    for path, image in zip(images, pixels, strict=True):
+        with torch.no_grad():
+            found = model([image])
+        kept = found[0]["scores"] >= score
+        figure = detections_figure(
+            [image], found, classes=metadata["classes"], score=score, columns=1
+        )
+        target = out / f"{path.stem}.png"
+        figure.savefig(target)
+        print(f"{path}: {int(kept.sum())} objects of score ≥ {score}, drawn in {target}")
+
+
+def config(preset: Preset, overrides: Overrides = (), /) -> None:
+    """Print every setting of a preset as `key=value`.
+
+    Args:
+        preset: the job.
+        overrides: settings.
+    """
+    from dfmsd.config import flat
+    from dfmsd.presets import resolve
+
+    for key, value in flat(resolve(preset, overrides)).items():
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        print(f"{key}={shown}")
+
+
+def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> None:
+    """Print the table of a records file: mean ± sd over the seeds, per arm.
+
+    Args:
+        records: JSON-lines file of records.
+    """
+    from dfmsd.results import read_records
+    from dfmsd.tables import arms_table
+
+    if not records.exists():
+        raise FileNotFoundError(f"{records}: no such file")
+    print(arms_table(read_records(records)))
+
+
+COMMANDS: dict[str, Any] = {
+    "train": train,
+    "distill": distill,
+    "evaluate": evaluate,
+    "predict": predict,
+    "config": config,
+    "table": table,
+}
+DATA_COMMANDS: dict[str, Any] = {"check": data_check, "scenes": data_scenes}
+
+
+def data() -> None:
+    """Check a COCO-format folder, or write generated scenes: `dfmsd data --help`."""
+
+
+def _metrics(metrics: dict[str, float | None]) -> str:
+    """The metrics on one line; a size class without objects shows as –."""
+    shown = (f"{k} {v:.3f}" if v is not None and v == v else f"{k} –" for k, v in metrics.items())
+    return "  ".join(shown)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; a mistake gives one line on standard error and exit status 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    nested = bool(arguments) and arguments[0] == "data"
+    commands = DATA_COMMANDS if nested else {"data": data} | COMMANDS
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="dfmsd data" if nested else "dfmsd",
+            description=__doc__.splitlines()[0] if not nested else data.__doc__,
+            args=arguments[nested:],
+        )
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"dfmsd: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

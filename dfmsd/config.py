@@ -1,0 +1,315 @@
+"""Typed settings; every one of them can be changed by `key=value`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import io
+import json
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+Scale = Literal["smoke", "quick", "full"]
+SCALES: tuple[str, ...] = typing.get_args(Scale)
+
+
+class SettingsError(ValueError):
+    """A setting that does not exist or a value it cannot take; the message names the nearest valid one."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the images come from and how they are augmented."""
+
+    kind: Literal["scenes", "coco"] = "scenes"
+    """generated scenes, or a COCO-format folder"""
+    root: str = ""
+    """the COCO-format folder; unused for scenes"""
+    train_images: int = 1000
+    """number of generated training scenes; 0 = all, for a folder always all"""
+    val_images: int = 400
+    """number of validation images; 0 = all"""
+    curve_images: int = 100
+    """validation images for the evaluations during training"""
+    size: int = 96
+    """side of a scene, or the longest side to which photographs are reduced, pixels"""
+    horizontal_flip: float = 0.5
+    """probability"""
+    vertical_flip: float = 0.0
+    """probability"""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """random rescaling of the image, from and to"""
+    colour: float = 0.0
+    """strength of colour jitter, 0 to 1"""
+    small: float = 32.0
+    """objects below this side squared are small, pixels"""
+    medium: float = 96.0
+    """objects below this side squared are medium, pixels"""
+    cache: bool = True
+    """keep decoded images in memory"""
+    workers: int = 0
+    """loader processes"""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector: its head, its trunk, its pyramid."""
+
+    kind: Literal["faster_rcnn", "retinanet", "fcos"] = "faster_rcnn"
+    """the head"""
+    trunk: str = "timm:resnet10t"
+    """`torchvision:NAME`, `timm:NAME` or `swin`"""
+    trunk_arguments: str = "{}"
+    """arguments of the trunk, as JSON"""
+    weights: str = ""
+    """state dict of an ImageNet trunk; nothing is downloaded"""
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    """strides of the pyramid levels taken from the trunk"""
+    fpn_channels: int = 64
+    """channels of the pyramid"""
+    anchor_scale: float = 0.0
+    """factor on torchvision's anchor sizes; 0 chooses it by the image size"""
+    frozen_norm: bool = False
+    """batch norm keeps the statistics and scales of the trunk's weights"""
+
+    def __post_init__(self) -> None:
+        """Check the JSON early."""
+        try:
+            arguments = json.loads(self.trunk_arguments)
+        except json.JSONDecodeError as error:
+            raise SettingsError(f"trunk_arguments={self.trunk_arguments!r}: not JSON") from error
+        if not isinstance(arguments, dict):
+            raise SettingsError(f"trunk_arguments={self.trunk_arguments!r}: not a JSON object")
+
+
+@dataclass(frozen=True)
+class Train:
+    """One training run."""
+
+    steps: int = 400
+    """steps that count as 1 in the arms (see `arms`)"""
+    batch_size: int = 8
+    """images per step and process"""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (0.9, 0.99) or SGD (momentum 0.9)"""
+    lr: float = 2e-3
+    """peak learning rate"""
+    weight_decay: float = 0.05
+    """not applied to vectors"""
+    warmup: float = 0.1
+    """share of the steps with linear warm-up"""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """cosine to 0, or x0.1 at 2/3 and 8/9 of the steps"""
+    schedule_over: Literal["stage", "run"] = "stage"
+    """the learning rate restarts with each stage, or runs over all of them"""
+    clip: float = 5.0
+    """largest gradient norm"""
+    save_every: int = 100
+    """steps between checkpoints"""
+    log_every: int = 1
+    """steps between rows of the log"""
+    evaluations: int = 4
+    """evaluations on `curve_images` during one run"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """The terms of DFMSD (see `dfmsd.loss.DFMSDLoss`)."""
+
+    spatial: bool = True
+    """spatial masking branch"""
+    channel: bool = True
+    """channel masking branch"""
+    ratio_spatial: float = 0.5
+    """share of the cells that is hidden"""
+    ratio_channel: float = 0.5
+    """share of the channels that is hidden"""
+    temperature: float = 0.5
+    """of the attention"""
+    select: Literal["high", "low", "random"] = "high"
+    """hide the most attended, the least attended, or any cells"""
+    target: Literal["standardised", "raw"] = "standardised"
+    """what is rebuilt"""
+    masked_only: bool = False
+    """count the error on hidden cells only"""
+    cutoff: float = 0.25
+    """radial cut-off of the high-pass filter, share of Nyquist"""
+    strength: float = 1.0
+    """of the frequency enhancement; 0 = off"""
+    regions: Literal["cells", "boxes"] = "cells"
+    """enhance by cell or by candidate box"""
+    adapter: Literal["conv", "identity"] = "conv"
+    """1x1 convolution on the student's features, or none"""
+    hidden: float = 0.5
+    """width of the generators, share of the channels"""
+    match: Literal["stride", "index"] = "stride"
+    """how pyramid levels pair"""
+    reconstruction_weight: float = 1.0
+    """per element"""
+    alignment_weight: float = 10.0
+    """of 1 - Pearson, which is half the mean squared difference of standardised features"""
+    carry: bool = False
+    """generators run on from stage to stage"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a job needs."""
+
+    preset: str = "scenes"
+    """name of the preset these settings came from"""
+    scale: Scale = "smoke"
+    """how much of the job is run"""
+    seeds: tuple[int, ...] = (0,)
+    """one run per arm and seed"""
+    arms: tuple[str, ...] = ("none", "one", "two")
+    """rows of the table, see `ARMS`"""
+    data: Data = field(default_factory=Data)
+    """images"""
+    student: Detector = field(default_factory=Detector)
+    """the detector that is distilled"""
+    weak: Detector = field(default_factory=Detector)
+    """the weaker teacher"""
+    strong: Detector = field(default_factory=Detector)
+    """the stronger teacher"""
+    weak_file: str = ""
+    """weights of the weaker teacher; trained into the run folder when empty"""
+    strong_file: str = ""
+    """weights of the stronger teacher; trained into the run folder when empty"""
+    train: Train = field(default_factory=Train)
+    """training of the student"""
+    teach: Train = field(default_factory=Train)
+    """training of the teachers, by `dfmsd train`"""
+    weak_steps: int = 800
+    """steps of the weaker teacher"""
+    teacher_images: int = 6000
+    """generated scenes for the teachers; the student's are the first of them"""
+    method: Method = field(default_factory=Method)
+    """the distillation"""
+    out: str = "data/runs"
+    """folder of checkpoints and weights"""
+    records: str = ""
+    """JSON-lines file that takes the records; OUT/records.jsonl when empty"""
+    device: Literal["auto", "cpu"] = "auto"
+    """the GPU when there is one, or the CPU"""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """mixed precision"""
+    jobs: int = 1
+    """runs at a time, one CPU thread each when more than one"""
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions."""
+        for arm in self.arms:
+            if arm not in ARMS:
+                raise SettingsError(f"arms={arm}: no such arm{nearest(arm, list(ARMS))}")
+        if not self.seeds or not self.arms:
+            raise SettingsError("arms and seeds need at least one entry each")
+        if self.data.kind == "coco" and not self.data.root:
+            raise SettingsError("data.root: give the COCO-format folder, data.root=PATH")
+        for key in ("steps", "batch_size", "save_every", "log_every"):
+            if getattr(self.train, key) < 1 or getattr(self.teach, key) < 1:
+                raise SettingsError(f"train.{key} and teach.{key} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a table: which teachers in turn, and how long each, in units of `train.steps`."""
+
+    title: str
+    teachers: tuple[str, ...]
+    lengths: tuple[float, ...]
+
+
+ARMS: dict[str, Arm] = {
+    "none": Arm("no distillation", (), (1.0,)),
+    "one": Arm("DFMSD, one stage (strong)", ("strong",), (1.0,)),
+    "two": Arm("DFMSD, two stages (weak → strong)", ("weak", "strong"), (0.5, 0.5)),
+    "none-long": Arm("no distillation", (), (2.0,)),
+    "one-long": Arm("DFMSD, one stage (strong)", ("strong",), (2.0,)),
+    "two-long": Arm("DFMSD, two stages (weak → strong)", ("weak", "strong"), (1.0, 1.0)),
+}
+"""Two budgets: in the second three rows, a stage of the two is as long as the single stage of the first three."""
+
+
+def nearest(word: str, valid: Sequence[str]) -> str:
+    """` (did you mean X?)` or ` (one of A, B, C)`, to end an error message with."""
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    if not close:  # a part of a dotted name may be enough to tell
+        close = [name for name in valid if name.split(".")[-1] == word.split(".")[-1]][:1]
+    return f"; did you mean {close[0]!r}?" if close else f"; one of {', '.join(valid)}"
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name → value of every setting."""
+    found: dict[str, Any] = {}
+    for entry in dataclasses.fields(settings):
+        value = getattr(settings, entry.name)
+        name = prefix + entry.name
+        found |= flat(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
+    return found
+
+
+def fingerprint(settings: Settings) -> str:
+    """Twelve hexadecimal digits that change with every setting that can change a run's result.
+
+    Files count by their content and folders by their name, so that a run keeps its fingerprint
+    when the project moves.
+    """
+    places = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
+    kept = {k: v for k, v in flat(settings).items() if k not in places}
+    for key, value in kept.items():
+        if key == "data.root":
+            kept[key] = Path(value).name
+        elif value and key.endswith(("_file", "weights")) and Path(value).is_file():
+            kept[key] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def split_override(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise SettingsError(f"{text!r}: expected key=value")
+    return key.strip(), value.strip()
+
+
+def change(settings: Settings, changes: dict[str, str]) -> Settings:
+    """Settings with the dotted keys of `changes` set to the parsed values."""
+    valid = flat(settings)
+    nested: dict[str, Any] = {}
+    for key, text in changes.items():
+        if key not in valid:
+            raise SettingsError(f"{key}: no such setting{nearest(key, list(valid))}")
+        section, _, name = key.rpartition(".")
+        value = _parse(getattr(settings, section) if section else settings, name, key, text)
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    for section, values in nested.items():
+        if isinstance(values, dict):
+            nested[section] = replace(getattr(settings, section), **values)
+    return replace(settings, **nested)
+
+
+def _parse(owner: Any, name: str, key: str, text: str) -> Any:
+    """`text` as the type that field `name` of `owner` declares."""
+    import tyro
+
+    kind = typing.get_type_hints(type(owner))[name]
+    choices = [str(choice) for choice in typing.get_args(kind)]
+    if typing.get_origin(kind) is Literal and text not in choices:
+        raise SettingsError(f"{key}={text}: no such value{nearest(text, choices)}")
+    if kind is str:
+        return text
+    if kind is bool:
+        text = {"true": "True", "false": "False"}.get(text, text)
+    parts = [p for p in text.split(",") if p] if typing.get_origin(kind) is tuple else [text]
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            # `--value X` rather than `X`, so that negative numbers are not taken for options
+            return tyro.cli(kind, args=parts, config=(tyro.conf.FlagConversionOff,))
+        except SystemExit:
+            expected = getattr(kind, "__name__", "") if not choices else str(kind)
+            raise SettingsError(f"{key}={text}: expected {expected or kind}") from None

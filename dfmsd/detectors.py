@@ -1,0 +1,260 @@
+"""Faster R-CNN, RetinaNet and FCOS over any backbone, and torchvision's stock detectors.
+
+All are torchvision's own classes, scaled: a 96-pixel image needs smaller anchors, fewer proposals
+and lighter heads than an 800-pixel one. Ours never resize their images; stock ones do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign
+
+from dfmsd.backbones import build_backbone, frozen_modes
+
+_BIG = 512  # pixels; from this short side on, torchvision's COCO settings fit
+
+
+class KeepSizeTransform(detection.transform.GeneralizedRCNNTransform):
+    """torchvision's normalisation and padding without its resizing, in training and evaluation.
+
+    Choice: the data set fixes the size once, so that student and teacher see the same pixels.
+    """
+
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Return `image` (3, H, W) and `target` as they are."""
+        return image, target
+
+
+def anchor_sizes(
+    kind: str, strides: Sequence[int], *, anchor_scale: float
+) -> tuple[tuple[float, ...], ...]:
+    """Return the anchor sizes in pixels of every level, for torchvision's AnchorGenerator.
+
+    Source: torchvision's COCO settings, times `anchor_scale`: Faster R-CNN one size of 8 strides a
+    level, RetinaNet three octave steps from 4 strides on, FCOS one reference size of 1 stride; cut
+    to integers when `anchor_scale` is 1, as torchvision does.
+    """
+    factor, steps = {"faster_rcnn": (8, 1), "retinanet": (4, 3), "fcos": (1, 1)}[kind]
+    bases = [factor * anchor_scale * stride for stride in strides]
+    cut = int if anchor_scale == 1 else float
+    return tuple(tuple(cut(base * 2 ** (k / 3)) for k in range(steps)) for base in bases)
+
+
+def default_anchor_scale(kind: str, image_size: int) -> float:
+    """Return the anchor scale for a short side of `image_size` pixels, 1 from 512 on.
+
+    Choice: proportional below 512, not under 5/16 (Faster R-CNN at 96: 10, 20, 40 and 80 pixels,
+    for objects of 8 to 44) and for FCOS 1/2 (6 positive cells an object; at 1/4 3, measured).
+    """
+    lowest = 0.5 if kind == "fcos" else 0.3125
+    return 1.0 if image_size >= _BIG else max(lowest, image_size / _BIG)
+
+
+def _faster_rcnn(
+    backbone: nn.Module, recipe: Mapping[str, Any], anchors: AnchorGenerator, settings: dict
+) -> nn.Module:
+    """Return a Faster R-CNN whose RoIs read the trunk's levels; light below 512 pixels."""
+    small, hidden = recipe["image_size"] < _BIG, recipe["head_channels"]
+    names, side = [str(level) for level in range(len(recipe["strides"]))], 5 if small else 7
+    scale, level = (recipe["image_size"] // 4, 3) if small else (224, 4)
+    pool = MultiScaleRoIAlign(names, side, 2, canonical_scale=scale, canonical_level=level)
+    counts = {"rpn_batch_size_per_image": 64, "box_batch_size_per_image": 48}
+    for phase in ("train", "test"):
+        counts |= {f"rpn_pre_nms_top_n_{phase}": 300, f"rpn_post_nms_top_n_{phase}": 100}
+    return detection.FasterRCNN(
+        backbone,
+        rpn_anchor_generator=anchors,
+        box_roi_pool=pool,
+        box_head=TwoMLPHead(backbone.out_channels * side**2, hidden),
+        box_predictor=FastRCNNPredictor(hidden, recipe["num_classes"] + 1),
+        **(counts if small else {}) | settings,
+    )
+
+
+def _one_stage(
+    backbone: nn.Module, recipe: Mapping[str, Any], anchors: AnchorGenerator, settings: dict
+) -> nn.Module:
+    """Return a RetinaNet (group norm below 512 pixels) or an FCOS.
+
+    Choice: FCOS samples centres within 1.5 strides at every anchor scale and reports scores from
+    0.05 on like the others (torchvision: 0.2): AP needs the low ones.
+    """
+    channels, slots, convs = backbone.out_channels, recipe["num_classes"] + 1, recipe["head_convs"]
+    if recipe["kind"] == "fcos":
+        head = detection.fcos.FCOSHead(channels, 1, slots, num_convs=convs)
+        settings = {"center_sampling_radius": 1.5 / recipe["anchor_scale"]} | settings
+        settings.setdefault("score_thresh", 0.05)
+    else:
+        norm = partial(nn.GroupNorm, 8) if recipe["image_size"] < _BIG else None
+        count = anchors.num_anchors_per_location()[0]
+        head = detection.retinanet.RetinaNetHead(channels, count, slots, norm_layer=norm)
+        for branch in (head.classification_head, head.regression_head):
+            branch.conv = branch.conv[:convs]  # torchvision always builds four
+    with (
+        torch.no_grad()
+    ):  # sigmoid heads have no use for slot 0: never give label 0, even untrained
+        head.classification_head.cls_logits.bias[::slots] = -20
+    kind = detection.FCOS if recipe["kind"] == "fcos" else detection.RetinaNet
+    return kind(backbone, slots, anchor_generator=anchors, head=head, **settings)
+
+
+def _assemble(recipe: Mapping[str, Any], weights: str | os.PathLike[str] | None) -> nn.Module:
+    """Return the detector of a complete recipe, its trunk loaded from file `weights`."""
+    kind, strides = recipe["kind"], recipe["strides"]
+    names = ("trunk", "strides", "extra", "trunk_arguments", "frozen_norm")
+    same = {name: recipe[name] for name in names}
+    backbone = build_backbone(**same, channels=recipe["fpn_channels"], weights=weights)
+    extras = {None: 0, "pool": 1, "p6p7": 2}[recipe["extra"]]
+    levels = [*strides, *(strides[-1] * 2 ** (step + 1) for step in range(extras))]
+    sizes = anchor_sizes(kind, levels, anchor_scale=recipe["anchor_scale"])
+    ratios = (1.0,) if kind == "fcos" else (0.5, 1.0, 2.0)
+    settings = {"min_size": recipe["image_size"], "max_size": recipe["max_size"]}
+    settings |= recipe["detector_arguments"]
+    build = _faster_rcnn if kind == "faster_rcnn" else _one_stage
+    model = build(backbone, recipe, AnchorGenerator(sizes, (ratios,) * len(sizes)), settings)
+    plain = model.transform
+    model.transform = KeepSizeTransform(
+        plain.min_size, plain.max_size, plain.image_mean, plain.image_std, plain.size_divisible
+    )
+    model.recipe = dict(recipe)
+    return model
+
+
+def _checked(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `recipe` as JSON gives it back; ValueError naming the first entry out of range."""
+    groups = {"faster_rcnn": 1, "retinanet": 8, "fcos": 32}[recipe["kind"]]  # of the group norms
+    checks = {
+        "num_classes": (recipe["num_classes"] >= 1, "at least 1"),
+        "image_size": (recipe["image_size"] >= 32, "at least 32 pixels"),
+        "anchor_scale": (recipe["anchor_scale"] > 0, "a positive number"),
+        "head_convs": (1 <= recipe["head_convs"] <= 4, "1 to 4"),
+        "fpn_channels": (recipe["fpn_channels"] % groups == 0, f"a multiple of {groups}"),
+    }
+    for name, (fits, expected) in checks.items():
+        if not fits:
+            raise ValueError(f"{name}={recipe[name]!r}: expected {expected}")
+    try:
+        return json.loads(json.dumps(recipe))
+    except TypeError as error:
+        raise ValueError(f"trunk_arguments, detector_arguments: expected JSON, {error}") from error
+
+
+def build_detector(
+    kind: str,
+    trunk: str,
+    *,
+    num_classes: int,
+    image_size: int = 96,
+    max_size: int | None = None,
+    strides: Sequence[int] | None = None,
+    extra: str | None = "auto",
+    fpn_channels: int | None = None,
+    anchor_scale: float | None = None,
+    head_channels: int | None = None,
+    head_convs: int | None = None,
+    trunk_arguments: Mapping[str, Any] | None = None,
+    detector_arguments: Mapping[str, Any] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    frozen_norm: bool = False,
+) -> nn.Module:
+    """Return a torchvision detector over `trunk`, with its settings in the attribute `recipe`.
+
+    `build_detector(**detector.recipe)` builds it again, without the trunk's `weights`. Labels are
+    1..num_classes; 0 is background, so heads have num_classes + 1 slots. Images are never resized.
+
+    Args:
+        kind: "faster_rcnn", "retinanet" or "fcos".
+        trunk: see `dfmsd.backbones.build_backbone`.
+        num_classes: K real classes.
+        image_size: short side in pixels of the images to come; sets the defaults of what follows.
+        max_size: long side in pixels, kept for a rebuild with torchvision's transform.
+        strides: of the trunk's levels; by default (4, 8, 16, 32), one-stage (8, 16, 32).
+        extra: levels on top; "auto": None below 512 pixels, else "pool" (one-stage "p6p7").
+        fpn_channels: 64 below 512 pixels, else 256; a multiple of 8 (RetinaNet) or 32 (FCOS).
+        anchor_scale: factor on torchvision's anchor sizes, see `default_anchor_scale`.
+        head_channels: width of Faster R-CNN's two linear layers: 256, else 1024.
+        head_convs: convolutions of a one-stage head, at most 4: 2, else 4.
+        detector_arguments: passed on to torchvision's class (thresholds, counts); they win.
+        trunk_arguments: passed on to the trunk's constructor.
+        weights: file with the trunk's state dict.
+        frozen_norm: freeze the trunk's batch norms.
+
+    Raises:
+        ValueError: unknown kind or trunk, or a number out of range.
+    """
+    if kind not in ("faster_rcnn", "retinanet", "fcos"):
+        raise ValueError(f"kind={kind!r}: expected 'faster_rcnn', 'retinanet' or 'fcos'")
+    two_stage, small = kind == "faster_rcnn", image_size < _BIG
+    auto = None if small else "pool" if two_stage else "p6p7"
+    recipe = {
+        "kind": kind,
+        "trunk": trunk,
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "max_size": max_size or round(image_size * 5 / 3),
+        "strides": list(strides or ((4, 8, 16, 32) if two_stage else (8, 16, 32))),
+        "extra": auto if extra == "auto" else extra,
+        "fpn_channels": fpn_channels or (64 if small else 256),
+        "anchor_scale": anchor_scale or default_anchor_scale(kind, image_size),
+        "head_channels": head_channels or (256 if small else 1024),
+        "head_convs": head_convs or (2 if small else 4),
+        "trunk_arguments": dict(trunk_arguments or {}),
+        "detector_arguments": dict(detector_arguments or {}),
+        "frozen_norm": frozen_norm,
+    }
+    return _assemble(_checked(recipe), weights)
+
+
+def stock_detector(name: str, **arguments: Any) -> nn.Module:
+    """Return `torchvision.models.detection.NAME` without weights, its `recipe` as an attribute.
+
+    `arguments` go to torchvision's function, whose `num_classes` counts the background. Raises
+    ValueError with the nearest names when `name` is unknown.
+    """
+    names = torchvision.models.list_models(detection)
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names
+        raise ValueError(f"name={name!r}: no detector of torchvision; nearest are {nearest}")
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **arguments)
+    model.recipe = {"stock": name, **arguments}
+    return model
+
+
+def rebuild(recipe: Mapping[str, Any]) -> nn.Module:
+    """Return a fresh detector from the `recipe` of another (custom or stock)."""
+    settings = dict(recipe)
+    name = settings.pop("stock", None)
+    return stock_detector(name, **settings) if name else build_detector(**settings)
+
+
+def probe(detector: nn.Module, size: int = 256) -> dict[int, int]:
+    """Return stride -> channels of the maps of `detector.backbone`, in its order.
+
+    Measured on a zero image in eval mode; ValueError unless strides are increasing powers of 2.
+    """
+    device = next(detector.parameters()).device
+    with frozen_modes(detector.backbone):
+        maps = detector.backbone(torch.zeros(1, 3, size, size, device=device))
+    strides = [size // level.shape[-1] for level in maps.values()]
+    if any(s & (s - 1) for s in strides) or strides != sorted(set(strides)):
+        raise ValueError(f"strides {strides} at size={size}: expected increasing powers of two")
+    return {s: level.shape[1] for s, level in zip(strides, maps.values(), strict=True)}
+
+
+def parameter_count(module: nn.Module, *, trainable: bool = False) -> int:
+    """Return how many numbers the parameters of `module` hold, or the trainable ones only."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)

@@ -1,0 +1,198 @@
+"""One student, one teacher, one method: the same pixels to both, and one dict of losses.
+
+Any torchvision detector serves as student or teacher. The student runs as it is; hooks read the batch that its
+own transform made and the features that its own backbone computed, so nothing of torchvision is rewritten. Of the
+teacher only backbone and FPN run, in eval mode, without gradients, on the very pixels the student saw.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from dfmsd.align import Context
+
+
+@dataclass
+class Seen:
+    """What a detector saw and computed during one forward pass, filled in by `tap`."""
+
+    images: ImageList | None = None
+    targets: list[dict[str, Tensor]] | None = None
+    features: OrderedDict[str, Tensor] | None = None
+
+
+@contextmanager
+def tap(detector: nn.Module) -> Iterator[Seen]:
+    """A `Seen` that fills while `detector` runs inside the `with` block; the hooks are always removed.
+
+    Args:
+        detector: a torchvision detector (has `.transform` and `.backbone`).
+    """
+    seen = Seen()
+
+    def read_transform(_module: nn.Module, _inputs: tuple, output: tuple) -> None:
+        seen.images, seen.targets = output
+
+    def read_backbone(_module: nn.Module, _inputs: tuple, output: object) -> None:
+        seen.features = as_levels(output)
+
+    hooks = [
+        detector.transform.register_forward_hook(read_transform),
+        detector.backbone.register_forward_hook(read_backbone),
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def as_levels(features: object) -> OrderedDict[str, Tensor]:
+    """A backbone's output as an ordered dict; a single map becomes one level."""
+    if isinstance(features, Tensor):
+        return OrderedDict([("0", features)])
+    return OrderedDict(features)
+
+
+@torch.no_grad()
+def feature_channels(detector: nn.Module, *, size: int = 256) -> dict[int, int]:
+    """Stride → channels of the features of `detector.backbone`, finest first.
+
+    A blank image of `size` x `size` pixels is run through the backbone once, in eval mode; the mode is put back
+    and no buffer changes. Strides are rounded to powers of two and strictly increase, so a level whose map is
+    too small to tell gets the next power.
+
+    Args:
+        detector: a torchvision detector.
+        size: side of the blank image, pixels.
+    """
+    backbone, was_training = detector.backbone, [m.training for m in detector.backbone.modules()]
+    weight = next(backbone.parameters())
+    backbone.eval()
+    try:
+        blank = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
+        levels = as_levels(backbone(blank))
+    finally:
+        for module, training in zip(backbone.modules(), was_training, strict=True):
+            module.training = training
+    strides: dict[int, int] = {}
+    last = 0
+    for feature in levels.values():
+        nearest = 2 ** round(torch.tensor(size / feature.shape[-1]).log2().item())
+        last = nearest if nearest > last else 2 * last
+        strides[last] = feature.shape[1]
+    return strides
+
+
+def renormalise(pixels: Tensor, source: nn.Module, goal: nn.Module, valid: Tensor) -> Tensor:
+    """`pixels` normalised for `source` (N, 3, H, W) as `goal` wants them; padding stays 0.
+
+    Args:
+        pixels: the batch that `source` normalised.
+        source: the student's transform (`image_mean`, `image_std`).
+        goal: the teacher's transform.
+        valid: (N, 1, H, W) bool, True inside the images.
+    """
+    if list(source.image_mean) == list(goal.image_mean) and list(source.image_std) == list(
+        goal.image_std
+    ):
+        return pixels
+
+    def column(values: Sequence[float]) -> Tensor:
+        return pixels.new_tensor(values)[:, None, None]
+
+    raw = pixels * column(source.image_std) + column(source.image_mean)
+    return (raw - column(goal.image_mean)) / column(goal.image_std) * valid
+
+
+class Distiller(nn.Module):
+    """A student in training: its own losses, and the terms of a method that compares it with a teacher.
+
+    `student` and `method` are submodules (trained, saved, resumed); the teacher is not: it appears in no state
+    dict, no optimiser and no `train()` call. Without teacher and method the distiller is the plain student, so
+    one training loop serves every row of a table.
+
+    Args:
+        student: a torchvision detector.
+        teacher: another torchvision detector, or None. It is put in eval mode and its parameters are frozen.
+        method: `method(student, teacher, context) -> dict` of unweighted scalars, e.g. `DFMSDLoss`.
+
+    Raises:
+        ValueError: when only one of teacher and method is given, or a detector lacks transform or backbone.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        method: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if (teacher is None) != (method is None):
+            raise ValueError("teacher and method go together: give both, or neither")
+        for name, detector in (("student", student), ("teacher", teacher)):
+            if detector is not None and not (
+                hasattr(detector, "transform") and hasattr(detector, "backbone")
+            ):
+                raise ValueError(
+                    f"{name} must be a torchvision detector with .transform and .backbone, "
+                    f"got {type(detector).__name__}"
+                )
+        self.student = student
+        self.method = method
+        # in a list, so that nn.Module does not register it
+        self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
+        self.student_strides = list(feature_channels(student)) if teacher is not None else []
+        self.teacher_strides = list(feature_channels(teacher)) if teacher is not None else []
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The teacher, or None."""
+        return self._teacher[0] if self._teacher else None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term of the method; terms that are not named here count once."""
+        return dict(self.method.weights) if self.method is not None else {}
+
+    @torch.no_grad()
+    def teacher_features(self, pixels: Tensor) -> dict[int, Tensor]:
+        """The teacher's features by stride for a batch in the teacher's own normalisation (N, 3, H, W)."""
+        teacher = self.teacher
+        if next(teacher.backbone.parameters()).device != pixels.device:
+            teacher.to(pixels.device)
+        teacher.eval()
+        levels = as_levels(teacher.backbone(pixels))
+        return dict(zip(self.teacher_strides, levels.values(), strict=True))
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """In train mode the named, unweighted losses; in eval mode the student's detections.
+
+        Args:
+            images: list of (3, H, W) in 0..1.
+            targets: one dict per image with `boxes` (n, 4) xyxy in pixels and `labels` (n,).
+        """
+        if not self.training or self.teacher is None:
+            return self.student(images, targets)
+        with tap(self.student) as seen:
+            losses = dict(self.student(images, targets))
+        context = Context(
+            images=seen.images.tensors, sizes=seen.images.image_sizes, targets=seen.targets
+        )
+        pixels = renormalise(
+            seen.images.tensors,
+            self.student.transform,
+            self.teacher.transform,
+            context.valid(seen.images.tensors),
+        )
+        student = dict(zip(self.student_strides, seen.features.values(), strict=True))
+        return losses | self.method(student, self.teacher_features(pixels), context)

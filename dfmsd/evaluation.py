@@ -1,0 +1,214 @@
+"""Detector → detections → COCO AP, as a flat dict."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from faster_coco_eval import COCO, COCOeval_faster
+from torch import Tensor, nn
+
+KEYS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
+
+
+def detections(
+    predictions: Sequence[dict[str, Tensor]], image_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The detections in COCO's results format: boxes as x, y, width, height in pixels.
+
+    Args:
+        predictions: one dict per image: `boxes` (n, 4) xyxy, `labels` (n,), `scores` (n,).
+        image_ids: the id of each image.
+    """
+    results = []
+    for prediction, image_id in zip(predictions, image_ids, strict=True):
+        boxes = prediction["boxes"].float().cpu().clone()
+        boxes[:, 2:] -= boxes[:, :2]
+        rows = zip(
+            boxes.tolist(),
+            prediction["labels"].tolist(),
+            prediction["scores"].float().tolist(),
+            strict=True,
+        )
+        results += [
+            {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
+            for box, label, score in rows
+        ]
+    return results
+
+
+def coco_metrics(
+    truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    *,
+    small: float = 32**2,
+    medium: float = 96**2,
+) -> dict[str, float]:
+    """AP (over IoU 0.50:0.95), AP50, AP75, AP_S, AP_M, AP_L in 0..1; NaN where the truth has no such object.
+
+    Source: COCO's evaluation, 100 detections per image, through faster-coco-eval.
+
+    Args:
+        truth: COCO-format dict with images, annotations, categories.
+        results: COCO's results format (see `detections`).
+        small: area limit of small objects, square pixels.
+        medium: area limit of medium objects, square pixels.
+    """
+    if not results:
+        return _without_detections(truth, small, medium)
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO(truth)
+        run = COCOeval_faster(reference, reference.loadRes(results), "bbox", print_function=_silent)
+        far = 1e10
+        run.params.areaRng = [[0, far], [0, small], [small, medium], [medium, far]]
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    values = [float(value) for value in run.stats[:6]]
+    # COCO writes -1 where there is nothing to find
+    return {k: v if v >= 0 else math.nan for k, v in zip(KEYS, values, strict=True)}
+
+
+def _silent(*_words: object) -> None:
+    """Print nothing."""
+
+
+def _without_detections(truth: dict[str, Any], small: float, medium: float) -> dict[str, float]:
+    """Zeros, or NaN for the size classes that the truth does not have."""
+    areas = [a["area"] for a in truth["annotations"] if not a.get("iscrowd", 0)]
+    limits = [(0, math.inf)] * 3 + [(0, small), (small, medium), (medium, math.inf)]
+    present = [any(low <= area <= high for area in areas) for low, high in limits]
+    return {k: 0.0 if found else math.nan for k, found in zip(KEYS, present, strict=True)}
+
+
+def read_detections(
+    path: str | Path, truth: dict[str, Any], *, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The detections of a file, with category ids turned into labels 1..K.
+
+    Args:
+        path: COCO's results format, a JSON list; or an annotation file, whose boxes (crowds left out) then count as
+            detections of score 1.
+        truth: the COCO-format dict they are for.
+        category_ids: the file's category id of each label, in order of the labels.
+
+    Raises:
+        ValueError: not JSON, or an entry of an unknown image or category or with a bad box or score; the message names
+            file, entry and value.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        message = f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
+        raise ValueError(message) from error
+    if isinstance(content, dict) and "annotations" in content:
+        content = [a | {"score": 1.0} for a in content["annotations"] if not a.get("iscrowd", 0)]
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: expected a list of detections, got {type(content).__name__}")
+    images = {image["id"] for image in truth["images"]}
+    labels = {category: label for label, category in enumerate(category_ids, start=1)}
+    found = []
+    for number, entry in enumerate(content):
+        problem = _problem(entry, images, labels)
+        if problem:
+            raise ValueError(f"{path}, entry {number}: {problem}")
+        kept = {key: entry[key] for key in ("image_id", "bbox", "score")}
+        found.append(kept | {"category_id": labels[entry["category_id"]]})
+    return found
+
+
+def _problem(entry: Any, images: set[int], labels: dict[int, int]) -> str | None:
+    """What is wrong with one detection, or None."""
+    if not isinstance(entry, dict):
+        return f"expected an object, got {entry!r}"
+    for key in ("image_id", "category_id", "bbox", "score"):
+        if key not in entry:
+            return f"{key} is missing"
+    if entry["image_id"] not in images:
+        return f"image_id {entry['image_id']!r} is not in the annotations"
+    if entry["category_id"] not in labels:
+        return f"category_id {entry['category_id']!r} is not in the annotations"
+    box, score = entry["bbox"], entry["score"]
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_finite, box))):
+        return f"bbox must be four finite numbers, got {box!r}"
+    if box[2] < 0 or box[3] < 0:
+        return f"bbox has a negative side, {box!r}"
+    return None if _finite(score) else f"score must be a finite number, got {score!r}"
+
+
+def _finite(value: Any) -> bool:
+    """Whether `value` is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    dataset: Sequence,
+    *,
+    indices: Sequence[int] | None = None,
+    batch_size: int = 8,
+    device: torch.device | None = None,
+) -> list[dict[str, Tensor]]:
+    """The detections for each image of `dataset` (or those in `indices`), on the CPU, in order.
+
+    Args:
+        model: a torchvision detector; its mode is put back.
+        dataset: `dataset[i]` gives (image (3, H, W) in 0..1, target).
+        indices: which images.
+        batch_size: images at a time.
+        device: where the images go; the model's own device unless given.
+    """
+    was_training = model.training
+    model.eval()
+    device = device or next(model.parameters()).device
+    chosen = range(len(dataset)) if indices is None else indices
+    found: list[dict[str, Tensor]] = []
+    for first in range(0, len(chosen), batch_size):
+        images = [dataset[i][0].to(device) for i in chosen[first : first + batch_size]]
+        found += [{k: v.cpu() for k, v in out.items()} for out in model(images)]
+    model.train(was_training)
+    return found
+
+
+def evaluate_detector(
+    model: nn.Module,
+    dataset: Any,
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    small: float = 32**2,
+    medium: float = 96**2,
+    accelerator: Accelerator | None = None,
+) -> dict[str, float]:
+    """COCO AP of `model` on `dataset`, every process taking its share of the images.
+
+    Args:
+        model: a torchvision detector.
+        dataset: has `truth()` (a COCO-format dict) and gives (image, target).
+        limit: only the first so many images.
+        batch_size: images at a time.
+        small: area limit of small objects, square pixels.
+        medium: area limit of medium objects, square pixels.
+        accelerator: the processes that share the work; one unless given.
+    """
+    truth = dataset.truth()
+    images = truth["images"][:limit]
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    share = list(range(len(images)))[rank::world]
+    predictions = predict(model, dataset, indices=share, batch_size=batch_size)
+    results = detections(predictions, [images[i]["id"] for i in share])
+    if world > 1:
+        results = gather_object(results)
+    known = {image["id"] for image in images}
+    kept = [entry for entry in truth["annotations"] if entry["image_id"] in known]
+    truth = truth | {"images": images, "annotations": kept}
+    return coco_metrics(truth, results, small=small, medium=medium)

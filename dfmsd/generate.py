@@ -1,0 +1,142 @@
+"""The blocks that rebuild a masked feature, and how well they did."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class Generator(nn.Module):
+    """Rebuilds a masked feature: conv3x3 – ReLU – conv3x3, (N, C, H, W) → (N, C, H, W).
+
+    Source: MGD's block, torch's default initialisation, no norm. With `hidden=channels` it is
+    MGD's exactly.
+
+    Args:
+        channels: C of input and output.
+        hidden: channels between the convolutions; None means `channels`.
+
+    Raises:
+        ValueError: when a channel count is not positive.
+    """
+
+    def __init__(self, channels: int, hidden: int | None = None) -> None:
+        """See the class."""
+        super().__init__()
+        hidden = channels if hidden is None else hidden
+        for name, value in (("channels", channels), ("hidden", hidden)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.block = nn.Sequential(
+            nn.Conv2d(channels, hidden, kernel_size=3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, kernel_size=3, padding=1),
+        )
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """The rebuilt feature, (N, C, H, W), of a masked one of the same shape."""
+        return self.block(feature)
+
+
+class DualGenerator(nn.Module):
+    """Rebuilds a feature from its spatially and from its channel-masked copy, and fuses both.
+
+    Each branch has a `Generator` of its own; with one branch there is nothing to fuse.
+    Source: DMKD's two branches.
+
+    Args:
+        channels: C of input and output.
+        hidden: channels between the convolutions; None means `channels`.
+        spatial: have the spatial branch.
+        channel: have the channel branch.
+        share: of the spatial branch, 0..1, or "learned": the sigmoid of a parameter, at first 0.5.
+
+    Raises:
+        ValueError: when neither branch is wanted, or the share is out of range.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int | None = None,
+        *,
+        spatial: bool = True,
+        channel: bool = True,
+        share: Literal["learned"] | float = "learned",
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        if not (spatial or channel):
+            raise ValueError("spatial or channel must be True, got neither")
+        learned = isinstance(share, str)
+        if share != "learned" if learned else not 0 <= share <= 1:
+            raise ValueError(f"share must be 'learned' or in 0..1, got {share!r}")
+        self.spatial = Generator(channels, hidden) if spatial else None
+        self.channel = Generator(channels, hidden) if channel else None
+        both = spatial and channel
+        self.mix = nn.Parameter(torch.zeros(())) if both and learned else None
+        self.fixed = None if learned else float(share)
+
+    @property
+    def share(self) -> Tensor | float:
+        """Share of the spatial branch in what `forward` returns, 0..1."""
+        if self.spatial is None or self.channel is None:
+            return 0.0 if self.spatial is None else 1.0
+        return self.fixed if self.mix is None else self.mix.sigmoid()
+
+    def forward(
+        self, feature: Tensor, keep_spatial: Tensor | None, keep_channel: Tensor | None
+    ) -> Tensor:
+        """The rebuilt feature, (N, C, H, W).
+
+        Args:
+            feature: (N, C, H, W), not masked yet.
+            keep_spatial: (N, 1, H, W), 0 hidden; not read without the spatial branch.
+            keep_channel: (N, C, 1, 1), 0 hidden; not read without the channel branch.
+        """
+        if self.channel is None:
+            return self.spatial(feature * keep_spatial)
+        if self.spatial is None:
+            return self.channel(feature * keep_channel)
+        spatial, channel = (
+            self.spatial(feature * keep_spatial),
+            self.channel(feature * keep_channel),
+        )
+        return fuse(spatial, channel, self.share)
+
+
+def fuse(spatial: Tensor, channel: Tensor, share: Tensor | float) -> Tensor:
+    """`share · spatial + (1 − share) · channel`, (N, C, H, W): two reconstructions as one.
+
+    Source: DMKD's "self-adjustable weighting"; Choice: one share in 0..1 per level.
+    """
+    return share * spatial + (1 - share) * channel
+
+
+def reconstruction_loss(
+    reconstruction: Tensor,
+    target: Tensor,
+    *,
+    valid: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """Scalar mean squared error over the counted elements, in float32 or better; 0 if none counts.
+
+    Source: MGD, on the whole map; its sum / N is this times C · H · W.
+
+    Args:
+        reconstruction: (N, C, H, W).
+        target: (N, C, H, W).
+        valid: (N, 1, H, W) bool, True inside the images; None counts padding too.
+        keep: broadcastable to (N, C, H, W), 0 hidden, 1 visible: count hidden elements only; None
+            counts visible ones too.
+    """
+    wide = torch.promote_types(reconstruction.dtype, torch.float32)
+    error = (reconstruction.to(wide) - target.to(wide)).square()
+    if valid is None and keep is None:
+        return error.mean()
+    counted = 1.0 if keep is None else 1 - keep
+    counted = (counted if valid is None else counted * valid).expand_as(error)
+    return (error * counted).sum() / counted.sum().clamp_min(1)

@@ -1,0 +1,197 @@
+"""Feature → attention → keep masks, over space and over channels.
+
+Attention averages to one, so that "2" reads as "twice as attended as the mean" on every level. A
+keep mask is 1 where the student's feature stays visible and 0 where it is hidden and has to be
+rebuilt.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Select = Literal["high", "low", "random"]
+
+
+def spatial_attention(
+    feature: Tensor, *, temperature: float, valid: Tensor | None = None
+) -> Tensor:
+    """Attention of each cell, (N, 1, H, W), ≥ 0, mean 1 over a sample's valid cells, 0 in padding.
+
+    `HW · softmax_hw(mean_c |F| / temperature)`, in float32 or better.
+
+    Source: FGD. Choice: the softmax runs over valid cells only, so padding takes no share of it.
+
+    Args:
+        feature: (N, C, H, W), raw or standardised per channel.
+        temperature: > 0; low sharpens. The map depends on the scale of `feature / temperature`.
+        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
+
+    Raises:
+        ValueError: for a feature that is not 4-D or a temperature that is not positive.
+    """
+    _check_attention(feature, temperature)
+    wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
+    score = wide.abs().mean(1).flatten(1) / temperature  # (N, HW)
+    if valid is None:
+        attention = score.softmax(1) * score.shape[1]
+    else:
+        inside = valid.flatten(1)
+        # the lowest finite number, not -inf: a sample without a valid cell gives 0, not NaN
+        score = score.masked_fill(~inside, torch.finfo(score.dtype).min)
+        attention = score.softmax(1) * inside.sum(1, keepdim=True)
+    return attention.view(feature.shape[0], 1, *feature.shape[2:])
+
+
+def channel_attention(
+    feature: Tensor, *, temperature: float, valid: Tensor | None = None
+) -> Tensor:
+    """Attention of each channel, (N, C, 1, 1), ≥ 0, mean 1 over the channels of each sample.
+
+    `C · softmax_c(mean_hw |F| / temperature)`, the mean over valid cells, in float32 or better.
+    Give it the raw feature: after standardising, every channel is about equally strong and the
+    ranking is noise.
+
+    Source: FGD.
+
+    Args:
+        feature: (N, C, H, W).
+        temperature: > 0; low sharpens.
+        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
+
+    Raises:
+        ValueError: for a feature that is not 4-D or a temperature that is not positive.
+    """
+    _check_attention(feature, temperature)
+    wide = feature.to(torch.promote_types(feature.dtype, torch.float32)).abs()
+    if valid is None:
+        score = wide.mean((2, 3), keepdim=True)
+    else:
+        count = valid.sum((2, 3), keepdim=True).clamp_min(1)
+        score = (wide * valid).sum((2, 3), keepdim=True) / count
+    return (score / temperature).softmax(1) * feature.shape[1]
+
+
+def spatial_keep(
+    attention: Tensor,
+    *,
+    ratio: float | None = None,
+    threshold: float | None = None,
+    select: Select = "high",
+    valid: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Keep mask over space, (N, 1, H, W) of 0 (hidden) and 1 (visible), dtype of `attention`.
+
+    With `ratio`, exactly `round(ratio · valid cells)` cells of each sample are hidden; equal
+    attention is hidden in reading order. With `threshold`, cells with attention above it ("high")
+    or below it ("low"). Padded cells are never hidden: they stay 1.
+
+    Choice: a ratio, because a threshold on a softmax hides a different share on every level,
+    teacher and image size. Polarity is a switch, because the sources disagree on it.
+
+    Args:
+        attention: (N, 1, H, W).
+        ratio: share to hide, 0..1; give this or `threshold`.
+        threshold: attention at which hiding starts.
+        select: hide the most attended ("high"), the least attended ("low"), or any ("random", ratio
+            only).
+        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
+        generator: source of the random draw; None takes torch's global one.
+
+    Raises:
+        ValueError: unless one of ratio and threshold is given, in range, and `select` known.
+    """
+    return _keep(attention, ratio, threshold, select, valid, generator)
+
+
+def channel_keep(
+    attention: Tensor,
+    *,
+    ratio: float | None = None,
+    threshold: float | None = None,
+    select: Select = "high",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Keep mask over channels, (N, C, 1, 1) of 0 (hidden) and 1 (visible), dtype of `attention`.
+
+    The rules of `spatial_keep`, over channels.
+
+    Args:
+        attention: (N, C, 1, 1).
+        ratio: share to hide, 0..1; give this or `threshold`.
+        threshold: attention at which hiding starts.
+        select: hide the most attended ("high"), the least attended ("low"), or any ("random", ratio
+            only).
+        generator: source of the random draw; None takes torch's global one.
+
+    Raises:
+        ValueError: unless one of ratio and threshold is given, in range, and `select` known.
+    """
+    return _keep(attention, ratio, threshold, select, None, generator)
+
+
+def check_selection(ratio: float | None, threshold: float | None, select: str) -> None:
+    """None; for use in constructors, so that bad settings fail before the first step.
+
+    Raises:
+        ValueError: unless one of ratio and threshold is given, in range, and `select` known.
+    """
+    if (ratio is None) == (threshold is None):
+        raise ValueError(
+            f"give exactly one of ratio and threshold, got ratio={ratio}, threshold={threshold}"
+        )
+    if ratio is not None and not 0 <= ratio <= 1:
+        raise ValueError(f"ratio must lie in 0..1, got {ratio}")
+    if threshold is not None and not isfinite(threshold):
+        raise ValueError(f"threshold must be finite, got {threshold}")
+    if select not in ("high", "low", "random"):
+        raise ValueError(f"select must be 'high', 'low' or 'random', got {select!r}")
+    if threshold is not None and select == "random":
+        raise ValueError("select='random' needs a ratio: a threshold cannot choose at random")
+
+
+def _check_attention(feature: Tensor, temperature: float) -> None:
+    if feature.dim() != 4:
+        raise ValueError(f"feature must have shape (N, C, H, W), got {tuple(feature.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def _keep(
+    attention: Tensor,
+    ratio: float | None,
+    threshold: float | None,
+    select: Select,
+    valid: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    check_selection(ratio, threshold, select)
+    attention = attention.detach()
+    score = attention.flatten(1)  # (N, K)
+    inside = None if valid is None else valid.flatten(1)
+    if threshold is None:
+        if select == "random":
+            source = score.device if generator is None else generator.device
+            score = torch.rand(score.shape, generator=generator, device=source).to(score.device)
+        hidden = _top(-score if select == "low" else score, ratio, inside)
+    else:
+        hidden = score > threshold if select == "high" else score < threshold
+        hidden = hidden if inside is None else hidden & inside
+    return (~hidden).to(attention.dtype).view(attention.shape)
+
+
+def _top(score: Tensor, ratio: float, inside: Tensor | None) -> Tensor:
+    """True on the `round(ratio · n)` highest valid entries of each row (N, K); ties in order."""
+    if inside is None:
+        count = torch.full_like(score[:, :1], round(ratio * score.shape[1]))
+    else:
+        score = score.masked_fill(~inside, -torch.inf)
+        # float64, so that the half-way cases round as Python's round(ratio * n) does
+        count = (inside.sum(1, keepdim=True).double() * ratio).round()
+    order = score.argsort(dim=1, descending=True, stable=True)
+    position = torch.arange(score.shape[1], device=score.device).expand_as(order)
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, position < count)

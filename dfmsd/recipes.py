@@ -1,0 +1,154 @@
+"""The composition root: settings → data, detectors, methods and stages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from dfmsd.distill import feature_channels
+from dfmsd.checkpoints import CheckpointError, load_weights, read_metadata, save_weights
+from dfmsd.config import ARMS, Data, Detector, Settings, Train
+from dfmsd.detectors import build_detector
+from dfmsd.evaluation import evaluate_detector
+from dfmsd.loading import Batches, augmentation
+from dfmsd.loss import DFMSDLoss
+from dfmsd.optimise import Schedule
+from dfmsd.stages import Stage
+from dfmsd.synthetic import SceneDataset
+
+TRAIN_SEED, VAL_SEED = 1, 2
+"""Seeds of the generated scenes; the validation scenes are never trained on."""
+
+
+def datasets(data: Data, *, train_images: int | None = None) -> tuple[Any, Any]:
+    """Training and validation data of the settings.
+
+    Args:
+        data: settings.
+        train_images: instead of `data.train_images` (teachers see more scenes).
+    """
+    if data.kind == "scenes":
+        count = train_images or data.train_images
+        return (
+            SceneDataset(count, size=data.size, seed=TRAIN_SEED),
+            SceneDataset(data.val_images, size=data.size, seed=VAL_SEED),
+        )
+    from dfmsd.coco import CocoDataset
+
+    return tuple(
+        CocoDataset(data.root, split, max_size=data.size, cache=data.cache)
+        for split in ("train", "val")
+    )
+
+
+def batches(dataset: Any, data: Data, *, batch_size: int, seed: int) -> Batches:
+    """Augmented batches of one shape each; what comes at a step depends on the seed and the step only."""
+    zoom = None if tuple(data.zoom) == (1.0, 1.0) else tuple(data.zoom)
+    transform = augmentation(
+        flip=data.horizontal_flip, vflip=data.vertical_flip, scale=zoom, colour=data.colour
+    )
+    return Batches(
+        dataset,
+        batch_size,
+        seed=seed,
+        sizes=dataset.sizes,
+        transform=transform,
+        workers=data.workers,
+    )
+
+
+def detector(settings: Detector, *, num_classes: int, image_size: int) -> nn.Module:
+    """A fresh detector of the settings."""
+    return build_detector(
+        settings.kind,
+        settings.trunk,
+        num_classes=num_classes,
+        image_size=image_size,
+        strides=settings.strides,
+        fpn_channels=settings.fpn_channels,
+        anchor_scale=settings.anchor_scale or None,
+        trunk_arguments=json.loads(settings.trunk_arguments),
+        weights=settings.weights or None,
+        frozen_norm=settings.frozen_norm,
+    )
+
+
+def load_detector(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A detector that dfmsd saved, in eval mode, and the metadata of its file.
+
+    Raises:
+        CheckpointError: not a file of ours, or one of another model.
+    """
+    metadata = read_metadata(path)
+    if "recipe" not in metadata:
+        raise CheckpointError(f"{path}: names no recipe; it was not saved by dfmsd")
+    model = build_detector(**metadata["recipe"])
+    load_weights(model, path)
+    return model.eval(), metadata
+
+
+def save_detector(
+    model: nn.Module, path: Path, *, classes: list[str], half: bool = False, **extra: Any
+) -> None:
+    """Weights, recipe and class names in one safetensors file."""
+    metadata = {"recipe": model.recipe, "classes": list(classes), **extra}
+    save_weights(model, path, metadata, half=half)
+
+
+def evaluate(model: nn.Module, dataset: Any, data: Data, **options: Any) -> dict[str, float]:
+    """COCO metrics with the size limits of the settings."""
+    return evaluate_detector(
+        model, dataset, small=data.small**2, medium=data.medium**2, **options
+    )
+
+
+def schedule(train: Train, *, steps: int, offset: int = 0, total: int | None = None) -> Schedule:
+    """The learning-rate schedule of one stage, or of a part of the run when `total` is given."""
+    whole = total or steps
+    return Schedule(
+        steps=steps,
+        lr=train.lr,
+        warmup=round(train.warmup * whole),
+        kind=train.schedule,
+        milestones=(whole * 2 // 3, whole * 8 // 9),
+        offset=offset if total else 0,
+        total=total,
+    )
+
+
+def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> DFMSDLoss:
+    """The distillation of the settings, for the channels of these two detectors."""
+    terms = {k: v for k, v in asdict(settings.method).items() if k != "carry"}
+    return DFMSDLoss(feature_channels(student), feature_channels(teacher), **terms)
+
+
+def accelerator(settings: Settings) -> Accelerator:
+    """Device, precision and processes."""
+    return Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+
+
+def arm_stages(
+    settings: Settings, arm: str, student: nn.Module, teachers: dict[str, nn.Module]
+) -> list[Stage]:
+    """The stages of an arm, for this student and these teachers by name."""
+    plan = ARMS[arm]
+    lengths = [max(1, round(length * settings.train.steps)) for length in plan.lengths]
+    total = sum(lengths) if settings.train.schedule_over == "run" else None
+    listed = []
+    for number, steps in enumerate(lengths):
+        teacher = teachers[plan.teachers[number]] if plan.teachers else None
+        listed.append(
+            Stage(
+                plan.teachers[number] if plan.teachers else "task only",
+                schedule(settings.train, steps=steps, offset=sum(lengths[:number]), total=total),
+                teacher,
+                method(settings, student, teacher) if teacher is not None else None,
+                carry=settings.method.carry and number > 0,
+            )
+        )
+    return listed

@@ -1,0 +1,99 @@
+"""Stage-wise adaptive learning (SAL): one teacher after another, as a plain loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from dfmsd.checkpoints import CheckpointError, load_state, save_state
+from dfmsd.distill import Distiller
+from dfmsd.engine import Batches, History, fit
+from dfmsd.optimise import Schedule, make_optimizer
+
+
+@dataclass
+class Stage:
+    """One teacher's turn.
+
+    Args:
+        name: shown in progress lines and records.
+        schedule: steps and learning rate of this stage.
+        teacher: a torchvision detector, or None for training without distillation.
+        method: compares student and teacher, built for their channels; None without a teacher.
+        carry: start from the generators of the previous stage's method instead of fresh ones.
+    """
+
+    name: str
+    schedule: Schedule
+    teacher: nn.Module | None = None
+    method: nn.Module | None = None
+    carry: bool = False
+
+
+def run_stages(
+    student: nn.Module,
+    stages: Sequence[Stage],
+    batches: Batches,
+    *,
+    optimizer: dict[str, Any],
+    folder: Path | None = None,
+    after_stage: Callable[[int, Stage, nn.Module, History], None] | None = None,
+    accelerator: Accelerator | None = None,
+    **options: Any,
+) -> nn.Module:
+    """The student after all stages; a killed run continues in the stage and at the step it had reached.
+
+    The student carries over from stage to stage; teacher, adapters and optimiser state do not.
+
+    Args:
+        student: a torchvision detector; trained in place.
+        stages: in order, the weaker teacher first.
+        batches: the training data (see `fit`).
+        optimizer: arguments of `make_optimizer`.
+        folder: where the checkpoint and the log live; None keeps everything in memory.
+        after_stage: called with (number, stage, student, history) when a stage is complete.
+        accelerator: device, precision and processes; a plain one unless given.
+        options: passed on to `fit`.
+
+    Raises:
+        CheckpointError: the checkpoint in `folder` belongs to another run.
+    """
+    accelerator = accelerator or Accelerator()
+    checkpoint = folder / "checkpoint.pt" if folder is not None else None
+    state = load_state(checkpoint) if checkpoint is not None and checkpoint.exists() else None
+    first = state["stage"] if state else 0
+    if first > len(stages):
+        raise CheckpointError(f"{checkpoint}: stands at stage {first}, this run has {len(stages)}")
+    if state and state["step"] == 0:
+        student.load_state_dict(state["student"])
+    generators = state.get("generators") if state else None
+    for number, stage in enumerate(stages):
+        if number < first:
+            continue
+        if stage.carry and generators is not None and stage.method is not None:
+            stage.method.generators.load_state_dict(generators)
+        distiller = Distiller(student, stage.teacher, stage.method)
+        history = fit(
+            distiller,
+            batches,
+            make_optimizer(distiller, lr=stage.schedule.lr, **optimizer),
+            stage.schedule,
+            weights=distiller.weights,
+            stage=number,
+            folder=folder,
+            accelerator=accelerator,
+            **options,
+        )
+        if stage.method is not None and hasattr(stage.method, "generators"):
+            generators = stage.method.generators.state_dict()
+        if after_stage is not None:
+            after_stage(number, stage, student, history)
+        if checkpoint is not None and accelerator.is_main_process:
+            done = {"stage": number + 1, "step": 0, "student": student.state_dict()}
+            save_state(done | {"generators": generators}, checkpoint)
+    return student

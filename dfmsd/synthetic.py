@@ -1,0 +1,250 @@
+"""Generated scenes with boxes: textured shapes on noise, small enough to train on two CPU cores."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+TEXTURES = ("striped", "checked")
+SHAPES = ("disc", "square", "triangle")
+CLASSES = tuple(f"{texture} {shape}" for texture in TEXTURES for shape in SHAPES)
+
+_MAX_OVERLAP = 0.25
+_VAL_SEED_OFFSET = 1_000_000
+
+
+@functools.lru_cache(maxsize=32)
+def _upsample(size: int, cells: int) -> np.ndarray:
+    """Bilinear weights (size, cells + 1) from grid nodes to pixels."""
+    position = (np.arange(size) + 0.5) / size * cells
+    distance = np.abs(position[:, None] - np.arange(cells + 1)[None])
+    return np.clip(1 - distance, 0, None).astype(np.float32)
+
+
+def background(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Float32 (3, size, size) around 0.2..0.8: three octaves of value noise and 0-2 Gabor patches."""
+    canvas = np.empty((3, size, size), np.float32)
+    canvas[:] = rng.uniform(0.3, 0.7, (3, 1, 1))
+    for cells, strength in ((3, 0.16), (6, 0.09), (12, 0.05)):
+        weights = _upsample(size, cells)
+        nodes = rng.uniform(-1, 1, (4, cells + 1, cells + 1)).astype(np.float32)
+        # a shared grey part keeps the background natural, the rest tints it
+        canvas += strength * weights @ (0.7 * nodes[:1] + 0.5 * nodes[1:]) @ weights.T
+    for _ in range(rng.integers(0, 3)):
+        canvas += _gabor(size, rng)
+    return canvas
+
+
+def _gabor(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Float32 (3, size, size): one windowed grating without an edge, clutter like a texture."""
+    x0, y0 = rng.uniform(0, size, 2)
+    angle, phase = rng.uniform(0, math.pi), rng.uniform(0, 2 * math.pi)
+    sigma, period = size * rng.uniform(0.05, 0.12), size * rng.uniform(0.04, 0.12)
+    x, y = np.arange(size, dtype=np.float32) - x0, np.arange(size, dtype=np.float32) - y0
+    window = np.exp(-(y[:, None] ** 2) / (2 * sigma**2)) * np.exp(-(x[None] ** 2) / (2 * sigma**2))
+    along = math.cos(angle) * x[None] + math.sin(angle) * y[:, None]
+    wave = window * np.cos(2 * math.pi / period * along + phase)
+    return (rng.uniform(0.1, 0.25, (3, 1, 1)) * wave).astype(np.float32)
+
+
+def _edge(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Distance to the outline of a shape of radius about 1, positive inside."""
+    if shape == "disc":
+        return 1 - np.hypot(u, v)
+    if shape == "square":
+        return 0.85 - np.maximum(np.abs(u), np.abs(v))
+    slanted = 0.5 * v + math.sqrt(0.75) * np.abs(u)
+    return 0.6 - np.maximum(slanted, -v)
+
+
+def _wave(texture: str, u: np.ndarray, v: np.ndarray, rate: float, phase: np.ndarray) -> np.ndarray:
+    """Texture in -1..1 with softened edges; `rate` is radians per unit of u."""
+    wave = np.sin(rate * u + phase[0])
+    if texture == "checked":
+        wave = wave * np.sin(rate * v + phase[1]) * 2
+    return np.clip(2 * wave, -1, 1)
+
+
+def draw_object(
+    label: int, extent: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
+    """Colours (3, k, k), alpha (k, k) in 0..1 and tight box (xyxy, window pixels) of one object.
+
+    Args:
+        label: class, 1..6, in the order of `CLASSES`.
+        extent: diameter in pixels, before the aspect (0.75-1) squeezes one axis.
+        rng: source of rotation, aspect, period, contrast and colours.
+    """
+    texture, shape = TEXTURES[(label - 1) // 3], SHAPES[(label - 1) % 3]
+    radius, angle, aspect = extent / 2, rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1)
+    half = math.ceil(1.25 * radius) + 1
+    grid = np.arange(-half, half + 1, dtype=np.float32)
+    x, y = grid[None] - rng.uniform(-0.5, 0.5), grid[:, None] - rng.uniform(-0.5, 0.5)
+    u = (math.cos(angle) * x + math.sin(angle) * y) / radius
+    v = (math.cos(angle) * y - math.sin(angle) * x) / (radius * aspect)
+    alpha = np.clip(_edge(shape, u, v) * radius + 0.5, 0, 1)
+    rows, columns = np.flatnonzero((alpha >= 0.5).any(1)), np.flatnonzero((alpha >= 0.5).any(0))
+    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    period = max(3.0, extent / rng.uniform(3, 6))
+    # v is squeezed by the aspect: undo it, so that a check stays square
+    phase = rng.uniform(0, 2 * math.pi, 2)
+    wave = _wave(texture, u, v * aspect, 2 * math.pi * radius / period, phase)
+    middle, tint = rng.uniform(0.35, 0.65, (3, 1, 1)), rng.uniform(0.5, 1, (3, 1, 1))
+    colours = middle + 0.5 * rng.uniform(0.5, 1) * tint * wave
+    return colours.astype(np.float32), alpha.astype(np.float32), tuple(int(c) for c in box)
+
+
+def _place(
+    width: int, height: int, size: int, placed: list[list[int]], rng: np.random.Generator
+) -> tuple[int, int] | None:
+    """Top left corner (x, y) at which the box overlaps no other by over 25 % of the smaller."""
+    xs, ys = (rng.integers(0, size - side + 1, 24) for side in (width, height))
+    if not placed:
+        return int(xs[0]), int(ys[0])
+    x1, y1, x2, y2 = np.array(placed).T[:, :, None]
+    wide = np.clip(np.minimum(xs + width, x2) - np.maximum(xs, x1), 0, None)
+    high = np.clip(np.minimum(ys + height, y2) - np.maximum(ys, y1), 0, None)
+    smaller = np.minimum(width * height, (x2 - x1) * (y2 - y1))
+    fits = np.flatnonzero((wide * high <= _MAX_OVERLAP * smaller).all(0))
+    return (int(xs[fits[0]]), int(ys[fits[0]])) if len(fits) else None
+
+
+def render(
+    size: int, rng: np.random.Generator, *, max_objects: int = 5
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One scene: image uint8 (3, size, size), boxes float32 (n, 4) xyxy pixels, labels int64 (n,).
+
+    Objects are 8-44 px (log-uniform) at 96 px and grow with the image. They are drawn large to
+    small, so a small one is never hidden; n is 1..max_objects.
+    Choice: recipe of the feasibility study: neither trivial nor impossible for tiny detectors.
+    """
+    canvas = background(size, rng)
+    count = int(rng.integers(1, max_objects + 1))
+    extents = np.sort(np.exp(rng.uniform(math.log(8), math.log(44), count)))[::-1] * size / 96
+    boxes: list[list[int]] = []
+    labels: list[int] = []
+    for extent in extents:
+        label = int(rng.integers(1, len(CLASSES) + 1))
+        colours, alpha, (left, top, right, bottom) = draw_object(label, float(extent), rng)
+        corner = _place(right - left, bottom - top, size, boxes, rng)
+        if corner is None:
+            continue
+        x, y = corner
+        window = (slice(top, bottom), slice(left, right))
+        region = canvas[:, y : y + bottom - top, x : x + right - left]
+        region += alpha[window] * (colours[:, *window] - region)
+        boxes.append([x, y, x + right - left, y + bottom - top])
+        labels.append(label)
+    ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
+    slope = rng.uniform(-0.3, 0.3, 2).astype(np.float32)
+    light = np.float32(rng.uniform(0.65, 1.15)) * (
+        1 + slope[0] * ramp[None] + slope[1] * ramp[:, None]
+    )
+    noise = rng.standard_normal((3, size, size), np.float32) * np.float32(rng.uniform(1, 6))
+    image = np.clip(255 * canvas * light + noise, 0, 255).astype(np.uint8)
+    return image, np.array(boxes, np.float32), np.array(labels, np.int64)
+
+
+class SceneDataset(torch.utils.data.Dataset):
+    """Scenes rendered once into memory; item i is `(image float32 (3, H, W) in 0..1, target)`.
+
+    The target holds `boxes` (n, 4) xyxy absolute pixels, `labels` (n,) 1..6 and `image_id` = i.
+    Scene i of a seed is the same whatever `count` is. Six classes, `classes`; image heights and
+    widths in `sizes`.
+    """
+
+    def __init__(self, count: int, *, size: int = 96, seed: int = 0, max_objects: int = 5) -> None:
+        """Render `count` scenes of `size` × `size` pixels.
+
+        Raises:
+            ValueError: count < 0, size < 32, seed < 0 or max_objects < 1.
+        """
+        limits = {"count": (count, 0), "size": (size, 32), "seed": (seed, 0)}
+        for name, (value, least) in (limits | {"max_objects": (max_objects, 1)}).items():
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.classes = list(CLASSES)
+        self.sizes = [(size, size)] * count
+        images = np.empty((count, 3, size, size), np.uint8)
+        self._boxes: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        for index in range(count):
+            rng = np.random.Generator(np.random.PCG64([seed, index]))
+            images[index], boxes, labels = render(size, rng, max_objects=max_objects)
+            self._boxes.append(torch.from_numpy(boxes))
+            self._labels.append(torch.from_numpy(labels))
+        self.images = torch.from_numpy(images)
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return len(self._boxes)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict]:
+        """`(image, target)` of scene `index`."""
+        target = {
+            "boxes": self._boxes[index].clone(),
+            "labels": self._labels[index].clone(),
+            "image_id": index % len(self),
+        }
+        return self.images[index].float() / 255, target
+
+    def truth(self) -> dict:
+        """All boxes as a COCO-format dict; category ids are the labels, annotation ids start at 1."""
+        return _coco_dict(self, [f"{index:06d}.png" for index in range(len(self))])
+
+
+def _coco_dict(scenes: SceneDataset, names: list[str]) -> dict:
+    images, annotations = [], []
+    for index, (name, (height, width)) in enumerate(zip(names, scenes.sizes, strict=True)):
+        images.append({"id": index, "file_name": name, "height": height, "width": width})
+        boxes, labels = scenes._boxes[index].tolist(), scenes._labels[index].tolist()
+        for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True):
+            box = [x1, y1, x2 - x1, y2 - y1]
+            entry = {"id": len(annotations) + 1, "image_id": index, "category_id": label}
+            annotations.append(entry | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+    categories = [{"id": label, "name": name} for label, name in enumerate(CLASSES, 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def write_coco(
+    root: str | Path, *, train: int, val: int, size: int = 96, seed: int = 0, max_objects: int = 5
+) -> None:
+    """Write scenes as a COCO-format folder: train/, val/ and annotations/instances_*.json.
+
+    Train scenes come from `seed`, val scenes from `seed + 1_000_000`. The folder appears whole or
+    not at all: it is written under a temporary name beside `root` and then renamed.
+
+    Raises:
+        FileExistsError: `root` exists and is not an empty folder.
+    """
+    root = Path(root)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise FileExistsError(
+            f"{root} exists and is not an empty folder; choose another or remove it"
+        )
+    root.parent.mkdir(parents=True, exist_ok=True)
+    build = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        (build / "annotations").mkdir()
+        for split, count, offset in (("train", train, 0), ("val", val, _VAL_SEED_OFFSET)):
+            scenes = SceneDataset(count, size=size, seed=seed + offset, max_objects=max_objects)
+            (build / split).mkdir()
+            truth = scenes.truth()
+            for entry, image in zip(truth["images"], scenes.images.numpy(), strict=True):
+                picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+                picture.save(build / split / entry["file_name"])
+            (build / "annotations" / f"instances_{split}.json").write_text(json.dumps(truth))
+        build.chmod(0o755)
+        os.replace(build, root)
+    finally:
+        shutil.rmtree(build, ignore_errors=True)

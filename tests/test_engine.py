@@ -1,0 +1,203 @@
+"""fit: the schedule, the guard, clipping, and resuming that changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import Line, TinyBatches, tiny_images
+
+from dfmsd.checkpoints import CheckpointError, save_state
+from dfmsd.engine import History, NonFiniteLossError, fit, step_seed, total_loss
+from dfmsd.optimise import Schedule, make_optimizer
+
+HERE = Path(__file__).parent
+
+
+def train(folder=None, *, steps=8, model=None, **options):
+    torch.manual_seed(0)
+    model = model or Line()
+    schedule = Schedule(steps=options.pop("total", steps), lr=0.1)
+    optimizer = make_optimizer(model, lr=0.1)
+    history = fit(model, TinyBatches(), optimizer, schedule, folder=folder, show=False, **options)
+    return model, history
+
+
+def test_schedule_values_by_hand():
+    cosine = Schedule(steps=10, lr=1.0, warmup=2)
+    assert cosine.factor(0) == 0.5
+    assert cosine.factor(1) == 1.0
+    assert cosine.factor(2) == 1.0
+    assert cosine.factor(6) == pytest.approx(0.5)
+    steps = Schedule(steps=10, lr=1.0, kind="step", milestones=(4, 8))
+    assert [steps.factor(s) for s in (3, 4, 8)] == pytest.approx([1, 0.1, 0.01])
+
+
+def test_schedule_over_the_run_is_one_curve_cut_in_two():
+    whole = Schedule(steps=10, lr=1.0, warmup=2)
+    parts = [Schedule(steps=5, lr=1.0, warmup=2, offset=o, total=10) for o in (0, 5)]
+    joined = [part.factor(step) for part in parts for step in range(5)]
+    assert joined == [whole.factor(step) for step in range(10)]
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("kind", "linear")])
+def test_schedule_refuses(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
+        Schedule(**({"steps": 1, "lr": 1.0} | {name: value}))
+
+
+def test_optimizer_decays_matrices_only():
+    model = torch.nn.Linear(3, 2)
+    decay = {
+        p: g["weight_decay"] for g in make_optimizer(model, weight_decay=0.3).param_groups for p in g["params"]
+    }
+    assert decay == {model.weight: 0.3, model.bias: 0.0}
+    with pytest.raises(ValueError, match=r"optimizer must be .*'lion'"):
+        make_optimizer(model, name="lion")
+
+
+def test_step_seeds_differ():
+    seeds = {
+        step_seed(seed, stage, step, rank)
+        for seed in range(3)
+        for stage in range(3)
+        for step in range(500)
+        for rank in range(4)
+    }
+    assert len(seeds) == 3 * 3 * 500 * 4
+
+
+def test_fit_equals_a_loop_written_by_hand():
+    """The same eight steps with a plain AdamW, the seeds and the cosine spelled out."""
+    model, history = train(seed=3, weights={"size": 2.0}, clip=0.5)
+    weight = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.AdamW([weight], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
+    losses = []
+    for step in range(8):
+        optimizer.param_groups[0]["lr"] = 0.1 * 0.5 * (1 + math.cos(math.pi * step / 8))
+        torch.manual_seed(step_seed(3, 0, step))
+        images, _ = tiny_images(seed=step)
+        noise = torch.rand(())
+        fitted = sum((weight - image.mean() - noise).square() for image in images) / 2
+        loss = fitted + 2.0 * 0.1 * weight.square()
+        optimizer.zero_grad()
+        loss.backward()
+        weight.grad.clamp_(-0.5, 0.5)  # one weight: clipping the norm is clamping
+        optimizer.step()
+        losses.append(loss.item())
+    assert [row["loss"] for row in history.rows] == pytest.approx(losses, rel=1e-5)
+    assert model.weight.item() == pytest.approx(weight.item(), rel=1e-5)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
+    _, whole = train(tmp_path / "a", steps=8) if (tmp_path / "a").mkdir() is None else None
+    (tmp_path / "b").mkdir()
+
+    class Stop(TinyBatches):
+        def iterate(self, start=0, rank=0, world=1):
+            for step, batch in enumerate(super().iterate(start, rank, world), start=start):
+                if step == 5:
+                    raise KeyboardInterrupt
+                yield batch
+
+    model = Line()
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            model,
+            Stop(),
+            make_optimizer(model, lr=0.1),
+            Schedule(steps=8, lr=0.1),
+            folder=tmp_path / "b",
+            save_every=3,
+            show=False,
+        )
+    resumed, history = train(tmp_path / "b", steps=8, save_every=3)
+    assert [row["loss"] for row in history.rows] == [row["loss"] for row in whole.rows]
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in "ab"]
+    assert logs[0] == logs[1]
+    assert [row["step"] for row in history.rows] == list(range(8))
+
+
+def test_guard_names_the_term_and_keeps_the_checkpoint(tmp_path):
+    losses = {"task": torch.tensor(1.0), "alignment": torch.tensor(float("nan"))}
+    with pytest.raises(NonFiniteLossError, match=r"step 7: alignment is not finite.*task = 1"):
+        total_loss(losses, {}, 7)
+
+    class Bad(Line):
+        def forward(self, images, targets):
+            factor = float("inf") if self.weight > 0.05 else 1.0
+            return {"fit": factor * super().forward(images, targets)["fit"]}
+
+    with pytest.raises(NonFiniteLossError, match="fit is not finite"):
+        train(tmp_path, model=Bad(), save_every=1)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert torch.isfinite(state["model"]["weight"])
+
+
+def test_checkpoint_of_another_model_is_refused_and_kept(tmp_path):
+    state = {"stage": 0, "step": 3, "model": {"other": torch.ones(2)}, "optimizer": {}, "scaler": None}
+    save_state(state, tmp_path / "checkpoint.pt")
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: belongs to another model"):
+        train(tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_history_drops_rows_after_the_checkpoint_and_half_lines(tmp_path):
+    log = tmp_path / "log.jsonl"
+    rows = [{"stage": 0, "step": s, "loss": float(s)} for s in range(4)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"stage": 0, "st')
+    history = History.load(log, before=(0, 2))
+    assert [row["step"] for row in history.rows] == [0, 1]
+    assert log.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:2])
+
+
+def test_bf16_runs_and_gives_float32_losses():
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        _, history = train(accelerator=Accelerator(cpu=True, mixed_precision="bf16"))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert history.rows[-1]["loss"] < history.rows[0]["loss"] + 1
+
+
+def killed(folder: Path, arguments: list[str], *, after: int) -> None:
+    """Start `sal_run.py` in a process and kill it -9 once its log has `after` rows."""
+    process = subprocess.Popen([sys.executable, HERE / "sal_run.py", folder, *arguments], cwd=HERE)
+    log = folder / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and log.read_text().count("\n") >= after:
+            break
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+@pytest.mark.parametrize("after", [4, 15])
+def test_kill_9_and_resume_is_exact_across_a_stage_boundary(tmp_path, after):
+    """Two stages of 10 steps with two teachers; killed in the first and in the second one."""
+    run = [sys.executable, HERE / "sal_run.py"]
+    subprocess.run([*run, tmp_path / "whole"], check=True, cwd=HERE)
+    killed(tmp_path / "cut", ["--slow"], after=after)
+    subprocess.run([*run, tmp_path / "cut"], check=True, cwd=HERE)
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / name / "log.jsonl").open()]
+        for name in ("whole", "cut")
+    }
+    assert rows["cut"] == rows["whole"]
+    assert [(r["stage"], r["step"]) for r in rows["cut"]] == [(k, s) for k in (0, 1) for s in range(10)]
+    weights = [torch.load(tmp_path / name / "student.pt") for name in ("whole", "cut")]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name

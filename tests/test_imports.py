@@ -1,0 +1,158 @@
+"""The import table of the design, and what else holds for every file of the library."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / "dfmsd"
+LONGEST_FILE = 260
+
+# Module -> what it may import from dfmsd. A module that is not here may not exist.
+TABLE: dict[str, set[str]] = {
+    "masking": set(),
+    "enhance": set(),
+    "align": set(),
+    "generate": set(),
+    "loss": {"masking", "enhance", "align", "generate"},
+    "baselines": {"masking", "align", "generate"},
+    "backbones": set(),
+    "detectors": {"backbones"},
+    "checkpoints": set(),
+    "distill": {"align"},
+    "coco": set(),
+    "synthetic": set(),
+    "evaluation": set(),
+    "results": set(),
+    "progress": set(),
+    "optimise": set(),
+    "engine": {"evaluation", "results", "checkpoints", "progress", "optimise"},
+    "stages": {"distill", "engine", "checkpoints", "optimise"},
+    "config": set(),
+    "panels": set(),
+    "charts": {"panels"},
+    "viz": {"panels", "charts"},
+    "widgets": {"masking", "enhance", "viz"},
+    "cli": {"config", "recipes", "stages", "engine", "results", "evaluation", "viz"},
+    "__init__": set(),
+    "__main__": {"cli"},
+}
+TABLE["recipes"] = set(TABLE) - {"viz", "widgets", "cli", "__init__", "__main__"}
+
+FILES = sorted(LIBRARY.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The table's name of a file: a package counts as one room."""
+    return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+
+
+def imports(source: str, package: list[str]) -> set[str]:
+    """Dotted names of all imports anywhere in a source, relative ones resolved."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{stem}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms_used(source: str, package: list[str]) -> set[str]:
+    """The rooms of dfmsd that a source imports; "" stands for the bare package."""
+    names = [name.split(".") for name in imports(source, package)]
+    return {(name[1] if len(name) > 1 else "") for name in names if name[0] == "dfmsd"}
+
+
+def package_of(path: Path) -> list[str]:
+    return ["dfmsd", *path.relative_to(LIBRARY).parts[:-1]]
+
+
+def test_imports_reads_every_form():
+    source = "import dfmsd, dfmsd.a\ndef f():\n    from dfmsd.b import c\n"
+    source += "from . import d\nfrom .e import x\n"
+    assert rooms_used(source, ["dfmsd"]) == {"a", "b", "d", "e", ""}
+    assert rooms_used("from ..masking import x\nfrom .mgd import y", ["dfmsd", "baselines"]) == {
+        "masking",
+        "baselines",
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_a_module_imports_only_what_its_row_allows(path):
+    name = room(path)
+    assert name in TABLE, f"dfmsd/{name} is not in the import table of tests/test_imports.py"
+    forbidden = rooms_used(path.read_text(), package_of(path)) - TABLE[name] - {name}
+    assert not forbidden, f"dfmsd/{name} imports {sorted(forbidden)}, allowed {sorted(TABLE[name])}"
+
+
+def test_the_table_has_no_circle():
+    seen: set[str] = set()
+    while todo := {name for name in TABLE if name not in seen}:
+        free = {name for name in todo if TABLE[name] <= seen}
+        assert free, f"these import each other in a circle: {sorted(todo)}"
+        seen |= free
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_a_file_is_short_and_keeps_the_house_rules(path):
+    source = path.read_text()
+    assert source.count("\n") <= LONGEST_FILE, f"{path.name} has more than {LONGEST_FILE} lines"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.name != "*" for alias in node.names), f"star import: {path.name}"
+        if isinstance(node, ast.Call) and room(path) not in ("cli", "__main__"):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "sys.exit", "exit", "quit"), f"{called}: {path.name}"
+
+
+def declared(*groups: str) -> set[str]:
+    """Normalised names of the distributions that pyproject.toml asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = list(project["dependencies"])
+    for group in groups:
+        lines += project["optional-dependencies"][group]
+    return {canonical(re.split(r"[<>=!~;\[ ]", line)[0]) for line in lines}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def undeclared(path: Path, allowed: set[str]) -> set[str]:
+    """Imported packages of a file that come from no declared distribution."""
+    tops = {name.split(".")[0] for name in imports(path.read_text(), package_of_any(path))}
+    local = {"dfmsd", *(other.stem for other in path.parent.glob("*.py"))}
+    owners = metadata.packages_distributions()
+    third = tops - set(sys.stdlib_module_names) - local - {""}
+    return {top for top in third if not {canonical(n) for n in owners.get(top, [])} & allowed}
+
+
+def package_of_any(path: Path) -> list[str]:
+    return package_of(path) if path.is_relative_to(LIBRARY) else []
+
+
+def test_the_library_imports_only_declared_packages():
+    allowed = declared()
+    missing = {path.name: undeclared(path, allowed) for path in FILES}
+    assert not {name: tops for name, tops in missing.items() if tops}
+
+
+def test_the_tests_import_only_declared_packages():
+    allowed = declared("dev")
+    missing = {path.name: undeclared(path, allowed) for path in sorted(ROOT.glob("tests/**/*.py"))}
+    assert not {name: tops for name, tops in missing.items() if tops}
+
+
+def test_an_undeclared_package_is_noticed():
+    assert undeclared(LIBRARY / "__init__.py", set()) == set()
+    assert undeclared(Path(__file__), declared()) == {"pytest"}

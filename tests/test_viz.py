@@ -1,0 +1,263 @@
+"""Figures: every panel is there and titled, no box or value is lost, nothing is written outside."""
+
+from __future__ import annotations
+
+import io
+import statistics
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.collections import PathCollection
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from dfmsd import panels, viz
+from dfmsd.charts import smoothed
+
+CLASSES = ("striped disc", "checked square", "a class with a rather long name")
+
+
+def images(count, height=48, width=64):
+    generator = torch.Generator().manual_seed(count)
+    return [torch.rand(3, height, width, generator=generator) for _ in range(count)]
+
+
+def labelled(count, *, scores=False):
+    corner = torch.arange(count)[:, None] * torch.tensor([6.0, 4.0])
+    found = {"boxes": torch.cat([corner, corner + 12], 1), "labels": torch.arange(count) % 3 + 1}
+    if scores:
+        found["scores"] = torch.linspace(0.1, 0.9, count)
+    return found
+
+
+def frames(axes, *, dashed):
+    return [
+        (*patch.get_xy(), patch.get_width(), patch.get_height())
+        for patch in axes.patches
+        if isinstance(patch, Rectangle) and (patch.get_linestyle() != "-") == dashed
+    ]
+
+
+def texts(figure):
+    legends = [text for legend in figure.legends for text in legend.get_texts()]
+    inside = [text for axes in figure.axes for text in [axes.title, *axes.texts]]
+    return [text for text in [*inside, *legends] if text.get_text()]
+
+
+def assert_readable(figure):
+    """At most 9.5 inches wide at 100 dpi, closed for pyplot, every text within the page."""
+    assert figure.get_size_inches()[0] <= 9.5
+    assert figure.dpi == 100
+    assert not plt.get_fignums()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    picture = np.asarray(Image.open(buffer).convert("L"))
+    width, height = figure.get_size_inches() * 100
+    assert abs(picture.shape[1] - width) <= 1
+    assert picture.std() > 5
+    for text in texts(figure):
+        box = text.get_window_extent()
+        assert box.x0 >= -1, text.get_text()
+        assert box.x1 <= width + 1, text.get_text()
+        assert box.y0 >= -1, text.get_text()
+        assert box.y1 <= height + 1, text.get_text()
+
+
+def titles_of_a_row_do_not_touch(figure):
+    figure.canvas.draw()
+    spans = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
+    return all(
+        not first.overlaps(second) for i, first in enumerate(spans) for second in spans[i + 1 :]
+    )
+
+
+def test_detections_draw_every_sure_box_and_every_truth():
+    predictions = [labelled(count, scores=True) for count in (5, 0, 3, 1, 2)]
+    truths = [labelled(count) for count in (2, 0, 4, 0, 1)]
+    figure = viz.detections_figure(
+        images(5), predictions, truths, classes=CLASSES, score=0.4, title="found and true"
+    )
+    assert len(figure.axes) == 5
+    for axes, found, truth in zip(figure.axes, predictions, truths, strict=True):
+        sure = found["boxes"][found["scores"] >= 0.4]
+        expected = [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in sure.tolist()]
+        assert frames(axes, dashed=False) == expected
+        assert len(frames(axes, dashed=True)) == len(truth["boxes"])
+        assert axes.get_title() == f"{len(sure)} found · {len(truth['boxes'])} true"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(CLASSES)
+    assert "0.4" in figure.legends[0].get_title().get_text()
+    assert titles_of_a_row_do_not_touch(figure)
+    assert_readable(figure)
+
+
+def test_a_tag_names_class_and_score():
+    found = {
+        "boxes": torch.tensor([[30.0, 20.0, 40.0, 40.0]]),
+        "labels": torch.tensor([2]),
+        "scores": torch.tensor([0.875]),
+    }
+    figure = viz.detections_figure(images(1), [found], classes=CLASSES)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["checked square 0.88"]
+    (frame,) = figure.axes[0].patches
+    assert matplotlib.colors.same_color(frame.get_edgecolor(), panels.class_colour(2))
+
+
+def test_scenes_draw_every_box_without_tags():
+    targets = [{**labelled(count), "image_id": 40 + count} for count in (1, 3, 0)]
+    figure = viz.scene_sheet(images(3), targets, CLASSES, columns=2)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "41: 1 object",
+        "43: 3 objects",
+        "40: 0 objects",
+    ]
+    assert [len(frames(axes, dashed=False)) for axes in figure.axes] == [1, 3, 0]
+    assert not any(axes.texts for axes in figure.axes)
+    assert_readable(figure)
+
+
+@pytest.mark.parametrize("bad", [0, 4])
+def test_a_label_without_a_class_is_refused(bad):
+    target = {"boxes": torch.tensor([[0.0, 0.0, 5.0, 5.0]]), "labels": torch.tensor([bad])}
+    with pytest.raises(ValueError, match=f"labels: got {bad}"):
+        viz.scene_sheet(images(1), [target], CLASSES)
+
+
+def test_bad_shapes_and_lengths_are_refused():
+    with pytest.raises(ValueError, match=r"image: got shape \(48, 64\)"):
+        viz.heat_over_image(torch.rand(48, 64), torch.rand(3, 4))
+    with pytest.raises(ValueError, match=r"map: got shape \(1, 3, 4\)"):
+        viz.heat_over_image(images(1)[0], torch.rand(1, 3, 4))
+    with pytest.raises(ValueError, match="map: got values"):
+        viz.heat_over_image(images(1)[0], torch.full((3, 4), float("nan")))
+    with pytest.raises(ValueError, match="lengths"):
+        viz.scene_sheet(images(2), [labelled(1)], CLASSES)
+    with pytest.raises(ValueError, match="lengths"):
+        viz.feature_maps_figure(images(2), {"teacher": [torch.rand(3, 4)]})
+
+
+def test_heat_lies_over_the_whole_image():
+    heat = torch.arange(12.0).reshape(3, 4)
+    figure = viz.heat_over_image(images(1)[0], heat, title="attention", smooth=True)
+    under, over = figure.axes[0].images
+    assert tuple(over.get_extent()) == tuple(under.get_extent()) == (0, 64, 48, 0)
+    assert np.array_equal(over.get_array(), heat.numpy())
+    assert over.get_clim() == (0, 11)
+    assert figure.axes[0].get_title() == "attention"
+    assert_readable(figure)
+
+
+def test_feature_maps_share_a_scale_within_a_row():
+    maps = {name: torch.rand(2, 6, 8) * k for k, name in enumerate(["teacher", "student", "s1"], 1)}
+    figure = viz.feature_maps_figure(images(2), maps, title="maps")
+    assert len(figure.axes) == 2 * 4 + 2
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["image", *maps]
+    for row in range(2):
+        heats = [axes.images[1] for axes in figure.axes[row * 4 + 1 : row * 4 + 4]]
+        both = torch.stack([values[row] for values in maps.values()])
+        assert {heat.get_clim() for heat in heats} == {(float(both.min()), float(both.max()))}
+        for heat, values in zip(heats, maps.values(), strict=True):
+            assert np.array_equal(heat.get_array(), values[row].numpy())
+    assert titles_of_a_row_do_not_touch(figure)
+    assert_readable(figure)
+
+
+def test_feature_maps_take_a_single_image_and_leave_gradients_alone():
+    feature = torch.rand(5, 7, requires_grad=True)
+    figure = viz.feature_maps_figure(images(1)[0], {"teacher": feature, "student": feature * 2})
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["image", "teacher", "student"]
+    assert feature.grad is None
+    assert_readable(figure)
+
+
+def test_masks_count_and_black_out_the_hidden_cells():
+    attention, keep = torch.rand(6, 8), torch.ones(6, 8)
+    keep[0, :3] = 0
+    figure = viz.masks_figure(
+        images(1)[0], attention, keep, enhanced=attention * 2, boxes=labelled(2)["boxes"]
+    )
+    pictures = [axes for axes in figure.axes if axes.images]
+    assert pictures[3].get_title() == "visible: 45 of 48 cells (94%)"
+    black = np.asarray(pictures[3].images[1].get_array())[..., 3]
+    assert np.array_equal(black > 0, keep.numpy() == 0)
+    assert pictures[1].images[1].get_clim() == pictures[2].images[1].get_clim()
+    assert all(len(frames(axes, dashed=True)) == 2 for axes in pictures[:4])
+    assert titles_of_a_row_do_not_touch(figure)
+    assert_readable(figure)
+
+
+def test_masks_take_bool_and_no_enhancement():
+    figure = viz.masks_figure(images(1)[0], torch.rand(6, 8), torch.ones(6, 8, dtype=torch.bool))
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ["image", "attention of the teacher", "visible: 48 of 48 cells (100%)"]
+
+
+def test_curves_hold_raw_and_smoothed_values_and_marks():
+    long = [(step, float(step % 7)) for step in range(100)]
+    short = [(50, 2.0), (0, 1.0), (100, float("nan"))]
+    figure = viz.curves_figure(
+        {"long": long, "short": short, "none yet": []},
+        xlabel="step",
+        ylabel="loss",
+        marks={0: "stage 1", 60: "stage 2"},
+        title="falling",
+    )
+    (axes,) = figure.axes
+    raw, mean, points = axes.lines[:3]
+    assert raw.get_ydata().tolist() == [value for _, value in long]
+    assert mean.get_label() == "long"
+    assert points.get_xdata().tolist() == [0, 50, 100]
+    assert [text.get_text() for text in axes.texts] == ["stage 1", "stage 2"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("step", "loss", "falling")
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["long", "short", "none yet"]
+    assert_readable(figure)
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 50])
+def test_smoothing_equals_a_naive_loop(window):
+    values = [1.0, 4.0, float("nan"), 2.0, float("inf"), 8.0, -3.0]
+    half = window // 2
+    naive = []
+    for i in range(len(values)):
+        near = [v for v in values[max(i - half, 0) : i + half + 1] if np.isfinite(v)]
+        naive.append(statistics.fmean(near) if near else float("nan"))
+    np.testing.assert_allclose(smoothed(values, window), naive)
+
+
+def test_bars_show_mean_spread_and_every_seed():
+    rows = {"none": [38.0, 39.0, 40.0], "one stage": [41.5], "a stage that nobody ran": []}
+    figure = viz.bars_figure(rows, xlabel="AP in %", title="arms")
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [39.0, 41.5]
+    dots = [
+        xy[0]
+        for group in axes.collections
+        if isinstance(group, PathCollection)
+        for xy in group.get_offsets().tolist()
+    ]
+    assert sorted(dots) == [38.0, 39.0, 40.0, 41.5]
+    words = [text.get_text() for text in axes.texts]
+    assert words == ["39.0 ± 1.0  (3 seeds)", "41.5  (1 seed)", "not run"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == list(rows)
+    assert_readable(figure)
+
+
+def test_charts_refuse_nothing_to_draw():
+    with pytest.raises(ValueError, match="rows"):
+        viz.bars_figure({})
+    with pytest.raises(ValueError, match=r"rows\['a'\]"):
+        viz.bars_figure({"a": [1.0, float("nan")]})
+    with pytest.raises(ValueError, match="series"):
+        viz.curves_figure({}, xlabel="step", ylabel="loss")
+
+
+def test_the_style_does_not_leak():
+    before = dict(plt.rcParams)
+    viz.bars_figure({"a": [1.0]})
+    assert dict(plt.rcParams) == before

@@ -1,0 +1,63 @@
+"""Detectors, data and methods small enough for tests that take milliseconds."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dfmsd.detectors import build_detector
+
+CNN = {"channels": [8, 16, 24, 32]}
+
+
+def tiny_detector(kind="retinanet", *, classes=6, seed=0, channels=16, strides=(8, 16, 32)):
+    """A CNN detector of about 100 k parameters."""
+    torch.manual_seed(seed)
+    return build_detector(
+        kind,
+        "timm:resnet10t",
+        num_classes=classes,
+        image_size=64,
+        strides=strides,
+        fpn_channels=channels,
+        head_channels=32,
+        trunk_arguments=CNN,
+    )
+
+
+def tiny_images(count=2, size=64, seed=0):
+    """Random images and targets with one box each."""
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.rand(3, size, size, generator=generator) for _ in range(count)]
+    targets = [
+        {
+            "boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]),
+            "labels": torch.tensor([1 + i % 6]),
+            "image_id": i,
+        }
+        for i in range(count)
+    ]
+    return images, targets
+
+
+class TinyBatches:
+    """Batches that are a function of the step, like `dfmsd.coco.Batches`."""
+
+    def iterate(self, start=0, rank=0, world=1):
+        step = start
+        while True:
+            yield tiny_images(seed=step * world + rank)
+            step += 1
+
+
+class Line(nn.Module):
+    """The smallest model that `fit` can train: one weight, loss (w - mean of the image)²."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images, targets):
+        noise = torch.rand(())  # random per step, as mask and sampling are
+        loss = sum((self.weight - image.mean() - noise).square() for image in images)
+        return {"fit": loss / len(images), "size": 0.1 * self.weight.square()}
