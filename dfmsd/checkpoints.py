@@ -100,7 +100,7 @@ def save_weights(
         ValueError: metadata that JSON cannot hold, or values too big for `half`.
     """
     try:
-        text = json.dumps(dict(metadata), sort_keys=True)
+        text = json.dumps(dict(metadata))
     except TypeError as error:
         raise ValueError(f"metadata: expected JSON values, {error}") from error
     tensors = {key: _stored(key, value, half) for key, value in model.state_dict().items()}

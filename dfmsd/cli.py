@@ -72,7 +72,7 @@ def train(
     """
     from dfmsd.presets import resolve
     from dfmsd.recipes import load_detector, save_detector
-    from dfmsd.runs import train_detector
+    from dfmsd.teachers import train_detector
 
     weights, metadata = train_detector(resolve(preset, overrides), detector, seed=seed)
     if save is not None:

@@ -21,7 +21,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from dfmsd.backbones import build_backbone, frozen_modes
+from dfmsd.backbones import build_backbone
 
 _BIG = 512  # pixels; from this short side on, torchvision's COCO settings fit
 
@@ -239,20 +239,6 @@ def rebuild(recipe: Mapping[str, Any]) -> nn.Module:
     settings = dict(recipe)
     name = settings.pop("stock", None)
     return stock_detector(name, **settings) if name else build_detector(**settings)
-
-
-def probe(detector: nn.Module, size: int = 256) -> dict[int, int]:
-    """Return stride -> channels of the maps of `detector.backbone`, in its order.
-
-    Measured on a zero image in eval mode; ValueError unless strides are increasing powers of 2.
-    """
-    device = next(detector.parameters()).device
-    with frozen_modes(detector.backbone):
-        maps = detector.backbone(torch.zeros(1, 3, size, size, device=device))
-    strides = [size // level.shape[-1] for level in maps.values()]
-    if any(s & (s - 1) for s in strides) or strides != sorted(set(strides)):
-        raise ValueError(f"strides {strides} at size={size}: expected increasing powers of two")
-    return {s: level.shape[1] for s, level in zip(strides, maps.values(), strict=True)}
 
 
 def parameter_count(module: nn.Module, *, trainable: bool = False) -> int:

@@ -7,6 +7,7 @@ teacher only backbone and FPN run, in eval mode, without gradients, on the very 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from dfmsd.align import Context
+from dfmsd.backbones import frozen_modes
 
 
 @dataclass
@@ -61,34 +63,35 @@ def as_levels(features: object) -> OrderedDict[str, Tensor]:
     return OrderedDict(features)
 
 
-@torch.no_grad()
-def feature_channels(detector: nn.Module, *, size: int = 256) -> dict[int, int]:
-    """Stride → channels of the features of `detector.backbone`, finest first.
+def strided_levels(detector: nn.Module, *, size: int = 512) -> dict[int, tuple[str, int]]:
+    """Stride → (name, channels) of the feature maps of `detector.backbone`, finest first.
 
-    A blank image of `size` x `size` pixels is run through the backbone once, in eval mode; the mode is put back
-    and no buffer changes. Strides are rounded to powers of two and strictly increase, so a level whose map is
-    too small to tell gets the next power.
+    A blank image of `size` x `size` pixels is run through the backbone once, in eval mode; the
+    modes are put back and no buffer changes. Strides are rounded to powers of two. Of two maps of
+    one size (torchvision's MobileNetV3 pyramid has such) the deeper one counts; a smaller map
+    whose stride rounds to one that is taken gets the next power.
 
     Args:
         detector: a torchvision detector.
         size: side of the blank image, pixels.
     """
-    backbone, was_training = detector.backbone, [m.training for m in detector.backbone.modules()]
-    weight = next(backbone.parameters())
-    backbone.eval()
-    try:
+    weight = next(detector.backbone.parameters())
+    with frozen_modes(detector.backbone) as backbone:
         blank = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
         levels = as_levels(backbone(blank))
-    finally:
-        for module, training in zip(backbone.modules(), was_training, strict=True):
-            module.training = training
-    strides: dict[int, int] = {}
+    by_width = {feature.shape[-1]: (name, feature.shape[1]) for name, feature in levels.items()}
+    strides: dict[int, tuple[str, int]] = {}
     last = 0
-    for feature in levels.values():
-        nearest = 2 ** round(torch.tensor(size / feature.shape[-1]).log2().item())
+    for width, level in by_width.items():
+        nearest = 2 ** round(math.log2(size / width))
         last = nearest if nearest > last else 2 * last
-        strides[last] = feature.shape[1]
+        strides[last] = level
     return strides
+
+
+def feature_channels(detector: nn.Module) -> dict[int, int]:
+    """Stride → channels of the features of `detector.backbone`: what a method is built from."""
+    return {stride: channels for stride, (_, channels) in strided_levels(detector).items()}
 
 
 def renormalise(pixels: Tensor, source: nn.Module, goal: nn.Module, valid: Tensor) -> Tensor:
@@ -149,8 +152,7 @@ class Distiller(nn.Module):
         self.method = method
         # in a list, so that nn.Module does not register it
         self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
-        self.student_strides = list(feature_channels(student)) if teacher is not None else []
-        self.teacher_strides = list(feature_channels(teacher)) if teacher is not None else []
+        self._levels = [] if teacher is None else [strided_levels(d) for d in (student, teacher)]
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -170,7 +172,7 @@ class Distiller(nn.Module):
             teacher.to(pixels.device)
         teacher.eval()
         levels = as_levels(teacher.backbone(pixels))
-        return dict(zip(self.teacher_strides, levels.values(), strict=True))
+        return {stride: levels[name] for stride, (name, _) in self._levels[1].items()}
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -194,5 +196,5 @@ class Distiller(nn.Module):
             self.teacher.transform,
             context.valid(seen.images.tensors),
         )
-        student = dict(zip(self.student_strides, seen.features.values(), strict=True))
+        student = {stride: seen.features[name] for stride, (name, _) in self._levels[0].items()}
         return losses | self.method(student, self.teacher_features(pixels), context)

@@ -20,10 +20,9 @@ from dfmsd.config import (
     Settings,
     SettingsError,
     Train,
-    change,
     nearest,
-    split_override,
 )
+from dfmsd.overrides import change, split_override
 
 
 def scenes(scale: str) -> Settings:

@@ -54,7 +54,7 @@ class Progress:
         self.stream = stream or sys.stderr
         self.show = show
         self.began = self.last = time.monotonic()
-        self.printed = start / self.total
+        self.tenths = 10 * start // self.total
         self.handle = _notebook_display() if show else None
 
     def line(self, step: int, note: str = "") -> str:
@@ -78,7 +78,7 @@ class Progress:
         elif self.stream.isatty():
             self.stream.write(f"\r\x1b[2K{self.line(step, note)}" + ("\n" if last_step else ""))
             self.stream.flush()
-        elif last_step or step / self.total >= self.printed + 0.1:
-            self.printed = step / self.total
+        elif last_step or 10 * step // self.total > self.tenths:
+            self.tenths = 10 * step // self.total
             self.stream.write(self.line(step, note) + "\n")
             self.stream.flush()

@@ -10,15 +10,16 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from dfmsd.distill import feature_channels
 from dfmsd.checkpoints import CheckpointError, load_weights, read_metadata, save_weights
 from dfmsd.config import ARMS, Data, Detector, Settings, Train
 from dfmsd.detectors import build_detector
+from dfmsd.distill import feature_channels
+from dfmsd.engine import History
 from dfmsd.evaluation import evaluate_detector
 from dfmsd.loading import Batches, augmentation
 from dfmsd.loss import DFMSDLoss
 from dfmsd.optimise import Schedule
-from dfmsd.stages import Stage
+from dfmsd.stages import Stage, run_stages
 from dfmsd.synthetic import SceneDataset
 
 TRAIN_SEED, VAL_SEED = 1, 2
@@ -102,9 +103,7 @@ def save_detector(
 
 def evaluate(model: nn.Module, dataset: Any, data: Data, **options: Any) -> dict[str, float]:
     """COCO metrics with the size limits of the settings."""
-    return evaluate_detector(
-        model, dataset, small=data.small**2, medium=data.medium**2, **options
-    )
+    return evaluate_detector(model, dataset, small=data.small**2, medium=data.medium**2, **options)
 
 
 def schedule(train: Train, *, steps: int, offset: int = 0, total: int | None = None) -> Schedule:
@@ -132,6 +131,11 @@ def accelerator(settings: Settings) -> Accelerator:
     return Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
 
 
+def records_file(settings: Settings) -> Path:
+    """The JSON-lines file that takes the records."""
+    return Path(settings.records or Path(settings.out) / "records.jsonl")
+
+
 def arm_stages(
     settings: Settings, arm: str, student: nn.Module, teachers: dict[str, nn.Module]
 ) -> list[Stage]:
@@ -152,3 +156,51 @@ def arm_stages(
             )
         )
     return listed
+
+
+def train_stages(
+    model: nn.Module,
+    stages: list[Stage],
+    settings: Settings,
+    data: tuple[Any, Any],
+    *,
+    folder: Path,
+    seed: int,
+    title: str,
+    show: bool,
+    world: Any,
+) -> History:
+    """Run the stages in `folder`; each leaves `stageN.safetensors` with its metrics. The last history."""
+    train, (train_set, val_set) = settings.train, data
+    kept = History()
+
+    def after_stage(number: int, stage: Stage, student: nn.Module, history: History) -> None:
+        metrics = evaluate(student, val_set, settings.data, accelerator=world)
+        kept.rows, kept.evaluations = history.rows, history.evaluations
+        if world.is_main_process:
+            file = folder / f"stage{number + 1}.safetensors"
+            save_detector(student, file, classes=train_set.classes, metrics=metrics)
+
+    def glance(distiller: nn.Module) -> dict[str, float]:
+        limit = settings.data.curve_images or None
+        return evaluate(distiller.student, val_set, settings.data, limit=limit, accelerator=world)
+
+    total = sum(stage.schedule.steps for stage in stages)
+    run_stages(
+        model,
+        stages,
+        batches(train_set, settings.data, batch_size=train.batch_size, seed=seed),
+        optimizer={"name": train.optimizer, "weight_decay": train.weight_decay},
+        folder=folder,
+        after_stage=after_stage,
+        accelerator=world,
+        seed=seed,
+        clip=train.clip,
+        save_every=train.save_every,
+        log_every=train.log_every,
+        evaluate=glance,
+        evaluate_every=max(1, total // train.evaluations) if train.evaluations else 0,
+        title=title,
+        show=show,
+    )
+    return kept

@@ -16,7 +16,6 @@ from dfmsd.detectors import (
     build_detector,
     default_anchor_scale,
     parameter_count,
-    probe,
     rebuild,
     stock_detector,
 )
@@ -114,32 +113,8 @@ def test_a_detector_learns_one_image(kind):
         assert box_iou(best, box[None]).item() > 0.5
 
 
-@pytest.mark.parametrize(
-    ("arguments", "strides"),
-    [
-        ({}, [4, 8, 16, 32]),
-        ({"extra": "pool"}, [4, 8, 16, 32, 64]),
-        ({"kind": "retinanet"}, [8, 16, 32]),
-        ({"kind": "fcos", "extra": "p6p7"}, [8, 16, 32, 64, 128]),
-    ],
-)
-def test_probe_gives_strides_and_channels_and_changes_nothing(arguments, strides):
-    model = build(**arguments)
-    model.backbone.fpn.eval()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert list(probe(model).items()) == [(stride, 32) for stride in strides]
-    assert model.training
-    assert model.backbone.body.training
-    assert not model.backbone.fpn.training
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-
-
-def test_probe_of_a_stock_detector_and_refusal_of_one_without_a_pyramid():
-    model = stock_detector("fasterrcnn_mobilenet_v3_large_320_fpn")
-    with pytest.raises(ValueError, match=r"strides \[32, 32, 64\]"):
-        probe(model)
+def test_a_stock_detector_remembers_its_recipe():
     model = stock_detector("retinanet_resnet50_fpn", num_classes=4)
-    assert probe(model, 128) == {8: 256, 16: 256, 32: 256, 64: 256, 128: 256}
     assert model.recipe == {"stock": "retinanet_resnet50_fpn", "num_classes": 4}
 
 
@@ -201,7 +176,7 @@ def test_small_and_big_settings():
     assert big.recipe["extra"] == "pool"
     retina = build("retinanet", image_size=512, fpn_channels=8)
     assert len(retina.head.classification_head.conv) == 4
-    assert list(probe(retina)) == [8, 16, 32, 64, 128]
+    assert len(retina.backbone(torch.zeros(1, 3, 128, 128))) == 5
 
 
 @pytest.mark.parametrize("convs", [1, 2, 4])

@@ -32,6 +32,19 @@ def test_feature_channels_by_stride():
     assert feature_channels(model) == dict.fromkeys((8, 16, 32, 64, 128), 256)
 
 
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", [32, 64]),  # two maps of stride 32
+        ("ssd300_vgg16", [8, 16, 32, 64, 128, 256]),  # odd map sizes
+        ("fasterrcnn_resnet50_fpn", [4, 8, 16, 32, 64]),
+    ],
+)
+def test_strides_of_stock_detectors(name, strides):
+    model = getattr(detection, name)(weights=None, weights_backbone=None)
+    assert list(feature_channels(model)) == strides
+
+
 def test_feature_channels_leaves_the_detector_as_it_was():
     model = tiny_detector().train()
     model.backbone.fpn.eval()

@@ -26,25 +26,44 @@ TABLE: dict[str, set[str]] = {
     "backbones": set(),
     "detectors": {"backbones"},
     "checkpoints": set(),
-    "distill": {"align"},
+    "distill": {"align", "backbones"},
     "coco": set(),
     "synthetic": set(),
     "evaluation": set(),
     "results": set(),
     "progress": set(),
     "optimise": set(),
-    "engine": {"evaluation", "results", "checkpoints", "progress", "optimise"},
+    "loading": set(),
+    "engine": {"checkpoints", "optimise", "progress"},
     "stages": {"distill", "engine", "checkpoints", "optimise"},
     "config": set(),
+    "overrides": {"config"},
+    "presets": {"config", "overrides"},
+    "tables": {"config", "results"},
     "panels": set(),
     "charts": {"panels"},
     "viz": {"panels", "charts"},
     "widgets": {"masking", "enhance", "viz"},
-    "cli": {"config", "recipes", "stages", "engine", "results", "evaluation", "viz"},
+    "teachers": {"checkpoints", "config", "recipes", "results", "stages"},
+    "runs": {"checkpoints", "config", "engine", "progress", "recipes", "results", "teachers"},
+    "cli": {
+        "coco",
+        "config",
+        "evaluation",
+        "presets",
+        "recipes",
+        "results",
+        "runs",
+        "synthetic",
+        "tables",
+        "teachers",
+        "viz",
+    },
     "__init__": set(),
     "__main__": {"cli"},
 }
-TABLE["recipes"] = set(TABLE) - {"viz", "widgets", "cli", "__init__", "__main__"}
+ABOVE_RECIPES = {"viz", "charts", "panels", "widgets", "teachers", "runs", "cli"}
+TABLE["recipes"] = set(TABLE) - ABOVE_RECIPES - {"__init__", "__main__"}
 
 FILES = sorted(LIBRARY.rglob("*.py"))
 

@@ -95,6 +95,8 @@ def test_installed_equals_constraints():
 def test_make_knows_the_target(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.strip(), f"make {target} would do nothing"
+    assert "Nothing to be done" not in done.stdout
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -102,7 +104,10 @@ def test_make_refuses_an_old_python_in_words(tmp_path):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     old = tmp_path / "oldpython"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\nexit 1\n')
+    old.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && { echo Python 3.9.1; exit; }\n'
+        f'exec "{sys.executable}" -c "import sys; sys.version_info = (3, 9, 1); $2"\n'
+    )
     old.chmod(0o755)
     command = ["make", "test", f"PYTHON={old}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

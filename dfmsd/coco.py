@@ -1,0 +1,352 @@
+"""COCO-format folders: find, read and check them; images and targets in the project's contract."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+
+SPLITS = ("train", "val")
+_OVERHANG = 1.0  # pixels; official COCO boxes stick out by fractions of one
+
+
+class DataError(ValueError):
+    """Data that cannot be used; one line that names file, entry and value."""
+
+
+def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
+    """The image folder and the annotation file of a split, in the official or the plain layout.
+
+    Args:
+        root: the COCO-format folder.
+        split: "train" or "val".
+
+    Raises:
+        FileNotFoundError: neither layout is there; the message names both.
+    """
+    root = Path(root)
+    tried = []
+    for name in (f"{split}2017", split):
+        images, annotations = root / name, root / "annotations" / f"instances_{name}.json"
+        if images.is_dir() and annotations.is_file():
+            return images, annotations
+        tried.append(f"{name}/ with annotations/instances_{name}.json")
+    raise FileNotFoundError(f"{root}: no {split} split; looked for {' and for '.join(tried)}")
+
+
+def read_annotations(path: str | Path) -> dict[str, Any]:
+    """The content of an annotation file, its three lists present.
+
+    Raises:
+        DataError: not JSON (cut off, say), or a list is missing.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        where = f", line {error.lineno}, column {error.colno}" if hasattr(error, "lineno") else ""
+        raise DataError(f"{path}{where}: not JSON ({getattr(error, 'msg', error)})") from error
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f"{path}: no list {key!r}")
+    return content
+
+
+def problems(content: dict[str, Any], images: Path) -> list[str]:
+    """What is wrong with the entries of an annotation file, a line each; image files are not opened.
+
+    Args:
+        content: see `read_annotations`.
+        images: the folder that should hold the image files.
+    """
+    found: list[str] = []
+    sizes: dict[Any, tuple[float, float]] = {}
+    there = {path.name for path in images.iterdir()}
+    for number, image in enumerate(content["images"]):
+        name = f"image {image.get('id', f'number {number}')}"
+        missing = [k for k in ("id", "file_name", "width", "height") if k not in image]
+        if missing:
+            found.append(f"{name}: {', '.join(missing)} missing")
+            continue
+        if image["id"] in sizes:
+            found.append(f"{name}: id appears twice")
+        sizes[image["id"]] = (image["width"], image["height"])
+        file = image["file_name"]
+        if file not in there and not (images / file).is_file():
+            found.append(f"{name}: file {file!r} is not in {images}")
+    categories = [category.get("id") for category in content["categories"]]
+    for category in content["categories"]:
+        if "id" not in category or "name" not in category:
+            found.append(f"category {category}: id or name missing")
+    found += [f"category {c}: id appears twice" for c, n in Counter(categories).items() if n > 1]
+    seen: set[Any] = set()
+    known = set(categories)
+    for number, entry in enumerate(content["annotations"]):
+        wrong = _box_problem(entry, sizes, known)
+        if wrong is None and entry["id"] in seen:
+            wrong = "id appears twice"
+        seen.add(entry.get("id"))
+        if wrong:
+            found.append(f"annotation {entry.get('id', f'number {number}')}: {wrong}")
+    return found
+
+
+def _box_problem(entry: dict, sizes: dict, categories: set) -> str | None:
+    """What is wrong with one annotation, or None."""
+    missing = [k for k in ("id", "image_id", "category_id", "bbox") if k not in entry]
+    if missing:
+        return f"{', '.join(missing)} missing"
+    if entry["image_id"] not in sizes:
+        return f"image_id {entry['image_id']!r} is no image"
+    if entry["category_id"] not in categories:
+        return f"category_id {entry['category_id']!r} is no category"
+    box = entry["bbox"]
+    numbers = isinstance(box, list) and len(box) == 4
+    if not numbers or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
+        return f"bbox must be four finite numbers, got {box!r}"
+    x, y, width, height = box
+    if width <= 0 or height <= 0:
+        return f"bbox {box} has no size"
+    limit = sizes[entry["image_id"]]
+    over = max(-x, -y, x + width - limit[0], y + height - limit[1])
+    if over > _OVERHANG:
+        return f"bbox {box} lies outside image {entry['image_id']} of {limit[0]} x {limit[1]}"
+    return None
+
+
+def open_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
+    """An image file as RGB, turned as its EXIF tag says; grey, CMYK, palette, 16-bit become RGB.
+
+    Args:
+        path: the file.
+        size: (width, height) that the annotations state. Where it fits only the unturned image, that one is given:
+            the boxes were drawn on it.
+
+    Raises:
+        DataError: no such file, no image, a truncated one, or one of another size.
+    """
+    try:
+        with Image.open(path) as file:
+            file.load()
+            turned = ImageOps.exif_transpose(file)
+            image = file if size is not None and turned.size != size == file.size else turned
+            if size is not None and image.size != tuple(size):
+                raise DataError(f"{path}: is {turned.size}, the annotations say {tuple(size)}")
+            if image.mode.startswith("I"):  # 16 bits a channel
+                image = image.point(lambda value: value / 256).convert("L")
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not an image") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be decoded ({error})") from error
+
+
+def reduced(width: int, height: int, max_size: int | None) -> tuple[int, int]:
+    """(width, height) after the longer side is brought down to `max_size`, never up."""
+    factor = 1.0 if max_size is None else min(1.0, max_size / max(width, height))
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def read_image(path: str | Path, *, max_size: int | None = None) -> Tensor:
+    """An image file as float (3, H, W) in 0..1, its longer side at most `max_size` pixels.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    return _pixels(open_image(path), max_size).float() / 255
+
+
+def _pixels(image: Image.Image, max_size: int | None) -> Tensor:
+    """An RGB image as uint8 (3, H, W), reduced to `max_size`."""
+    width, height = reduced(*image.size, max_size)
+    pixels = F.pil_to_tensor(image)
+    if (width, height) != image.size:
+        pixels = F.resize(pixels, [height, width], antialias=True)
+    return pixels
+
+
+class CocoDataset(Dataset):
+    """A split of a COCO-format folder: `dataset[i]` is (image float (3, H, W) in 0..1, target).
+
+    Labels are 1..K in the order of the category ids, whatever gaps these have. Crowd regions are no training
+    targets; `truth()` keeps them for the evaluation. Images without boxes have (0, 4).
+
+    Args:
+        root: the folder, see `find_split`.
+        split: "train" or "val".
+        max_size: longest side to which images (and boxes) are reduced, pixels.
+        cache: keep decoded images in memory.
+
+    Raises:
+        FileNotFoundError: no such split.
+        DataError: the first thing wrong with the annotations; reading an image may raise it too.
+    """
+
+    def __init__(
+        self, root: str | Path, split: str, *, max_size: int | None = None, cache: bool = False
+    ) -> None:
+        self.folder, self.file = find_split(root, split)
+        content = read_annotations(self.file)
+        for problem in problems(content, self.folder):
+            raise DataError(f"{self.file}: {problem}")
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        self.category_ids = [category["id"] for category in categories]
+        self.classes = [category["name"] for category in categories]
+        self.images = content["images"]
+        self.max_size = max_size
+        reduced_sizes = [reduced(i["width"], i["height"], max_size) for i in self.images]
+        self.sizes = [(height, width) for width, height in reduced_sizes]
+        self._entries = self._by_image(content["annotations"])
+        self._cache: dict[int, Tensor] | None = {} if cache else None
+
+    def _by_image(self, annotations: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        """Per image its annotations in reduced pixels, with labels for category ids."""
+        place = {image["id"]: index for index, image in enumerate(self.images)}
+        label = {category: k for k, category in enumerate(self.category_ids, start=1)}
+        entries: list[list[dict[str, Any]]] = [[] for _ in self.images]
+        for entry in annotations:
+            index = place[entry["image_id"]]
+            image, (height, width) = self.images[index], self.sizes[index]
+            across, down = width / image["width"], height / image["height"]
+            x, y, w, h = entry["bbox"]
+            area = entry.get("area", w * h) * across * down
+            entries[index].append(
+                {
+                    "id": entry["id"],
+                    "image_id": entry["image_id"],
+                    "category_id": label[entry["category_id"]],
+                    "bbox": [x * across, y * down, w * across, h * down],
+                    "area": area,
+                    "iscrowd": int(entry.get("iscrowd", 0)),
+                }
+            )
+        return entries
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def _image(self, index: int) -> Tensor:
+        """The decoded image as uint8 (3, H, W)."""
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        image = self.images[index]
+        stated = (image["width"], image["height"])
+        pixels = _pixels(open_image(self.folder / image["file_name"], stated), self.max_size)
+        if self._cache is not None:
+            self._cache[index] = pixels
+        return pixels
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """Image and target number `index`."""
+        entries = [entry for entry in self._entries[index] if not entry["iscrowd"]]
+        boxes = torch.tensor([e["bbox"] for e in entries], dtype=torch.float32).view(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        height, width = self.sizes[index]
+        limits = torch.tensor([width, height, width, height], dtype=torch.float32)
+        target = {
+            "boxes": boxes.clamp(min=0).minimum(limits),
+            "labels": torch.tensor([e["category_id"] for e in entries], dtype=torch.int64),
+            "image_id": self.images[index]["id"],
+        }
+        return self._image(index).float() / 255, target
+
+    def truth(self) -> dict[str, Any]:
+        """COCO-format dict in the pixels and labels that `dataset[i]` gives, crowds included."""
+        images = [
+            {"id": image["id"], "width": width, "height": height}
+            for image, (height, width) in zip(self.images, self.sizes, strict=True)
+        ]
+        categories = [{"id": k, "name": n} for k, n in enumerate(self.classes, start=1)]
+        entries = [entry for group in self._entries for entry in group]
+        return {"images": images, "annotations": entries, "categories": categories}
+
+
+@dataclass
+class Report:
+    """What `check` found: counts per split, and everything that is wrong, a line each."""
+
+    root: Path
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    classes: dict[str, Counter] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """A short text for a terminal."""
+        lines = [str(self.root)]
+        for split, counts in self.splits.items():
+            lines.append(f"  {split}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+            common = self.classes[split].most_common(8)
+            shown = ", ".join(f"{name} {count}" for name, count in common)
+            rest = len(self.classes[split]) - len(common)
+            lines.append(f"    boxes by class: {shown}" + (f", {rest} more" if rest > 0 else ""))
+        lines += [f"  {problem}" for problem in self.problems]
+        return "\n".join([*lines, f"  {len(self.problems) or 'no'} problems"])
+
+
+def check(root: str | Path, split: str | None = None) -> Report:
+    """Everything wrong with a COCO-format folder, and what it holds; every image is decoded.
+
+    Args:
+        root: the folder.
+        split: "train" or "val"; every split that is there when None.
+
+    Raises:
+        FileNotFoundError: no such split.
+        DataError: an annotation file that cannot be read at all.
+    """
+    report = Report(Path(root))
+    for name in (split,) if split else SPLITS:
+        try:
+            images, annotations = find_split(root, name)
+        except FileNotFoundError:
+            if split or (name == SPLITS[-1] and not report.splits):
+                raise
+            continue
+        content = read_annotations(annotations)
+        wrong = problems(content, images) or _image_problems(content, images)
+        report.problems += [f"{annotations}: {problem}" for problem in wrong]
+        report.splits[name] = _counts(content)
+        names = {category.get("id"): category.get("name") for category in content["categories"]}
+        report.classes[name] = Counter(
+            names.get(entry.get("category_id"), "?") for entry in content["annotations"]
+        )
+    return report
+
+
+def _image_problems(content: dict[str, Any], images: Path) -> list[str]:
+    """The images that cannot be decoded or have another size than stated."""
+    found = []
+    for image in content["images"]:
+        try:
+            open_image(images / image["file_name"], (image["width"], image["height"]))
+        except DataError as error:
+            found.append(f"image {image['id']}: {error}")
+    return found
+
+
+def _counts(content: dict[str, Any]) -> dict[str, int]:
+    """How many images and boxes of which kind."""
+    entries = content["annotations"]
+    plain = [e for e in entries if not e.get("iscrowd", 0)]
+    areas = [e.get("area", e["bbox"][2] * e["bbox"][3]) for e in plain if "bbox" in e]
+    used = {entry.get("image_id") for entry in entries}
+    return {
+        "images": len(content["images"]),
+        "without boxes": sum(image.get("id") not in used for image in content["images"]),
+        "boxes": len(plain),
+        "crowds": len(entries) - len(plain),
+        "small": sum(area < 32**2 for area in areas),
+        "medium": sum(32**2 <= area < 96**2 for area in areas),
+        "large": sum(area >= 96**2 for area in areas),
+    }
