@@ -68,22 +68,26 @@ def scenes(scale: str) -> Settings:
 def photos(scale: str) -> Settings:
     """Photographs in a COCO-format folder: Faster R-CNN teaches a smaller RetinaNet, both on an ImageNet trunk."""
     trunk = Detector(
-        trunk="torchvision:mobilenet_v2", strides=(8, 16, 32), fpn_channels=96, frozen_norm=True
+        trunk="torchvision:mobilenet_v2",
+        strides=(8, 16, 32),
+        fpn_channels=96,
+        anchor_scale=0.4,
+        frozen_norm=True,
     )
-    train = Train(steps=400, batch_size=4, lr=5e-4, evaluations=2)
+    train = Train(steps=800, batch_size=4, lr=3e-4, evaluations=2)
     quick = Settings(
         preset="photos",
         scale="quick",
         seeds=(0, 1),
         arms=("none", "one"),
         data=Data(
-            kind="coco", root="data/coco", size=320, colour=0.3, zoom=(0.7, 1.2), val_images=0
+            kind="coco", root="data/coco", size=320, colour=0.3, zoom=(0.7, 1.4), val_images=0
         ),
-        student=replace(trunk, kind="retinanet", fpn_channels=48),
+        student=replace(trunk, kind="retinanet", fpn_channels=48, anchor_scale=0.0),
         weak=trunk,
         strong=trunk,
         train=train,
-        teach=replace(train, steps=1200),
+        teach=replace(train, steps=2000),
         jobs=2,
     )
     return {
