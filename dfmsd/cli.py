@@ -96,7 +96,7 @@ def distill(preset: Preset, overrides: Overrides = (), /) -> None:
     records = execute_all(settings)
     last = runs(settings)[-1]
     print(arms_table(records))
-    print(f"\nrecords: {last.records}\ndistilled student: {last.weights}")
+    print(f"\nrecords: {last.records}\nlast student: {last.weights}")
 
 
 def evaluate(

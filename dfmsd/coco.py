@@ -61,7 +61,7 @@ def read_annotations(path: str | Path) -> dict[str, Any]:
 
 
 def problems(content: dict[str, Any], images: Path) -> list[str]:
-    """What is wrong with the entries of an annotation file, a line each; image files are not opened.
+    """What is wrong with the entries of an annotation file, a line each; no image is opened.
 
     Args:
         content: see `read_annotations`.
@@ -127,8 +127,8 @@ def open_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.I
 
     Args:
         path: the file.
-        size: (width, height) that the annotations state. Where it fits only the unturned image, that one is given:
-            the boxes were drawn on it.
+        size: (width, height) that the annotations state. Where it fits only the unturned image,
+            that one is given: the boxes were drawn on it.
 
     Raises:
         DataError: no such file, no image, a truncated one, or one of another size.
@@ -178,8 +178,8 @@ def _pixels(image: Image.Image, max_size: int | None) -> Tensor:
 class CocoDataset(Dataset):
     """A split of a COCO-format folder: `dataset[i]` is (image float (3, H, W) in 0..1, target).
 
-    Labels are 1..K in the order of the category ids, whatever gaps these have. Crowd regions are no training
-    targets; `truth()` keeps them for the evaluation. Images without boxes have (0, 4).
+    Labels are 1..K in the order of the category ids, whatever gaps these have. Crowd regions are no
+    training targets; `truth()` keeps them for the evaluation. Images without boxes have (0, 4).
 
     Args:
         root: the folder, see `find_split`.

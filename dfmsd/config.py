@@ -17,7 +17,7 @@ SCALES: tuple[str, ...] = typing.get_args(Scale)
 
 
 class SettingsError(ValueError):
-    """A setting that does not exist or a value it cannot take; the message names the nearest valid one."""
+    """A setting that does not exist, or a value it cannot take; names the nearest valid one."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ ARMS: dict[str, Arm] = {
     "one-long": Arm("DFMSD, one stage (strong)", ("strong",), (2.0,)),
     "two-long": Arm("DFMSD, two stages (weak → strong)", ("weak", "strong"), (1.0, 1.0)),
 }
-"""Two budgets: in the second three rows, a stage of the two is as long as the single stage of the first three."""
+"""Two budgets: a stage of "two-long" is as long as the only stage of "one"."""
 
 
 def nearest(word: str, valid: Sequence[str]) -> str:

@@ -1,8 +1,9 @@
 """One student, one teacher, one method: the same pixels to both, and one dict of losses.
 
-Any torchvision detector serves as student or teacher. The student runs as it is; hooks read the batch that its
-own transform made and the features that its own backbone computed, so nothing of torchvision is rewritten. Of the
-teacher only backbone and FPN run, in eval mode, without gradients, on the very pixels the student saw.
+Any torchvision detector serves as student or teacher. The student runs as it is; hooks read the
+batch that its own transform made and the features that its own backbone computed, so nothing of
+torchvision is rewritten. Of the teacher only backbone and FPN run, in eval mode, without gradients,
+on the very pixels the student saw.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Seen:
 
 @contextmanager
 def tap(detector: nn.Module) -> Iterator[Seen]:
-    """A `Seen` that fills while `detector` runs inside the `with` block; the hooks are always removed.
+    """A `Seen` that fills while `detector` runs in the `with` block; the hooks always go again.
 
     Args:
         detector: a torchvision detector (has `.transform` and `.backbone`).
@@ -116,19 +117,21 @@ def renormalise(pixels: Tensor, source: nn.Module, goal: nn.Module, valid: Tenso
 
 
 class Distiller(nn.Module):
-    """A student in training: its own losses, and the terms of a method that compares it with a teacher.
+    """A student in training: its own losses, and those of a method that compares it to a teacher.
 
-    `student` and `method` are submodules (trained, saved, resumed); the teacher is not: it appears in no state
-    dict, no optimiser and no `train()` call. Without teacher and method the distiller is the plain student, so
-    one training loop serves every row of a table.
+    `student` and `method` are submodules (trained, saved, resumed); the teacher is not: it appears
+    in no state dict, no optimiser and no `train()` call. Without teacher and method the distiller
+    is the plain student, so one training loop serves every row of a table.
 
     Args:
         student: a torchvision detector.
-        teacher: another torchvision detector, or None. It is put in eval mode and its parameters are frozen.
+        teacher: another torchvision detector, or None. It is put in eval mode and its parameters
+            are frozen.
         method: `method(student, teacher, context) -> dict` of unweighted scalars, e.g. `DFMSDLoss`.
 
     Raises:
-        ValueError: when only one of teacher and method is given, or a detector lacks transform or backbone.
+        ValueError: when only one of teacher and method is given, or a detector lacks transform or
+            backbone.
     """
 
     def __init__(
@@ -166,7 +169,7 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def teacher_features(self, pixels: Tensor) -> dict[int, Tensor]:
-        """The teacher's features by stride for a batch in the teacher's own normalisation (N, 3, H, W)."""
+        """The teacher's features by stride, for a batch (N, 3, H, W) normalised its own way."""
         teacher = self.teacher
         if next(teacher.backbone.parameters()).device != pixels.device:
             teacher.to(pixels.device)

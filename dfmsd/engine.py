@@ -1,7 +1,7 @@
-"""One training loop for every recipe: schedule, precision, clipping, finite guard, exact resume, several processes.
+"""One training loop for every recipe: precision, clipping, finite guard, exact resume.
 
-Everything random is a function of counters (seed, stage, step, process), never of generator state: a run that was
-killed and resumed computes the very same losses as one that was never stopped.
+Everything random is a function of counters (seed, stage, step, process), never of generator state:
+a run that was killed and resumed computes the very same losses as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Batches(Protocol):
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss became NaN or infinite; the message names the term, the step and every term's value."""
+    """A loss became NaN or infinite; names the term, the step and every term's value."""
 
 
 def step_seed(seed: int, stage: int, step: int, rank: int = 0) -> int:
@@ -69,14 +69,14 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 @dataclass
 class History:
-    """What a training run leaves to look at: one row of losses per logged step, and the evaluations in between."""
+    """What a run leaves to look at: losses per logged step, and evaluations in between."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: Path, *, before: tuple[int, int]) -> History:
-        """The rows of a JSON-lines log that lie before (stage, step); later ones are cut off the file too."""
+        """The rows of a log that lie before (stage, step); later ones are cut off the file."""
         history = cls()
         if path.exists():
             for line in path.read_text().splitlines():
@@ -116,10 +116,11 @@ def fit(
     show: bool = True,
     accelerator: Accelerator | None = None,
 ) -> History:
-    """Train `model` for `schedule.steps` steps; continue exactly where a checkpoint in `folder` stands.
+    """Train `model` for `schedule.steps` steps, from where a checkpoint in `folder` stands.
 
     Args:
-        model: its call on (images, targets) gives a dict of losses in train mode (a detector or a `Distiller`).
+        model: its call on (images, targets) gives a dict of losses in train mode (a detector or a
+            `Distiller`).
         batches: `batches.iterate(start, rank, world)`.
         optimizer: over the parameters of `model`; its learning rates are set by `schedule`.
         schedule: number of steps and learning rate.
@@ -130,7 +131,8 @@ def fit(
         folder: where `checkpoint.pt` and `log.jsonl` live; None keeps everything in memory.
         save_every: steps between checkpoints; 0 saves none.
         log_every: steps between rows of the history.
-        evaluate: called on the model without wrappers every `evaluate_every` steps; gives a flat dict with "AP".
+        evaluate: called on the model without wrappers every `evaluate_every` steps; gives a flat
+            dict with "AP".
         evaluate_every: steps between evaluations; 0 for none.
         title: shown before the progress line.
         show: draw the progress line.

@@ -52,7 +52,7 @@ def coco_metrics(
     small: float = 32**2,
     medium: float = 96**2,
 ) -> dict[str, float]:
-    """AP (over IoU 0.50:0.95), AP50, AP75, AP_S, AP_M, AP_L in 0..1; NaN where the truth has no such object.
+    """AP (IoU 0.50:0.95), AP50, AP75, AP_S, AP_M, AP_L in 0..1; NaN where nothing is to be found.
 
     Source: COCO's evaluation, 100 detections per image, through faster-coco-eval.
 
@@ -95,14 +95,14 @@ def read_detections(
     """The detections of a file, with category ids turned into labels 1..K.
 
     Args:
-        path: COCO's results format, a JSON list; or an annotation file, whose boxes (crowds left out) then count as
-            detections of score 1.
+        path: COCO's results format, a JSON list; or an annotation file, whose boxes (crowds left
+            out) then count as detections of score 1.
         truth: the COCO-format dict they are for.
         category_ids: the file's category id of each label, in order of the labels.
 
     Raises:
-        ValueError: not JSON, or an entry of an unknown image or category or with a bad box or score; the message names
-            file, entry and value.
+        ValueError: not JSON, or an entry of an unknown image or category or with a bad box or
+            score; the message names file, entry and value.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Training batches as a function of the step: augmented, grouped by shape, resumable at any step.
 
-Nothing here keeps random state. What comes at a step follows from the seed and the step alone, so a run that starts
-again at step k sees exactly what it would have seen.
+Nothing here keeps random state. What comes at a step follows from the seed and the step alone, so a
+run that starts again at step k sees exactly what it would have seen.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ def augmentation(
 ) -> Callable[[Tensor, Target], tuple[Tensor, Target]]:
     """A random change of (image, target), drawn from torch's global generator.
 
-    Boxes move with the image, are clipped to it, and go together with their labels when nothing of them is left.
+    Boxes move with the image, are clipped to it, and go together with their labels when nothing of
+    them is left.
 
     Args:
         flip: probability of a left-right flip.
         vflip: probability of an up-down flip.
-        scale: smallest and largest factor of a random rescaling; the image keeps its size: what grows is cropped at a
-            random place, what shrinks is set on grey. None for none.
+        scale: smallest and largest factor of a random rescaling; the image keeps its size: what
+            grows is cropped at a random place, what shrinks is set on grey. None for none.
         colour: strength of brightness, contrast and saturation jitter, 0 to 1.
 
     Raises:
@@ -95,7 +96,7 @@ class Augmented(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Target]:
-        """Image and target of `place` = (epoch, index); the caller's random state stays as it is."""
+        """Image and target of `place` = (epoch, index); the caller's random state stays."""
         epoch, index = place
         image, target = self.dataset[index]
         if self.transform is None:
@@ -108,9 +109,9 @@ class Augmented(Dataset):
 class StepSampler:
     """An endless list of batches, each a list of (epoch, index), from any step on.
 
-    An epoch is a permutation drawn from (seed, epoch). Images of one group share batches; groups smaller than a batch
-    are thrown together. A group's last batch is filled up from its start, so that every batch is full and every epoch
-    as long.
+    An epoch is a permutation drawn from (seed, epoch). Images of one group share batches; groups
+    smaller than a batch are thrown together. A group's last batch is filled up from its start, so
+    that every batch is full and every epoch as long.
 
     Args:
         groups: the group of each image; anything that can be compared.
@@ -188,8 +189,9 @@ class Batches:
         dataset: `dataset[index]` gives (image (3, H, W) in 0..1, target).
         batch_size: images per step and process.
         seed: of order and augmentation.
-        sizes: (height, width) per image; batches hold images of one size group: both sides equal after
-            rounding up to 32 pixels, which is what detectors pad to. None puts all in one group.
+        sizes: (height, width) per image; batches hold images of one size group: both sides equal
+            after rounding up to 32 pixels, which is what detectors pad to. None puts all in one
+            group.
         transform: see `augmentation`.
         workers: loader processes.
     """

@@ -13,9 +13,9 @@ from torch import nn
 class Schedule:
     """Learning rate as a function of the step.
 
-    Linear warm-up over `warmup` steps, then half a cosine to `floor` of the peak, or steps: times `gamma` at each
-    milestone. `offset` and `total` let several stages share one curve: the stage's step s counts as `offset + s` of
-    `total`.
+    Linear warm-up over `warmup` steps, then half a cosine to `floor` of the peak, or steps: times
+    `gamma` at each milestone. `offset` and `total` let several stages share one curve: the stage's
+    step s counts as `offset + s` of `total`.
     """
 
     steps: int
@@ -29,6 +29,7 @@ class Schedule:
     total: int | None = None
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be."""
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.kind not in ("cosine", "step"):
@@ -48,7 +49,9 @@ class Schedule:
 def make_optimizer(
     model: nn.Module, *, name: str = "adamw", lr: float = 1e-3, weight_decay: float = 0.05
 ) -> torch.optim.Optimizer:
-    """AdamW (betas 0.9, 0.99) or SGD (momentum 0.9) over the trainable parameters; vectors are not decayed.
+    """AdamW (betas 0.9, 0.99) or SGD (momentum 0.9) over the trainable parameters.
+
+    Vectors (biases, norms) are not decayed.
 
     Raises:
         ValueError: when `name` is neither "adamw" nor "sgd".

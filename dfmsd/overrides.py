@@ -12,6 +12,7 @@ from dfmsd.config import Settings, SettingsError, flat, nearest
 
 
 def split_override(text: str) -> tuple[str, str]:
+    """Key and value of a `key=value` text; SettingsError for anything else."""
     key, equals, value = text.partition("=")
     if not equals:
         raise SettingsError(f"{text!r}: expected key=value")

@@ -1,7 +1,7 @@
 """The presets at three scales.
 
-A preset is a job (generated scenes, photographs); a scale says how much of it is run: `smoke` in under a minute,
-`quick` in minutes on two cores, `full` on GPUs.
+A preset is a job (generated scenes, photographs); a scale says how much of it is run: `smoke` in
+under a minute, `quick` in minutes on two cores, `full` on GPUs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dfmsd.overrides import change, split_override
 
 
 def scenes(scale: str) -> Settings:
-    """Generated scenes: Swin Faster R-CNN teachers, a small CNN Faster R-CNN student. From ../shared/feasibility."""
+    """Generated scenes: Swin Faster R-CNN teachers, a small CNN Faster R-CNN student."""
     swin = Detector(trunk="swin", trunk_arguments=_swin((2, 2, 2, 2)))
     quick = Settings(
         preset="scenes",
@@ -66,7 +66,7 @@ def scenes(scale: str) -> Settings:
 
 
 def photos(scale: str) -> Settings:
-    """Photographs in a COCO-format folder: Faster R-CNN teaches a smaller RetinaNet, both on an ImageNet trunk."""
+    """A COCO-format folder: Faster R-CNN teaches a smaller RetinaNet, ImageNet trunks."""
     trunk = Detector(
         trunk="torchvision:mobilenet_v2",
         strides=(8, 16, 32),
@@ -116,7 +116,7 @@ PRESETS = {"scenes": scenes, "photos": photos}
 
 
 def _swin(depths: tuple[int, int, int, int]) -> str:
-    """Arguments of a narrow Swin: head dimension 16, window 6 (divides 24, 12, 6), convolutional stem."""
+    """Arguments of a narrow Swin: head dimension 16, window 6 (divides 24, 12, 6), conv stem."""
     heads = [2, 4, 8, 16]
     arguments = {"embed_dim": 32, "depths": list(depths), "num_heads": heads, "window_size": [6, 6]}
     return json.dumps(arguments | {"stem": "conv"})

@@ -1,4 +1,4 @@
-"""One line that says how far a run is: in a terminal, in a live notebook and in an executed file."""
+"""One line that says how far a run is: in a terminal, a live notebook and an executed file."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def _notebook_display() -> Any | None:
 class Progress:
     """A progress line for `total` steps.
 
-    A notebook shows one text output that is replaced in place and whose last state stays in the executed
-    file; a terminal rewrites one line; a log file or a pipe gets about ten lines in all.
+    A notebook shows one text output that is replaced in place and whose last state stays in the
+    executed file; a terminal rewrites one line; a log file or a pipe gets about ten lines in all.
 
     Args:
         title: what is running.

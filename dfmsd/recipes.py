@@ -48,7 +48,7 @@ def datasets(data: Data, *, train_images: int | None = None) -> tuple[Any, Any]:
 
 
 def batches(dataset: Any, data: Data, *, batch_size: int, seed: int) -> Batches:
-    """Augmented batches of one shape each; what comes at a step depends on the seed and the step only."""
+    """Augmented batches, grouped by shape; what comes at a step depends on seed and step only."""
     zoom = None if tuple(data.zoom) == (1.0, 1.0) else tuple(data.zoom)
     transform = augmentation(
         flip=data.horizontal_flip, vflip=data.vertical_flip, scale=zoom, colour=data.colour
@@ -170,7 +170,7 @@ def train_stages(
     show: bool,
     world: Any,
 ) -> History:
-    """Run the stages in `folder`; each leaves `stageN.safetensors` with its metrics. The last history."""
+    """The history, after running the stages; each leaves `stageN.safetensors` with its metrics."""
     train, (train_set, val_set) = settings.train, data
     kept = History()
 

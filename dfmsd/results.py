@@ -46,7 +46,7 @@ def _processor() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Where a run took place: versions, processor, cores, accelerator, commit. No host or user names."""
+    """Where a run took place: versions, hardware, commit; no host or user names."""
     import torch
 
     versions = {"python": platform.python_version()}
@@ -84,10 +84,10 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
 
 def append_record(path: str | Path, record: dict[str, Any]) -> None:
-    """Add one record; readers and killed runs see the old file or the new one, never a part of a line.
+    """Add one record; readers see the old file or the new one, never a part of a line.
 
-    NaN becomes null, so that every JSON reader takes the file. Processes that append at the same time wait for
-    each other.
+    NaN becomes null, so that every JSON reader takes the file. Processes that append at the same
+    time wait for each other.
 
     Raises:
         RecordError: when the file that is there cannot be read; it is left as it was.

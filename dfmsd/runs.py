@@ -1,4 +1,4 @@
-"""Runs: an arm with a seed, trained, evaluated and recorded once, however often it was interrupted."""
+"""Runs: an arm with a seed, trained, evaluated and recorded once, however often interrupted."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def runs(settings: Settings) -> list[Run]:
 
 
 def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
-    """The record of a run, after training it; a killed one continues, a finished one is not repeated.
+    """The record of a run, after training it; a killed one continues, a finished one is kept.
 
     Raises:
         CheckpointError: the run's folder holds a checkpoint of another run.
@@ -128,7 +128,7 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
 
 
 def _mean_losses(history: History, parts: int = 40) -> list[dict[str, float]]:
-    """The logged losses averaged over at most `parts` stretches, for learning curves from the record."""
+    """The logged losses averaged over at most `parts` stretches, for learning curves."""
     rows = history.rows
     length = max(1, -(-len(rows) // parts))
     means = []
@@ -142,7 +142,7 @@ def _mean_losses(history: History, parts: int = 40) -> list[dict[str, float]]:
 
 
 def execute_all(settings: Settings, *, show: bool = True) -> list[dict[str, Any]]:
-    """The records of every run of the settings, `settings.jobs` at a time; finished ones are not repeated."""
+    """The records of every run of the settings, `settings.jobs` at a time."""
     listed = runs(settings)
     names = {name for run in listed for name in ARMS[run.arm].teachers if not run.done()}
     for name in sorted(names):

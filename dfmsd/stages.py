@@ -46,7 +46,7 @@ def run_stages(
     accelerator: Accelerator | None = None,
     **options: Any,
 ) -> nn.Module:
-    """The student after all stages; a killed run continues in the stage and at the step it had reached.
+    """The student after all stages; a killed run continues at the stage and step it had reached.
 
     The student carries over from stage to stage; teacher, adapters and optimiser state do not.
 

@@ -32,7 +32,7 @@ def _upsample(size: int, cells: int) -> np.ndarray:
 
 
 def background(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Float32 (3, size, size) around 0.2..0.8: three octaves of value noise and 0-2 Gabor patches."""
+    """Float32 (3, size, size) around 0.2..0.8: value noise in three octaves, 0-2 Gabor patches."""
     canvas = np.empty((3, size, size), np.float32)
     canvas[:] = rng.uniform(0.3, 0.7, (3, 1, 1))
     for cells, strength in ((3, 0.16), (6, 0.09), (12, 0.05)):
@@ -199,7 +199,7 @@ class SceneDataset(torch.utils.data.Dataset):
         return self.images[index].float() / 255, target
 
     def truth(self) -> dict:
-        """All boxes as a COCO-format dict; category ids are the labels, annotation ids start at 1."""
+        """All boxes as a COCO-format dict; category ids are labels, annotation ids start at 1."""
         return _coco_dict(self, [f"{index:06d}.png" for index in range(len(self))])
 
 

@@ -20,7 +20,7 @@ PAPER_FIGURE_3 = (
 
 
 def newest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records that share the settings of the newest one (same preset, scale and fingerprint)."""
+    """The records with the settings of the newest one (preset, scale and fingerprint)."""
     runs = [record for record in records if record["arm"] in ARMS]
     if not runs:
         return []
@@ -32,11 +32,15 @@ def newest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def arms_table(records: Iterable[dict[str, Any]]) -> str:
     """Markdown: one row per arm, AP as mean ± sd over the seeds, the paired gain, sizes and time.
 
-    Arms without a record say "not run". The gain is per seed, over "no distillation" with as many steps in all.
+    Arms that were asked for and left no record say "not run". The gain is per seed, over "no
+    distillation" with as many steps in all.
     """
     listed = newest(records)
+    asked = {name for record in listed for name in record["settings"]["arms"]}
     rows = []
     for name, arm in ARMS.items():
+        if asked and name not in asked:
+            continue
         found = select(listed, arm=name)
         if not found:
             rows.append([arm.title, "not run", *[""] * 8])
@@ -64,3 +68,15 @@ def paper_table() -> str:
     """Markdown: figure 3 of the paper."""
     rows = [[name, f"{value:.1f}"] for name, value in PAPER_FIGURE_3]
     return markdown_table(["paper, COCO val2017 (figure 3)", "AP"], rows)
+
+
+def ap_by_arm(records: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
+    """Row title with its steps → AP (0..100) of each seed, for a figure of the same rows."""
+    listed = newest(records)
+    rows = {}
+    for name, arm in ARMS.items():
+        found = select(listed, arm=name)
+        if found:
+            steps = " + ".join(map(str, found[0]["steps"]))
+            rows[f"{arm.title}, {steps}"] = [100 * record["metrics"]["AP"] for record in found]
+    return rows

@@ -1,4 +1,4 @@
-"""Detectors trained without distillation: the teachers of a job, made once and loaded ever after."""
+"""Detectors trained without distillation: the teachers of a job, made once, then loaded."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def teacher_run(settings: Settings, name: str) -> tuple[Settings, Path]:
 def train_detector(
     settings: Settings, name: str, *, seed: int = 0, show: bool = True
 ) -> tuple[Path, dict[str, Any]]:
-    """Train a detector without distillation: its weights file and its record (also added to the records)."""
+    """The weights file and its metadata, after training a detector without distillation."""
     began, cpu = time.time(), time.process_time()
     own, folder = teacher_run(settings, name)
     weights = folder / "stage1.safetensors"

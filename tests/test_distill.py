@@ -109,7 +109,7 @@ def test_teacher_is_in_no_state_dict():
 
 
 def test_teacher_sees_the_very_pixels_of_the_student():
-    """A stock student resizes to a random short side in training: the teacher gets that same tensor."""
+    """A stock student resizes to a random short side: the teacher gets that same tensor."""
     student = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
         weights=None, weights_backbone=None, num_classes=7, min_size=(64, 96, 128), max_size=160
     )

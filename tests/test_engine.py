@@ -57,7 +57,9 @@ def test_schedule_refuses(name, value):
 def test_optimizer_decays_matrices_only():
     model = torch.nn.Linear(3, 2)
     decay = {
-        p: g["weight_decay"] for g in make_optimizer(model, weight_decay=0.3).param_groups for p in g["params"]
+        p: g["weight_decay"]
+        for g in make_optimizer(model, weight_decay=0.3).param_groups
+        for p in g["params"]
     }
     assert decay == {model.weight: 0.3, model.bias: 0.0}
     with pytest.raises(ValueError, match=r"optimizer must be .*'lion'"):
@@ -98,8 +100,9 @@ def test_fit_equals_a_loop_written_by_hand():
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
-    _, whole = train(tmp_path / "a", steps=8) if (tmp_path / "a").mkdir() is None else None
-    (tmp_path / "b").mkdir()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    uninterrupted, whole = train(tmp_path / "a", steps=8)
 
     class Stop(TinyBatches):
         def iterate(self, start=0, rank=0, world=1):
@@ -120,6 +123,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
             show=False,
         )
     resumed, history = train(tmp_path / "b", steps=8, save_every=3)
+    assert torch.equal(resumed.weight, uninterrupted.weight)
     assert [row["loss"] for row in history.rows] == [row["loss"] for row in whole.rows]
     logs = [(tmp_path / name / "log.jsonl").read_text() for name in "ab"]
     assert logs[0] == logs[1]
@@ -143,7 +147,13 @@ def test_guard_names_the_term_and_keeps_the_checkpoint(tmp_path):
 
 
 def test_checkpoint_of_another_model_is_refused_and_kept(tmp_path):
-    state = {"stage": 0, "step": 3, "model": {"other": torch.ones(2)}, "optimizer": {}, "scaler": None}
+    state = {
+        "stage": 0,
+        "step": 3,
+        "model": {"other": torch.ones(2)},
+        "optimizer": {},
+        "scaler": None,
+    }
     save_state(state, tmp_path / "checkpoint.pt")
     before = (tmp_path / "checkpoint.pt").read_bytes()
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: belongs to another model"):
@@ -197,7 +207,9 @@ def test_kill_9_and_resume_is_exact_across_a_stage_boundary(tmp_path, after):
         for name in ("whole", "cut")
     }
     assert rows["cut"] == rows["whole"]
-    assert [(r["stage"], r["step"]) for r in rows["cut"]] == [(k, s) for k in (0, 1) for s in range(10)]
+    assert [(r["stage"], r["step"]) for r in rows["cut"]] == [
+        (k, s) for k in (0, 1) for s in range(10)
+    ]
     weights = [torch.load(tmp_path / name / "student.pt") for name in ("whole", "cut")]
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name

@@ -19,7 +19,7 @@ from dfmsd.results import (
     select,
     spread,
 )
-from dfmsd.tables import arms_table, paper_table
+from dfmsd.tables import ap_by_arm, arms_table, paper_table
 
 
 def test_append_and_read(tmp_path):
@@ -87,6 +87,7 @@ def record(arm, seed, ap, *, finished="2026-01-01", fingerprint="f"):
         "steps": steps,
         "metrics": metrics,
         "cpu_s": 10.0,
+        "settings": {"arms": list(ARMS)},
     }
 
 
@@ -114,6 +115,20 @@ def test_arms_table_values_and_missing_rows():
     assert rows[1][3:5] == ["24.0 ± 5.7", gain]
     assert rows[1][8] == "–"
     assert [row[1] for row in rows[2:]] == ["not run"] * 4
+
+
+def test_arms_table_leaves_out_rows_that_nobody_asked_for():
+    asked = record("none", 0, 0.1) | {"settings": {"arms": ["none", "one"]}}
+    assert [line.split("|")[2].strip() for line in arms_table([asked]).splitlines()[2:]] == [
+        "100",
+        "not run",
+    ]
+
+
+def test_ap_by_arm():
+    rows = ap_by_arm([record("none", 0, 0.1), record("none", 1, 0.2), record("two", 0, 0.3)])
+    assert list(rows) == ["no distillation, 100", "DFMSD, two stages (weak → strong), 50 + 50"]
+    assert list(rows.values()) == [[10.0, 20.0], [30.0]]
 
 
 def test_arms_table_never_mixes_settings():
