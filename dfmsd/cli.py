@@ -27,7 +27,8 @@ def data_check(root: Positional[Path], /, split: str | None = None) -> None:
         root: the folder with images and annotations.
         split: `train` or `val`; both when left out.
     """
-    from dfmsd.coco import DataError, check
+    from dfmsd.annotations import DataError
+    from dfmsd.coco import check
 
     report = check(root, split)
     print(report)
@@ -158,7 +159,7 @@ def predict(
     """
     import torch
 
-    from dfmsd.coco import read_image
+    from dfmsd.images import read_image
     from dfmsd.recipes import load_detector
     from dfmsd.viz import detections_figure
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dfmsd.arms import ARMS
+
 Scale = Literal["smoke", "quick", "full"]
 SCALES: tuple[str, ...] = typing.get_args(Scale)
 
@@ -212,26 +214,6 @@ class Settings:
         for key in ("steps", "batch_size", "save_every", "log_every"):
             if getattr(self.train, key) < 1 or getattr(self.teach, key) < 1:
                 raise SettingsError(f"train.{key} and teach.{key} must be at least 1")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One row of a table: which teachers in turn, and how long each, in units of `train.steps`."""
-
-    title: str
-    teachers: tuple[str, ...]
-    lengths: tuple[float, ...]
-
-
-ARMS: dict[str, Arm] = {
-    "none": Arm("no distillation", (), (1.0,)),
-    "one": Arm("DFMSD, one stage (strong)", ("strong",), (1.0,)),
-    "two": Arm("DFMSD, two stages (weak → strong)", ("weak", "strong"), (0.5, 0.5)),
-    "none-long": Arm("no distillation", (), (2.0,)),
-    "one-long": Arm("DFMSD, one stage (strong)", ("strong",), (2.0,)),
-    "two-long": Arm("DFMSD, two stages (weak → strong)", ("weak", "strong"), (1.0, 1.0)),
-}
-"""Two budgets: a stage of "two-long" is as long as the only stage of "one"."""
 
 
 def nearest(word: str, valid: Sequence[str]) -> str:

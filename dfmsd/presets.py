@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dfmsd.arms import ARMS
 from dfmsd.config import (
-    ARMS,
     SCALES,
     Data,
     Detector,

@@ -10,8 +10,9 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from dfmsd.arms import ARMS
 from dfmsd.checkpoints import CheckpointError, load_weights, read_metadata, save_weights
-from dfmsd.config import ARMS, Data, Detector, Settings, Train
+from dfmsd.config import Data, Detector, Settings, Train
 from dfmsd.detectors import build_detector
 from dfmsd.distill import feature_channels
 from dfmsd.engine import History

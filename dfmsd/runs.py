@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from dfmsd.arms import ARMS
 from dfmsd.checkpoints import read_metadata
-from dfmsd.config import ARMS, Settings, fingerprint
+from dfmsd.config import Settings, fingerprint
 from dfmsd.engine import History
 from dfmsd.progress import Progress
 from dfmsd.recipes import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dfmsd.config import ARMS
+from dfmsd.arms import ARMS
 from dfmsd.results import markdown_table, paired_difference, select, spread
 
 SIZES = ("AP_S", "AP_M", "AP_L")

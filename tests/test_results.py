@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from dfmsd.config import ARMS
+from dfmsd.arms import ARMS
 from dfmsd.results import (
     RecordError,
     append_record,
