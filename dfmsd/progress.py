@@ -55,6 +55,7 @@ class Progress:
         self.show = show
         self.began = self.last = time.monotonic()
         self.tenths = 10 * start // self.total
+        self.ended: str | None = None
         self.handle = _notebook_display() if show else None
 
     def line(self, step: int, note: str = "") -> str:
@@ -70,9 +71,10 @@ class Progress:
     def update(self, step: int, note: str = "") -> None:
         """Show `step` finished steps; at most five times a second, and always at the end."""
         now, last_step = time.monotonic(), step >= self.total
-        if not self.show or (now - self.last < 0.2 and not last_step):
+        if not self.show or (now - self.last < 0.2 and not last_step) or self.ended == note:
             return
         self.last = now
+        self.ended = note if last_step else None
         if self.handle is not None:
             self.handle.update({"text/plain": self.line(step, note)}, raw=True)
         elif self.stream.isatty():

@@ -46,6 +46,14 @@ def test_a_terminal_rewrites_one_line(monkeypatch):
     assert stream.getvalue().count("\n") == 1
 
 
+def test_the_end_is_said_once():
+    stream = io.StringIO()
+    progress = Progress("train", 2, stream=stream)
+    for note in ("a", "a", "b"):
+        progress.update(2, note)
+    assert [line[-1] for line in stream.getvalue().splitlines()] == ["a", "b"]
+
+
 def test_silent_when_not_shown():
     stream = io.StringIO()
     Progress("train", 1, stream=stream, show=False).update(1)
