@@ -129,14 +129,20 @@ class Method:
     """share of the cells that is hidden"""
     ratio_channel: float = 0.5
     """share of the channels that is hidden"""
+    threshold: float | None = None
+    """hide by attention value instead of by ratio"""
     temperature: float = 0.5
     """of the attention"""
+    attention_on: Literal["standardised", "raw"] = "standardised"
+    """the teacher's feature that spatial attention looks at"""
     select: Literal["high", "low", "random"] = "high"
     """hide the most attended, the least attended, or any cells"""
     target: Literal["standardised", "raw"] = "standardised"
     """what is rebuilt"""
     masked_only: bool = False
     """count the error on hidden cells only"""
+    fusion: Literal["learned"] | float = "learned"
+    """share of the spatial branch, learned or fixed"""
     cutoff: float = 0.25
     """radial cut-off of the high-pass filter, share of Nyquist"""
     strength: float = 1.0
