@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -195,13 +196,20 @@ def killed(folder: Path, arguments: list[str], *, after: int) -> None:
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
 
 
-@pytest.mark.parametrize("after", [4, 15])
-def test_kill_9_and_resume_is_exact_across_a_stage_boundary(tmp_path, after):
-    """Two stages of 10 steps with two teachers; killed in the first and in the second one."""
-    run = [sys.executable, HERE / "sal_run.py"]
-    subprocess.run([*run, tmp_path / "whole"], check=True, cwd=HERE)
-    killed(tmp_path / "cut", ["--slow"], after=after)
-    subprocess.run([*run, tmp_path / "cut"], check=True, cwd=HERE)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of a two-stage run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    subprocess.run([sys.executable, HERE / "sal_run.py", folder], check=True, cwd=HERE)
+    return folder
+
+
+def test_kill_9_and_resume_is_exact_across_a_stage_boundary(tmp_path, uninterrupted):
+    """Two stages of 10 steps with two teachers; killed at a random step of each, then resumed."""
+    (tmp_path / "whole").symlink_to(uninterrupted)
+    for first in (1, 11):
+        killed(tmp_path / "cut", ["--slow"], after=random.randrange(first, first + 8))
+    subprocess.run([sys.executable, HERE / "sal_run.py", tmp_path / "cut"], check=True, cwd=HERE)
     rows = {
         name: [json.loads(line) for line in (tmp_path / name / "log.jsonl").open()]
         for name in ("whole", "cut")
