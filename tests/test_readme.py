@@ -1,0 +1,50 @@
+"""What the README shows must work as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from tiny import tiny_images
+
+from dfmsd.cli import COMMANDS, DATA_COMMANDS
+from dfmsd.presets import resolve
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_the_ten_lines_run_as_printed_but_for_the_downloads():
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    code = block.replace('weights="DEFAULT"', "weights=None, weights_backbone=None")
+    code = code.replace('weights_backbone="DEFAULT"', "weights=None, weights_backbone=None")
+    assert len([line for line in block.splitlines() if line]) <= 10
+    images, targets = tiny_images(1, size=64)
+    names = {"images": images, "targets": targets}
+    small = "student.transform.min_size, student.transform.max_size = (96,), 96\n"
+    exec(code.replace("losses =", small + "losses ="), names)
+    assert {"reconstruction", "alignment"} < set(names["losses"])
+    assert sorted(names["method"].pairs) == [(s, s) for s in (8, 16, 32, 64)]
+    assert names["student"].backbone.body.layer4[0].conv1.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in names["teacher"].parameters())
+    torch.manual_seed(0)
+
+
+def test_commands_and_settings_of_the_readme_exist():
+    named = set(re.findall(r"dfmsd (?!data)(\w+)", TEXT)) | set(
+        re.findall(r"dfmsd data (\w+)", TEXT)
+    )
+    assert named <= {*COMMANDS, *DATA_COMMANDS, "COMMAND"} | {"distill"}
+    for line in re.findall(r"dfmsd distill scenes ([^`\n]*)", TEXT):
+        resolve("scenes", line.split())
+
+
+def test_every_room_and_library_is_named():
+    rooms = {p.stem for p in (ROOT / "dfmsd").glob("*.py")} - {"__init__", "__main__"}
+    missing = {room for room in rooms if not re.search(rf"\b{room}\b", TEXT)}
+    assert not missing
+
+
+def test_no_placeholder_is_left():
+    assert not re.findall(r"@[A-Z]+@", TEXT)
