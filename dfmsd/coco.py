@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ class CocoDataset(Dataset):
     """A split of a COCO-format folder: `dataset[i]` is (image float (3, H, W) in 0..1, target).
 
     Labels are 1..K in the order of the category ids, whatever gaps these have. Crowd regions are no
-    training targets; `truth()` keeps them for the evaluation. Images without boxes have (0, 4).
+    training targets, nor are boxes that have no width or height left in float32; `truth()` keeps
+    both for the evaluation. Images without boxes have (0, 4).
 
     Args:
         root: the folder, see `find_split`.
@@ -30,6 +32,7 @@ class CocoDataset(Dataset):
         cache: keep decoded images in memory.
 
     Raises:
+        ValueError: max_size below 1.
         FileNotFoundError: no such split.
         DataError: the first thing wrong with the annotations; reading an image may raise it too.
     """
@@ -37,6 +40,8 @@ class CocoDataset(Dataset):
     def __init__(
         self, root: str | Path, split: str, *, max_size: int | None = None, cache: bool = False
     ) -> None:
+        if max_size is not None and max_size < 1:
+            raise ValueError(f"max_size must be at least 1, or None, got {max_size}")
         self.folder, self.file = find_split(root, split)
         content = read_annotations(self.file)
         for problem in problems(content, self.folder):
@@ -96,9 +101,12 @@ class CocoDataset(Dataset):
         boxes[:, 2:] += boxes[:, :2]
         height, width = self.sizes[index]
         limits = torch.tensor([width, height, width, height], dtype=torch.float32)
+        boxes = boxes.clamp(min=0).minimum(limits)
+        labels = torch.tensor([e["category_id"] for e in entries], dtype=torch.int64)
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
         target = {
-            "boxes": boxes.clamp(min=0).minimum(limits),
-            "labels": torch.tensor([e["category_id"] for e in entries], dtype=torch.int64),
+            "boxes": boxes[kept],
+            "labels": labels[kept],
             "image_id": self.images[index]["id"],
         }
         return self._image(index).float() / 255, target
@@ -156,13 +164,10 @@ def check(root: str | Path, split: str | None = None) -> Report:
                 raise
             continue
         content = read_annotations(annotations)
-        wrong = problems(content, images) or _image_problems(content, images)
+        wrong = problems(content, images) + _image_problems(content, images)
         report.problems += [f"{annotations}: {problem}" for problem in wrong]
         report.splits[name] = _counts(content)
-        names = {category.get("id"): category.get("name") for category in content["categories"]}
-        report.classes[name] = Counter(
-            names.get(entry.get("category_id"), "?") for entry in content["annotations"]
-        )
+        report.classes[name] = _class_counts(content)
     return report
 
 
@@ -170,22 +175,50 @@ def _image_problems(content: dict[str, Any], images: Path) -> list[str]:
     """The images that cannot be decoded or have another size than stated."""
     found = []
     for image in content["images"]:
+        if not isinstance(image, dict):
+            continue
+        file, size = image.get("file_name"), (image.get("width"), image.get("height"))
+        # what is missing here is on the list of `problems`
+        if None in size or not isinstance(file, str) or not (images / file).is_file():
+            continue
         try:
-            open_image(images / image["file_name"], (image["width"], image["height"]))
+            open_image(images / file, size)
         except DataError as error:
-            found.append(f"image {image['id']}: {error}")
+            found.append(f"image {image.get('id')}: {error}")
     return found
+
+
+def _entries(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The entries of a list that can be counted: objects."""
+    return [entry for entry in content[key] if isinstance(entry, dict)]
+
+
+def _class_counts(content: dict[str, Any]) -> Counter:
+    """How many annotations each class has; "?" for those of no known category."""
+    names = {str(c.get("id")): str(c.get("name")) for c in _entries(content, "categories")}
+    found = (str(e.get("category_id")) for e in _entries(content, "annotations"))
+    return Counter(names.get(category, "?") for category in found)
+
+
+def _area(entry: dict[str, Any]) -> float:
+    """The area of an annotation, its box's unless stated; NaN when neither can be told."""
+    area, box = entry.get("area"), entry.get("bbox")
+    if isinstance(area, int | float):
+        return area
+    numbers = isinstance(box, list) and all(isinstance(value, int | float) for value in box)
+    return box[2] * box[3] if numbers and len(box) == 4 else math.nan
 
 
 def _counts(content: dict[str, Any]) -> dict[str, int]:
     """How many images and boxes of which kind."""
-    entries = content["annotations"]
+    entries = _entries(content, "annotations")
     plain = [e for e in entries if not e.get("iscrowd", 0)]
-    areas = [e.get("area", e["bbox"][2] * e["bbox"][3]) for e in plain if "bbox" in e]
-    used = {entry.get("image_id") for entry in entries}
+    areas = [_area(e) for e in plain]
+    used = {str(entry.get("image_id")) for entry in entries}
+    images = _entries(content, "images")
     return {
-        "images": len(content["images"]),
-        "without boxes": sum(image.get("id") not in used for image in content["images"]),
+        "images": len(images),
+        "without boxes": sum(str(image.get("id")) not in used for image in images),
         "boxes": len(plain),
         "crowds": len(entries) - len(plain),
         "small": sum(area < 32**2 for area in areas),

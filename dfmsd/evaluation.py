@@ -61,12 +61,22 @@ def coco_metrics(
         results: COCO's results format (see `detections`).
         small: area limit of small objects, square pixels.
         medium: area limit of medium objects, square pixels.
+
+    Raises:
+        ValueError: a detection of an image that `truth` does not have.
     """
+    images = {image["id"] for image in truth["images"]}
+    for entry in results:
+        if entry["image_id"] not in images:
+            raise ValueError(f"results: image_id {entry['image_id']!r} is not in truth")
     if not results:
         return _without_detections(truth, small, medium)
+    # COCO writes into the entries it is given
+    own = truth | {"annotations": [dict(entry) for entry in truth["annotations"]]}
     with contextlib.redirect_stdout(io.StringIO()):
-        reference = COCO(truth)
-        run = COCOeval_faster(reference, reference.loadRes(results), "bbox", print_function=_silent)
+        reference = COCO(own)
+        found = reference.loadRes([dict(entry) for entry in results])
+        run = COCOeval_faster(reference, found, "bbox", print_function=_silent)
         far = 1e10
         run.params.areaRng = [[0, far], [0, small], [small, medium], [medium, far]]
         run.evaluate()
@@ -105,12 +115,12 @@ def read_detections(
             score; the message names file, entry and value.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        message = f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
-        raise ValueError(message) from error
-    if isinstance(content, dict) and "annotations" in content:
-        content = [a | {"score": 1.0} for a in content["annotations"] if not a.get("iscrowd", 0)]
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        where = f", line {error.lineno}, column {error.colno}" if hasattr(error, "lineno") else ""
+        raise ValueError(f"{path}{where}: not JSON ({getattr(error, 'msg', error)})") from error
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        content = _as_detections(content["annotations"])
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a list of detections, got {type(content).__name__}")
     images = {image["id"] for image in truth["images"]}
@@ -125,6 +135,12 @@ def read_detections(
     return found
 
 
+def _as_detections(annotations: list[Any]) -> list[Any]:
+    """Annotations as detections of score 1, without crowds; what is no object stays as it is."""
+    plain = [a for a in annotations if not (isinstance(a, dict) and a.get("iscrowd", 0))]
+    return [a | {"score": 1.0} if isinstance(a, dict) else a for a in plain]
+
+
 def _problem(entry: Any, images: set[int], labels: dict[int, int]) -> str | None:
     """What is wrong with one detection, or None."""
     if not isinstance(entry, dict):
@@ -132,6 +148,9 @@ def _problem(entry: Any, images: set[int], labels: dict[int, int]) -> str | None
     for key in ("image_id", "category_id", "bbox", "score"):
         if key not in entry:
             return f"{key} is missing"
+    for key in ("image_id", "category_id"):
+        if not isinstance(entry[key], int):
+            return f"{key} must be an integer, got {entry[key]!r}"
     if entry["image_id"] not in images:
         return f"image_id {entry['image_id']!r} is not in the annotations"
     if entry["category_id"] not in labels:
@@ -145,8 +164,8 @@ def _problem(entry: Any, images: set[int], labels: dict[int, int]) -> str | None
 
 
 def _finite(value: Any) -> bool:
-    """Whether `value` is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Whether `value` is a finite number (that C can hold)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 @torch.no_grad()
@@ -161,21 +180,24 @@ def predict(
     """The detections for each image of `dataset` (or those in `indices`), on the CPU, in order.
 
     Args:
-        model: a torchvision detector; its mode is put back.
+        model: a torchvision detector; the mode of every part is put back, whatever happens.
         dataset: `dataset[i]` gives (image (3, H, W) in 0..1, target).
         indices: which images.
         batch_size: images at a time.
         device: where the images go; the model's own device unless given.
     """
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     device = device or next(model.parameters()).device
     chosen = range(len(dataset)) if indices is None else indices
     found: list[dict[str, Tensor]] = []
-    for first in range(0, len(chosen), batch_size):
-        images = [dataset[i][0].to(device) for i in chosen[first : first + batch_size]]
-        found += [{k: v.cpu() for k, v in out.items()} for out in model(images)]
-    model.train(was_training)
+    try:
+        for first in range(0, len(chosen), batch_size):
+            images = [dataset[i][0].to(device) for i in chosen[first : first + batch_size]]
+            found += [{k: v.cpu() for k, v in out.items()} for out in model(images)]
+    finally:
+        for module, training in modes:
+            module.training = training
     return found
 
 

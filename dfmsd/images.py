@@ -14,6 +14,8 @@ from dfmsd.annotations import DataError
 def open_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
     """An image file as RGB, turned as its EXIF tag says; grey, CMYK, palette, 16-bit become RGB.
 
+    Transparency is dropped: the colour underneath shows.
+
     Args:
         path: the file.
         size: (width, height) that the annotations state. Where it fits only the unturned image,
@@ -36,7 +38,9 @@ def open_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.I
         raise DataError(f"{path}: no such file") from None
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded ({error})") from error
 
 

@@ -27,8 +27,8 @@ def augmentation(
 ) -> Callable[[Tensor, Target], tuple[Tensor, Target]]:
     """A random change of (image, target), drawn from torch's global generator.
 
-    Boxes move with the image, are clipped to it, and go together with their labels when nothing of
-    them is left.
+    Boxes move with the image, are clipped to it, and go together with their labels when less than a
+    pixel of their width or height is left.
 
     Args:
         flip: probability of a left-right flip.
@@ -102,7 +102,9 @@ class Augmented(Dataset):
         if self.transform is None:
             return image, target
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(((self.seed * 1_000_003 + epoch) * 1_000_003 + index) % 2**63)
+            # not torch.manual_seed: it would seed the caller's GPUs too
+            seed = ((self.seed * 1_000_003 + epoch) * 1_000_003 + index) % 2**63
+            torch.default_generator.manual_seed(seed)
             return self.transform(image, target)
 
 
@@ -194,6 +196,9 @@ class Batches:
             group.
         transform: see `augmentation`.
         workers: loader processes.
+
+    Raises:
+        ValueError: not as many sizes as images.
     """
 
     def __init__(
@@ -208,6 +213,8 @@ class Batches:
     ) -> None:
         self.dataset = Augmented(dataset, transform, seed=seed)
         sizes = [(0, 0)] * len(dataset) if sizes is None else sizes
+        if len(sizes) != len(dataset):
+            raise ValueError(f"sizes: {len(sizes)} of them for {len(dataset)} images")
         self.groups = [(-(-height // 32), -(-width // 32)) for height, width in sizes]
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
 
@@ -219,7 +226,11 @@ class Batches:
     def iterate(
         self, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[list[Tensor], list[Target]]]:
-        """Endless (images, targets) from step `start` on, for process `rank` of `world`."""
+        """Endless (images, targets) from step `start` on, for process `rank` of `world`.
+
+        Raises:
+            ValueError: an image that cannot be read, in the words of the data set.
+        """
         sampler = StepSampler(
             self.groups, self.batch_size, seed=self.seed, start=start, rank=rank, world=world
         )
@@ -229,5 +240,17 @@ class Batches:
             collate_fn=collate,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it draws from the caller's
         )
-        return iter(loader)
+        return _plainly(loader)
+
+
+def _plainly(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[Target]]]:
+    """The batches of a loader; of a worker's ValueError only the message, not the traceback."""
+    try:
+        yield from loader
+    except ValueError as error:
+        lines = str(error).splitlines()
+        if not lines or not lines[0].startswith("Caught "):
+            raise
+        raise type(error)(lines[-1].partition(": ")[2]) from None

@@ -204,4 +204,5 @@ def train_stages(
         title=title,
         show=show,
     )
+    world.wait_for_everyone()
     return kept

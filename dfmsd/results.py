@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import math
 import os
@@ -22,8 +23,12 @@ class RecordError(ValueError):
     """A record file that cannot be read; the message names file, line and cause."""
 
 
+@functools.cache
 def commit() -> str:
-    """The commit of the source tree (with `+` when files differ from it), or "unknown"."""
+    """The commit of the source tree (with `+` when files differ from it), or "unknown".
+
+    Asked once per process, when its code is loaded: the tree may move on under a long run.
+    """
     here = Path(__file__).parent
     try:
         run = dict(cwd=here, capture_output=True, text=True, check=True, timeout=10)

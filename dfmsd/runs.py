@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from dfmsd.recipes import (
     records_file,
     train_stages,
 )
-from dfmsd.results import append_record, environment, read_records
+from dfmsd.results import append_record, commit, environment, read_records
 from dfmsd.teachers import teacher
 
 
@@ -80,6 +81,7 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
     if run.done():
         return run.record()
     settings, began, cpu = run.settings, time.time(), time.process_time()
+    place = environment()
     resumed = (run.folder / "checkpoint.pt").exists()
     teachers = {name: teacher(settings, name, show=show) for name in ARMS[run.arm].teachers}
     world = accelerator(settings)
@@ -121,7 +123,7 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
         "resumed": resumed,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "settings": asdict(settings),
-        "environment": environment(),
+        "environment": place,
     }
     if world.is_main_process:
         append_record(run.records, record)
@@ -153,33 +155,45 @@ def execute_all(settings: Settings, *, show: bool = True) -> list[dict[str, Any]
     return _execute_parallel(listed, settings.jobs, show=show)
 
 
-def _quiet(run: Run) -> dict[str, Any]:
-    """A run in a worker process: one thread, no progress line."""
+def _prepare_worker() -> None:
+    """One thread, and an end of the worker when the process that started it is gone."""
     torch.set_num_threads(1)
-    return execute(run, show=False)
+    commit()  # of the code that was just loaded
+
+    def follow_parent() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def _execute_parallel(listed: list[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
     """The records of the runs, `jobs` worker processes sharing them; one progress line for all."""
     lengths = [round(sum(ARMS[run.arm].lengths) * run.settings.train.steps) for run in listed]
-    progress = Progress(f"{len(listed)} runs, {jobs} at a time", sum(lengths), show=show)
+    title, done = f"{len(listed)} runs, {jobs} at a time", _steps_done(listed, lengths)
+    progress = Progress(title, sum(lengths), start=done, show=show)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     longest_first = sorted(range(len(listed)), key=lambda i: -lengths[i])
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_quiet, listed[i]): i for i in longest_first}
-        waiting = set(futures)
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_prepare_worker
+    ) as pool:
+        waiting = {pool.submit(execute, listed[i], show=False) for i in longest_first}
         while waiting:
-            finished = {f for f in waiting if f.done()}
-            for future in finished:
-                future.result()
-            waiting -= finished
-            steps = sum(min(_steps_done(run), n) for run, n in zip(listed, lengths, strict=True))
-            progress.update(steps, f"{len(listed) - len(waiting)} runs finished")
-            time.sleep(0.5)
+            finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+            failed = [future for future in finished if future.exception()]
+            if failed:
+                pool.shutdown(wait=False, cancel_futures=True)
+                failed[0].result()
+            note = f"{len(listed) - len(waiting)} runs finished"
+            progress.update(_steps_done(listed, lengths), note)
     return [run.record() for run in listed]
 
 
-def _steps_done(run: Run) -> int:
-    """Steps in the log of a run, or all of them when it is done."""
-    log = run.folder / "log.jsonl"
-    return sum('"loss"' in line for line in log.open()) if log.exists() else 0
+def _steps_done(listed: list[Run], lengths: list[int]) -> int:
+    """Steps in the logs of all runs, at most the length of each."""
+    total = 0
+    for run, length in zip(listed, lengths, strict=True):
+        log = run.folder / "log.jsonl"
+        logged = sum('"loss"' in line for line in log.open()) if log.exists() else 0
+        total += min(logged * run.settings.train.log_every, length)
+    return total

@@ -232,8 +232,9 @@ def write_coco(
         raise FileExistsError(
             f"{root} exists and is not an empty folder; choose another or remove it"
         )
-    root.parent.mkdir(parents=True, exist_ok=True)
-    build = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    # in the nearest folder there is: a failure shall not leave the new parents behind either
+    near = next(parent for parent in root.absolute().parents if parent.is_dir())
+    build = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=near))
     try:
         (build / "annotations").mkdir()
         for split, count, offset in (("train", train, 0), ("val", val, _VAL_SEED_OFFSET)):
@@ -245,6 +246,7 @@ def write_coco(
                 picture.save(build / split / entry["file_name"])
             (build / "annotations" / f"instances_{split}.json").write_text(json.dumps(truth))
         build.chmod(0o755)
+        root.parent.mkdir(parents=True, exist_ok=True)
         os.replace(build, root)
     finally:
         shutil.rmtree(build, ignore_errors=True)

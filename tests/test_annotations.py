@@ -1,0 +1,238 @@
+"""Annotation files: both layouts, and one clear line for everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from coco_folder import box, content, shared, write
+
+from dfmsd.annotations import DataError, find_split, problems, read_annotations
+
+
+def wrong(data, folder):
+    """The lines about `data`, whose images all exist."""
+    folder.mkdir(exist_ok=True)
+    for image in data["images"]:
+        if isinstance(image, dict) and isinstance(image.get("file_name"), str):
+            (folder / image["file_name"]).touch()
+    return problems(data, folder)
+
+
+def test_both_layouts_are_found_and_the_official_one_first(tmp_path):
+    write(tmp_path, content(), splits=("val",))
+    assert find_split(tmp_path, "val") == (
+        tmp_path / "val",
+        tmp_path / "annotations" / "instances_val.json",
+    )
+    write(tmp_path, content(), splits=("val",), official=True)
+    assert find_split(str(tmp_path), "val")[0] == tmp_path / "val2017"
+
+
+def test_a_missing_split_names_what_was_looked_for(tmp_path):
+    write(tmp_path, content(), splits=("val",))
+    with pytest.raises(FileNotFoundError) as error:
+        find_split(tmp_path, "train")
+    for word in (str(tmp_path), "train2017/", "instances_train2017.json", "instances_train.json"):
+        assert word in str(error.value)
+
+
+def test_half_a_split_is_none(tmp_path):
+    write(tmp_path, content(), splits=("val",))
+    (tmp_path / "train2017").mkdir()  # images without annotations
+    with pytest.raises(FileNotFoundError, match="no train split"):
+        find_split(tmp_path, "train")
+
+
+def test_cut_off_json_names_line_and_column(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"images": [],\n "annotations": [{"id": 1,')
+    with pytest.raises(DataError) as error:
+        read_annotations(file)
+    # the text ends in line 2 after 24 characters; the missing name is looked for behind them
+    assert str(error.value).startswith(f"{file}, line 2, column 25: not JSON (")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("count", [0, 1, 40, 90])
+def test_json_cut_off_anywhere_is_refused(tmp_path, count):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content(), indent=1)[:count])
+    with pytest.raises(DataError, match="not JSON"):
+        read_annotations(file)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_bytes(b'{"images": "\xff\xfe"}')
+    with pytest.raises(DataError, match="a.json: not JSON"):
+        read_annotations(file)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content()), encoding="utf-8-sig")
+    assert read_annotations(file) == content()
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("value", [None, {}, 3])
+def test_a_missing_list_is_named(tmp_path, key, value):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content() | {key: value}))
+    with pytest.raises(DataError, match=f"a.json: no list '{key}'"):
+        read_annotations(file)
+    file.write_text("[1]")
+    with pytest.raises(DataError, match="no list 'images'"):
+        read_annotations(file)
+
+
+def test_a_good_file_has_no_problems(tmp_path):
+    edges = [
+        box(1, bbox=(0, 0, 60, 40)),
+        box(2, bbox=(-0.5, -0.9, 60, 40)),  # fractions of a pixel outside, as in COCO
+        box(3, bbox=(10.5, 5.25, 1e-3, 20), iscrowd=1, area=3.5),
+        box(4, iscrowd=0, area=0, segmentation=[]),
+    ]
+    assert wrong(content(annotations=edges), tmp_path / "images") == []
+
+
+LINES = {
+    "unknown image": (box(7, image=99), "image_id 99 is no image"),
+    "unknown category": (box(7, category=33), "category_id 33 is no category"),
+    "right": (box(7, bbox=(50, 5, 20, 10)), "bbox [50, 5, 20, 10] lies outside image 1 of 60 x 40"),
+    "below": (box(7, bbox=(5, 35, 9, 9)), "bbox [5, 35, 9, 9] lies outside image 1 of 60 x 40"),
+    "left": (box(7, bbox=(-3, 5, 9, 9)), "bbox [-3, 5, 9, 9] lies outside image 1 of 60 x 40"),
+    "above": (box(7, bbox=(3, -5, 9, 9)), "bbox [3, -5, 9, 9] lies outside image 1 of 60 x 40"),
+    "just outside": (
+        box(7, bbox=(60.2, 5, 0.5, 9)),
+        "bbox [60.2, 5, 0.5, 9] lies outside image 1 of 60 x 40",
+    ),
+    "just left of it": (
+        box(7, bbox=(-0.9, 5, 0.5, 9)),
+        "bbox [-0.9, 5, 0.5, 9] lies outside image 1 of 60 x 40",
+    ),
+    "no width": (box(7, bbox=(5, 5, 0, 9)), "bbox [5, 5, 0, 9] has no size"),
+    "no height": (box(7, bbox=(5, 5, 9, 0.0)), "bbox [5, 5, 9, 0.0] has no size"),
+    "negative": (box(7, bbox=(5, 5, 9, -2)), "bbox [5, 5, 9, -2] has no size"),
+    "three": (box(7, bbox=(5, 5, 9)), "bbox must be four finite numbers, got [5, 5, 9]"),
+    "nan": (
+        box(7, bbox=(5, float("nan"), 9, 9)),
+        "bbox must be four finite numbers, got [5, nan, 9, 9]",
+    ),
+    "infinite": (
+        box(7, bbox=(5, 5, float("inf"), 9)),
+        "bbox must be four finite numbers, got [5, 5, inf, 9]",
+    ),
+    "huge": (
+        box(7, bbox=(5, 5, 10**400, 9)),
+        f"bbox must be four finite numbers, got [5, 5, {10**400}, 9]",
+    ),
+    "text": (
+        box(7, bbox=(5, "5", 9, 9)),
+        "bbox must be four finite numbers, got [5, '5', 9, 9]",
+    ),
+    "none": (box(7) | {"bbox": None}, "bbox must be four finite numbers, got None"),
+    "list as id": (box(7) | {"image_id": [1]}, "image_id must be an integer, got [1]"),
+    "text as category": (box(7) | {"category_id": "1"}, "category_id must be an integer, got '1'"),
+    "area": (box(7, area=None), "area must be a number from 0 up, got None"),
+    "negative area": (box(7, area=-1), "area must be a number from 0 up, got -1"),
+    "crowd": (box(7, iscrowd=None), "iscrowd must be 0 or 1, got None"),
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_a_wrong_annotation_gets_one_line(tmp_path, case):
+    entry, line = LINES[case]
+    found = wrong(content(annotations=[box(1), entry, box(8)]), tmp_path / "images")
+    assert found == [f"annotation 7: {line}"]
+
+
+def test_missing_fields_and_entries_that_are_no_objects(tmp_path):
+    data = content(annotations=[{"id": 4, "bbox": [1, 1, 2, 2]}, 5, {}])
+    assert wrong(data, tmp_path / "images") == [
+        "annotation 4: image_id, category_id missing",
+        "annotation number 1: expected an object, got 5",
+        "annotation number 2: id, image_id, category_id, bbox missing",
+    ]
+
+
+def test_ids_that_appear_twice(tmp_path):
+    data = content(2, annotations=[box(3), box(4), box(3, image=2)])
+    data["images"][1]["id"] = 1
+    data["categories"] = [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]
+    data["annotations"][2]["image_id"] = 1
+    assert wrong(data, tmp_path / "images") == [
+        "image 1: id appears twice",
+        "category 1: id appears twice",
+        "annotation 3: id appears twice",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"width": None}, "image 1: width must be a number above 0, got None"),
+        ({"height": 0}, "image 1: height must be a number above 0, got 0"),
+        ({"width": float("nan")}, "image 1: width must be a number above 0, got nan"),
+        ({"file_name": 5}, "image 1: file_name must be a text, got 5"),
+        ({"id": "1"}, "image 1: id must be an integer, got '1'"),
+    ],
+)
+def test_a_wrong_image_entry_gets_one_line(tmp_path, change, line):
+    data = content(annotations=[])
+    data["images"][0] |= change
+    assert wrong(data, tmp_path / "images") == [line]
+
+
+def test_an_image_without_size_does_not_blame_its_boxes(tmp_path):
+    data = content()
+    del data["images"][0]["width"]
+    assert wrong(data, tmp_path / "images") == ["image 1: width missing"]
+    data = content()
+    data["images"] = [3, *data["images"]]
+    assert wrong(data, tmp_path / "images") == ["image number 0: expected an object, got 3"]
+
+
+def test_a_wrong_category_gets_one_line(tmp_path):
+    data = content()
+    data["categories"] += [{"id": 3}, {"id": 4, "name": None}, 9]
+    assert wrong(data, tmp_path / "images") == [
+        "category 3: name missing",
+        "category 4: name must be a text, got None",
+        "category number 4: expected an object, got 9",
+    ]
+
+
+def test_a_missing_image_file_is_named(tmp_path):
+    (tmp_path / "1.png").mkdir()  # a folder of that name is no image
+    assert problems(content(), tmp_path) == [f"image 1: file '1.png' is not in {tmp_path}"]
+
+
+def test_an_image_in_a_folder_below_is_found(tmp_path):
+    data = content()
+    data["images"][0]["file_name"] = "day/1.png"
+    (tmp_path / "day").mkdir()
+    (tmp_path / "day" / "1.png").touch()
+    assert problems(data, tmp_path) == []
+
+
+def test_the_two_flat_boxes_of_the_official_file_pass_and_no_others(tmp_path):
+    # as quoted in github.com/cocodataset/cocoapi issue 355 and visionml/pytracking issue 18
+    flat = [
+        box(918, bbox=(296.65, 388.33, 1.03, 0.0), area=0.0, iscrowd=0),
+        box(2206849, bbox=(9.98, 188.56, 5.54, 0.0), area=0.0, iscrowd=0),
+    ]
+    data = content(annotations=flat, width=640, height=480)
+    assert wrong(data, tmp_path / "images") == []
+    data["annotations"][0]["id"] = 919
+    assert len(wrong(data, tmp_path / "images")) == 1
+
+
+@pytest.mark.parametrize("name", ["coco-sample", "aquarium"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_shared_folders_are_well_formed(name, split):
+    images, file = find_split(shared(name), split)
+    assert isinstance(images, Path)
+    assert problems(read_annotations(file), images) == []

@@ -1,0 +1,280 @@
+"""CocoDataset in contract 1, its truth, and `check`."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from coco_folder import box, content, picture, shared, write
+from PIL import Image
+from pycocotools.coco import COCO
+
+from dfmsd.annotations import DataError
+from dfmsd.coco import CocoDataset, check
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images (one empty), gapped category ids out of order, one crowd."""
+    entries = [
+        box(11, 1, 90, (10, 5, 20, 10), area=120.0, iscrowd=0),
+        box(12, 1, 3, (0, 0, 60, 40), area=2400.0, iscrowd=1),
+        box(13, 3, 17, (30.5, 20.25, 29.5, 19.75)),
+        box(14, 1, 3, (-0.5, 30, 20.0, 10.5), area=200.0),
+    ]
+    data = content(3, entries)
+    names = {90: "zebra", 3: "car", 17: "cat"}
+    data["categories"] = [{"id": k, "name": v} for k, v in names.items()]
+    return write(tmp_path / "data", data)
+
+
+@pytest.mark.parametrize("official", [True, False])
+def test_targets_by_hand_in_both_layouts(tmp_path, official):
+    root = write(tmp_path, content(), official=official)
+    image, target = CocoDataset(root, "val")[0]
+    assert image.shape == (3, 40, 60)
+    assert image.dtype == torch.float32
+    assert np.allclose(image.permute(1, 2, 0) * 255, np.asarray(picture()), atol=1e-4)
+    assert target["boxes"].tolist() == [[10, 5, 30, 15]]
+    assert target["boxes"].dtype == torch.float32
+    assert target["labels"].tolist() == [1]
+    assert target["labels"].dtype == torch.int64
+    assert target["image_id"] == 1
+
+
+def test_gapped_ids_become_labels_in_order_and_crowds_are_left_out(folder):
+    dataset = CocoDataset(folder, "train")
+    assert dataset.classes == ["car", "cat", "zebra"]
+    assert dataset.category_ids == [3, 17, 90]
+    assert len(dataset) == 3
+    _, target = dataset[0]
+    assert target["labels"].tolist() == [3, 1]
+    # the last one is clipped: it starts half a pixel outside and ends half a pixel outside
+    assert target["boxes"].tolist() == [[10, 5, 30, 15], [0, 30, 19.5, 40]]
+    assert dataset[2][1]["labels"].tolist() == [2]
+    assert dataset[2][1]["boxes"].tolist() == [[30.5, 20.25, 60, 40]]
+
+
+def test_an_image_without_boxes_has_empty_ones(folder):
+    _, target = CocoDataset(folder, "train")[1]
+    assert target["boxes"].shape == (0, 4)
+    assert target["boxes"].dtype == torch.float32
+    assert target["labels"].shape == (0,)
+    assert target["labels"].dtype == torch.int64
+
+
+def test_truth_keeps_crowds_with_labels_for_categories(folder):
+    truth = CocoDataset(folder, "train").truth()
+    assert truth["categories"] == [
+        {"id": 1, "name": "car"},
+        {"id": 2, "name": "cat"},
+        {"id": 3, "name": "zebra"},
+    ]
+    assert [image["id"] for image in truth["images"]] == [1, 2, 3]
+    entries = {entry["id"]: entry for entry in truth["annotations"]}
+    assert entries[12]["iscrowd"] == 1
+    assert entries[12]["category_id"] == 1
+    assert entries[13]["area"] == 29.5 * 19.75  # not stated: the box's
+    assert entries[13]["iscrowd"] == 0
+    assert entries[11]["area"] == 120
+
+
+def test_reduced_images_boxes_and_areas_by_hand(folder):
+    dataset = CocoDataset(folder, "train", max_size=30)
+    image, target = dataset[0]
+    assert image.shape == (3, 20, 30)
+    assert dataset.sizes == [(20, 30)] * 3
+    assert target["boxes"][0].tolist() == [5, 2.5, 15, 7.5]
+    truth = dataset.truth()
+    assert truth["images"][0] == {"id": 1, "width": 30, "height": 20}
+    assert truth["annotations"][0]["bbox"] == [5, 2.5, 10, 5]
+    assert truth["annotations"][0]["area"] == 30  # 120 / 4
+    assert truth["annotations"][-1]["bbox"] == [15.25, 10.125, 14.75, 9.875]
+
+
+def test_uneven_reduction_scales_each_axis_by_its_own_factor(tmp_path):
+    data = content(annotations=[box(bbox=(0, 0, 33, 50), area=1650)], width=33, height=50)
+    dataset = CocoDataset(write(tmp_path, data), "val", max_size=20)
+    image, target = dataset[0]
+    assert image.shape == (3, 20, 13)  # 33 · 0.4 = 13.2
+    assert target["boxes"][0].tolist() == pytest.approx([0, 0, 13, 20])
+    assert dataset.truth()["annotations"][0]["area"] == pytest.approx(260)
+
+
+def test_max_size_never_enlarges_and_refuses_nothing_left(folder):
+    assert CocoDataset(folder, "train", max_size=600)[0][0].shape == (3, 40, 60)
+    with pytest.raises(ValueError, match="max_size must be at least 1, or None, got 0"):
+        CocoDataset(folder, "train", max_size=0)
+
+
+def test_boxes_that_vanish_in_float32_go_with_their_labels(tmp_path):
+    entries = [
+        box(918, 1, 1, (296.65, 388.33, 1.03, 0.0), area=0.0),  # official, see annotations
+        box(2, 1, 2, (600.0, 10, 1e-6, 9)),
+        box(3, 1, 2, (8, 9, 10, 11)),
+    ]
+    dataset = CocoDataset(write(tmp_path, content(1, entries, 640, 480)), "train")
+    _, target = dataset[0]
+    assert target["labels"].tolist() == [2]
+    assert target["boxes"].tolist() == [[8, 9, 18, 20]]
+    assert len(dataset.truth()["annotations"]) == 3
+
+
+def test_the_cache_gives_the_same_and_reads_once(folder):
+    plain, cached = (CocoDataset(folder, "train", max_size=32, cache=c) for c in (False, True))
+    first = cached[0][0]
+    first.zero_()  # what a caller does with it must not reach the cache
+    (folder / "train" / "1.png").unlink()
+    assert cached[0][0].sum() > 0
+    with pytest.raises(DataError, match=r"1\.png: no such file"):
+        plain[0]
+    assert torch.equal(cached[1][0], plain[1][0])
+
+
+def test_turned_photographs_with_either_stated_size(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for name, size in (("turned", (40, 60)), ("stored", (60, 40))):
+        root = tmp_path / name
+        data = content(annotations=[], width=size[0], height=size[1])
+        data["images"][0]["file_name"] = "1.jpg"
+        write(root, data, splits=("val",), pictures={})
+        picture().save(root / "val" / "1.jpg", exif=exif)
+        dataset = CocoDataset(root, "val")
+        assert tuple(dataset[0][0].shape[1:]) == dataset.sizes[0] == size[::-1]
+        assert check(root, "val").problems == []
+
+
+def test_the_first_problem_is_raised_naming_the_file(tmp_path):
+    write(tmp_path, content(annotations=[box(), box(2, category=5), box(3, image=8)]))
+    with pytest.raises(DataError) as error:
+        CocoDataset(tmp_path, "train")
+    file = tmp_path / "annotations" / "instances_train.json"
+    assert str(error.value) == f"{file}: annotation 2: category_id 5 is no category"
+
+
+def test_a_truncated_photograph_is_named_when_read(tmp_path):
+    data = content()
+    data["images"][0]["file_name"] = "1.jpg"
+    write(tmp_path, data)
+    path = tmp_path / "train" / "1.jpg"
+    path.write_bytes(path.read_bytes()[:400])
+    dataset = CocoDataset(tmp_path, "train")
+    with pytest.raises(DataError, match=r"train/1\.jpg: cannot be decoded"):
+        dataset[0]
+    found = check(tmp_path, "train").problems
+    assert len(found) == 1
+    file = tmp_path / "annotations" / "instances_train.json"
+    assert found[0].startswith(f"{file}: image 1: {path}: cannot be decoded (")
+
+
+def test_check_counts_by_hand(folder):
+    report = check(folder)
+    assert report.problems == []
+    assert report.splits["train"] == {
+        "images": 3,
+        "without boxes": 1,
+        "boxes": 3,
+        "crowds": 1,
+        "small": 3,
+        "medium": 0,
+        "large": 0,
+    }
+    assert report.classes["train"] == {"zebra": 1, "car": 2, "cat": 1}
+    assert "train: 3 images" in str(report)
+    assert str(report).endswith("no problems")
+
+
+@pytest.mark.parametrize("bad", [[5, 5, 9], None, ["a", 1, 2, 3], 7])
+def test_check_lists_every_problem_and_survives_any_box(tmp_path, bad):
+    entries = [box(1) | {"bbox": bad}, 5, box(3) | {"category_id": [1]}, box(4, area=None)]
+    data = content(2, entries)
+    write(tmp_path, data, splits=("val",))
+    (tmp_path / "val" / "2.png").write_text("no picture")
+    report = check(tmp_path)
+    file = tmp_path / "annotations" / "instances_val.json"
+    assert report.problems == [
+        f"{file}: annotation 1: bbox must be four finite numbers, got {bad!r}",
+        f"{file}: annotation number 1: expected an object, got 5",
+        f"{file}: annotation 3: category_id must be an integer, got [1]",
+        f"{file}: annotation 4: area must be a number from 0 up, got None",
+        f"{file}: image 2: {tmp_path / 'val' / '2.png'}: not an image",
+    ]
+    assert "5 problems" in str(report)
+
+
+def test_check_says_a_missing_file_once(tmp_path):
+    write(tmp_path, content(), splits=("val",))
+    (tmp_path / "val" / "1.png").unlink()
+    assert len(check(tmp_path).problems) == 1
+
+
+def test_check_survives_images_that_are_no_entries(tmp_path):
+    data = content(annotations=[]) | {"images": [4, {"id": 1}, {"id": 2, "file_name": 3}]}
+    write(tmp_path, data, splits=("val",), pictures={})
+    assert len(check(tmp_path).problems) == 3
+
+
+def test_check_wants_a_split(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no val split"):
+        check(tmp_path)
+    write(tmp_path, content(), splits=("val",))
+    assert list(check(tmp_path).splits) == ["val"]
+    with pytest.raises(FileNotFoundError, match="no train split"):
+        check(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["coco-sample", "aquarium"])
+def test_the_shared_folders_load(name):
+    dataset = CocoDataset(shared(name), "val", max_size=128)
+    for index in range(0, len(dataset), 5):
+        image, target = dataset[index]
+        assert tuple(image.shape[1:]) == dataset.sizes[index]
+        assert max(image.shape) == 128
+        boxes = target["boxes"]
+        assert bool((boxes[:, 2:] > boxes[:, :2]).all())
+        assert len(target["labels"]) == len(boxes)
+        assert all(1 <= label <= len(dataset.classes) for label in target["labels"].tolist())
+
+
+def test_check_accepts_the_coco_sample_and_counts_as_its_readme_does():
+    report = check(shared("coco-sample"))
+    assert report.problems == []
+    val = report.splits["val"]
+    assert (val["images"], val["without boxes"], val["boxes"], val["crowds"]) == (40, 2, 409, 8)
+    assert len(report.classes["val"]) == 62
+
+
+def test_check_accepts_the_aquarium():
+    report = check(shared("aquarium"), "val")
+    assert report.problems == []
+    assert [report.splits["val"][k] for k in ("small", "medium", "large")] == [453, 399, 57]
+
+
+def test_the_same_boxes_as_pycocotools(capsys):
+    root = shared("coco-sample")
+    reference = COCO(str(root / "annotations" / "instances_val2017.json"))
+    dataset = CocoDataset(root, "val")
+    names = {category["id"]: category["name"] for category in reference.dataset["categories"]}
+    for index in range(0, len(dataset), 3):
+        image, target = dataset[index]
+        stated = reference.imgs[target["image_id"]]
+        entries = reference.imgToAnns[target["image_id"]]
+        entries = [entry for entry in entries if not entry["iscrowd"]]
+        assert tuple(image.shape[1:]) == (stated["height"], stated["width"])
+        found = [dataset.classes[label - 1] for label in target["labels"].tolist()]
+        assert found == [names[entry["category_id"]] for entry in entries]
+        expected = np.array([entry["bbox"] for entry in entries]).reshape(-1, 4)
+        expected[:, 2:] += expected[:, :2]
+        assert np.allclose(target["boxes"], expected, atol=1e-4)
+
+
+def test_the_folder_is_left_as_it_was(folder):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    dataset = CocoDataset(folder, "train", max_size=30)
+    dataset[0]
+    check(folder)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert json.loads(before[dataset.file])["images"][0]["width"] == 60

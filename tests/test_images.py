@@ -1,0 +1,168 @@
+"""Image files of every kind, and those that are none."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from coco_folder import picture
+from PIL import Image
+
+from dfmsd.annotations import DataError
+from dfmsd.images import open_image, read_image, reduced, to_pixels
+
+# EXIF orientation -> how the stored pixels must be turned (numpy), from the EXIF standard
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: a.transpose(1, 0, 2)[::-1],
+}
+
+
+def stored(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def turned(path, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    return stored(path, picture(), exif=exif)
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_exif_turns_the_pixels(tmp_path, orientation):
+    path = turned(tmp_path / "a.png", orientation)
+    expected = TURNS[orientation](np.asarray(picture()))
+    assert np.array_equal(np.asarray(open_image(path)), expected)
+
+
+def test_exif_in_a_jpeg_with_turned_and_unturned_stated_sizes(tmp_path):
+    path = turned(tmp_path / "a.jpg", 6)
+    for size, turn in (((40, 60), TURNS[6]), (None, TURNS[6]), ((60, 40), TURNS[1])):
+        image = open_image(path, size)
+        difference = np.asarray(image).astype(int) - turn(np.asarray(picture())).astype(int)
+        assert image.size == (size or (40, 60))
+        assert np.abs(difference).mean() < 4  # what JPEG loses
+
+
+def test_a_square_image_is_turned_by_its_tag(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 3
+    path = stored(tmp_path / "a.png", picture(30, 30), exif=exif)
+    expected = np.asarray(picture(30, 30))[::-1, ::-1]
+    assert np.array_equal(np.asarray(open_image(path, (30, 30))), expected)
+
+
+def test_another_size_than_stated_is_refused(tmp_path):
+    path = stored(tmp_path / "a.png", picture())
+    with pytest.raises(DataError) as error:
+        open_image(path, (61, 40))
+    assert str(error.value) == f"{path}: is (60, 40), the annotations say (61, 40)"
+
+
+def test_grey_palette_and_alpha_keep_their_colours(tmp_path):
+    image = picture()
+    grey = image.convert("L")
+    three = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
+    assert np.array_equal(np.asarray(open_image(stored(tmp_path / "l.png", grey))), three)
+    assert np.array_equal(
+        np.asarray(open_image(stored(tmp_path / "la.png", grey.convert("LA")))), three
+    )
+    palette = image.quantize(16)
+    colours = np.array(palette.getpalette()).reshape(-1, 3)[np.asarray(palette)]
+    assert np.array_equal(np.asarray(open_image(stored(tmp_path / "p.png", palette))), colours)
+    image.putalpha(7)
+    found = np.asarray(open_image(stored(tmp_path / "a.png", image)))
+    assert np.array_equal(found, np.asarray(picture()))
+
+
+def test_cmyk_becomes_the_same_colours(tmp_path):
+    rgb = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+    path = stored(tmp_path / "a.jpg", Image.fromarray(rgb).convert("CMYK"), quality=95)
+    found = np.asarray(open_image(path)).astype(int)
+    assert found.shape == (16, 16, 3)
+    assert np.abs(found - rgb).max() <= 6
+
+
+def test_sixteen_bits_become_the_upper_eight(tmp_path):
+    values = (np.arange(24 * 16) * 170).astype(np.uint16).reshape(24, 16)
+    for name, image in (("a.png", Image.fromarray(values)), ("a.tif", Image.fromarray(values))):
+        found = np.asarray(open_image(stored(tmp_path / name, image)))
+        assert np.array_equal(found[..., 1], values // 256)
+
+
+def test_missing_file_text_file_and_folder(tmp_path):
+    with pytest.raises(DataError) as error:
+        open_image(tmp_path / "no.png")
+    assert str(error.value) == f"{tmp_path / 'no.png'}: no such file"
+    (tmp_path / "a.jpg").write_text("this is no picture")
+    with pytest.raises(DataError) as error:
+        open_image(tmp_path / "a.jpg")
+    assert str(error.value) == f"{tmp_path / 'a.jpg'}: not an image"
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(DataError, match=r"empty.jpg: not an image"):
+        open_image(tmp_path / "empty.jpg")
+    with pytest.raises(DataError, match="cannot be decoded"):
+        open_image(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+def test_truncated_files_are_refused_in_one_line(tmp_path, kind):
+    memory = io.BytesIO()
+    picture().save(memory, kind)
+    whole = memory.getvalue()
+    path = tmp_path / "cut"
+    for count in (10, 40, len(whole) // 3, len(whole) // 2, len(whole) * 9 // 10):
+        path.write_bytes(whole[:count])
+        with pytest.raises(DataError) as error:
+            open_image(path)
+        assert str(error.value).startswith(f"{path}: ")
+        assert "\n" not in str(error.value)
+
+
+def test_a_truncated_jpeg_says_so(tmp_path):
+    path = stored(tmp_path / "a.jpg", picture(200, 100), quality=95)
+    path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(DataError, match=r"a.jpg: cannot be decoded \(image file is truncated"):
+        open_image(path)
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "expected"),
+    [
+        ((640, 480), 320, (320, 240)),
+        ((480, 640), 320, (240, 320)),
+        ((640, 480), 640, (640, 480)),
+        ((640, 480), 1000, (640, 480)),
+        ((640, 480), None, (640, 480)),
+        ((333, 500), 416, (277, 416)),  # 333 · 416 / 500 = 277.06
+        ((1000, 1), 10, (10, 1)),
+    ],
+)
+def test_reduced_sizes_by_hand(size, limit, expected):
+    assert reduced(*size, limit) == expected
+
+
+def test_read_image_scales_values_and_size(tmp_path):
+    path = stored(tmp_path / "a.png", picture())
+    full = read_image(path)
+    assert full.dtype == torch.float32
+    expected = np.asarray(picture()).transpose(2, 0, 1) / 255
+    assert np.allclose(full.numpy(), expected, atol=1e-6)
+    small = read_image(path, max_size=30)
+    assert small.shape == (3, 20, 30)
+    # halved, a pixel is about the mean of four
+    means = full.view(3, 20, 2, 30, 2).mean((2, 4))
+    assert float((small - means).abs().mean()) < 0.01
+
+
+def test_to_pixels_of_an_image_that_fits_are_its_own():
+    assert np.array_equal(to_pixels(picture(), 60).permute(1, 2, 0).numpy(), np.asarray(picture()))
