@@ -169,7 +169,7 @@ def _annotation_problem(entry: Any, sizes: dict, categories: set, seen: set) -> 
         return f"area must be a number from 0 up, got {entry['area']!r}"
     if entry.get("iscrowd", 0) not in (0, 1):
         return f"iscrowd must be 0 or 1, got {entry['iscrowd']!r}"
-    if _OFFICIAL_FLAT.get(entry["id"]) == entry["bbox"]:
+    if _OFFICIAL_FLAT.get(entry["id"], ()) == entry["bbox"]:
         return None
     return _box_problem(entry["bbox"], entry["image_id"], sizes[entry["image_id"]])
 

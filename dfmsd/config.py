@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import typing
@@ -240,17 +241,19 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def fingerprint(settings: Settings) -> str:
-    """Twelve hexadecimal digits that change with every setting that can change a run's result.
+@functools.lru_cache(maxsize=16)
+def _content(file: str, _changed: int) -> str:
+    """The hash of a file's content, computed once as long as the file does not change."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
-    Files count by their content and folders by their name, so that a run keeps its fingerprint
-    when the project moves.
-    """
+
+def fingerprint(settings: Settings) -> str:
+    """Twelve digits of every setting that can change a result; files count by their content."""
     places = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
     kept = {k: v for k, v in flat(settings).items() if k not in places}
     for key, value in kept.items():
         if key == "data.root":
             kept[key] = Path(value).name
         elif value and key.endswith(("_file", "weights")) and Path(value).is_file():
-            kept[key] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
+            kept[key] = _content(value, Path(value).stat().st_mtime_ns)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

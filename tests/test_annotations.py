@@ -50,8 +50,8 @@ def test_cut_off_json_names_line_and_column(tmp_path):
     file.write_text('{"images": [],\n "annotations": [{"id": 1,')
     with pytest.raises(DataError) as error:
         read_annotations(file)
-    # the text ends in line 2 after 24 characters; the missing name is looked for behind them
-    assert str(error.value).startswith(f"{file}, line 2, column 25: not JSON (")
+    # the text ends in line 2 after 26 characters; the missing name is looked for behind them
+    assert str(error.value).startswith(f"{file}, line 2, column 27: not JSON (")
     assert "\n" not in str(error.value)
 
 
@@ -66,7 +66,7 @@ def test_json_cut_off_anywhere_is_refused(tmp_path, count):
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     file = tmp_path / "a.json"
     file.write_bytes(b'{"images": "\xff\xfe"}')
-    with pytest.raises(DataError, match="a.json: not JSON"):
+    with pytest.raises(DataError, match=r"a\.json: not JSON"):
         read_annotations(file)
 
 

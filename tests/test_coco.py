@@ -95,11 +95,11 @@ def test_reduced_images_boxes_and_areas_by_hand(folder):
 
 
 def test_uneven_reduction_scales_each_axis_by_its_own_factor(tmp_path):
-    data = content(annotations=[box(bbox=(0, 0, 33, 50), area=1650)], width=33, height=50)
+    data = content(annotations=[box(bbox=(3, 10, 30, 40), area=1650)], width=33, height=50)
     dataset = CocoDataset(write(tmp_path, data), "val", max_size=20)
     image, target = dataset[0]
     assert image.shape == (3, 20, 13)  # 33 · 0.4 = 13.2
-    assert target["boxes"][0].tolist() == pytest.approx([0, 0, 13, 20])
+    assert target["boxes"][0].tolist() == pytest.approx([3 * 13 / 33, 4, 13, 20])
     assert dataset.truth()["annotations"][0]["area"] == pytest.approx(260)
 
 
