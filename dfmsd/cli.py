@@ -5,22 +5,25 @@ torch is imported inside the commands that need it, so that `dfmsd --help` answe
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from tyro.conf import Positional, arg
 
+from dfmsd.terminal import run
+
 Preset = Annotated[Positional[Literal["scenes", "photos"]], arg(help="the job")]
+Split = Literal["train", "val"]
 Overrides = Annotated[
     Positional[tuple[str, ...]],
     arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3"),
 ]
 
 
-def data_check(root: Positional[Path], /, split: str | None = None) -> None:
+def data_check(root: Positional[Path], /, split: Split | None = None) -> None:
     """Check a COCO-format folder: annotations, images, boxes.
 
     Args:
@@ -50,6 +53,8 @@ def data_scenes(
     """
     from dfmsd.synthetic import write_coco
 
+    if min(images, val) < 1:
+        raise ValueError(f"--images {images} --val {val}: each must be at least 1")
     write_coco(out, train=images, val=val, size=size, seed=seed)
     print(f"{images} training and {val} validation scenes of {size} pixels in {out}")
 
@@ -105,7 +110,7 @@ def evaluate(
     /,
     detections: Path | None = None,
     checkpoint: Path | None = None,
-    split: str = "val",
+    split: Split = "val",
     size: int | None = None,
 ) -> None:
     """COCO AP of a detections file, or of a saved detector, on a COCO-format folder.
@@ -122,6 +127,8 @@ def evaluate(
 
     if (detections is None) == (checkpoint is None):
         raise ValueError("give either --detections FILE or --checkpoint FILE")
+    if detections is not None and size is not None:
+        raise ValueError(f"--size {size}: goes with --checkpoint, detections have their size")
     dataset = CocoDataset(root, split, max_size=size)
     if detections is not None:
         truth = dataset.truth()
@@ -132,10 +139,8 @@ def evaluate(
 
         model, metadata = load_detector(checkpoint)
         if list(metadata["classes"]) != list(dataset.classes):
-            raise ValueError(
-                f"{checkpoint}: detects {', '.join(metadata['classes'])}, "
-                f"but {root} has {', '.join(dataset.classes)}"
-            )
+            detected, present = (", ".join(c) for c in (metadata["classes"], dataset.classes))
+            raise ValueError(f"{checkpoint}: detects {detected}, but {root} has {present}")
         metrics = evaluate_detector(model, dataset)
     print(_metrics(metrics))
 
@@ -165,19 +170,34 @@ def predict(
 
     if not images:
         raise ValueError("predict: name at least one image")
+    targets = drawings(images, out)
     model, metadata = load_detector(checkpoint)
     pixels = [read_image(path, max_size=size) for path in images]
     out.mkdir(parents=True, exist_ok=True)
-    for path, image in zip(images, pixels, strict=True):
+    for path, image, target in zip(images, pixels, targets, strict=True):
         with torch.no_grad():
             found = model([image])
         kept = found[0]["scores"] >= score
-        figure = detections_figure(
-            [image], found, classes=metadata["classes"], score=score, columns=1
-        )
-        target = out / f"{path.stem}.png"
+        shown = {"classes": metadata["classes"], "score": score, "columns": 1}
+        figure = detections_figure([image], found, **shown)
         figure.savefig(target)
         print(f"{path}: {int(kept.sum())} objects of score ≥ {score}, drawn in {target}")
+
+
+def drawings(images: Sequence[Path], out: Path) -> list[Path]:
+    """The file of each image's drawing: NAME.png in `out`, NAME-2.png for the next of that name.
+
+    Raises:
+        ValueError: a drawing would replace one of the images.
+    """
+    targets: list[Path] = []
+    for path in images:
+        names = (path.stem if n == 1 else f"{path.stem}-{n}" for n in itertools.count(1))
+        targets.append(next(t for t in (out / f"{name}.png" for name in names) if t not in targets))
+    for target in targets:
+        if target.resolve() in {path.resolve() for path in images}:
+            raise ValueError(f"{target}: is one of the images; choose another folder with --out")
+    return targets
 
 
 def config(preset: Preset, overrides: Overrides = (), /) -> None:
@@ -191,8 +211,7 @@ def config(preset: Preset, overrides: Overrides = (), /) -> None:
     from dfmsd.presets import resolve
 
     for key, value in flat(resolve(preset, overrides)).items():
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        print(f"{key}={shown}")
+        print(f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
 
 
 def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> None:
@@ -202,20 +221,18 @@ def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> N
         records: JSON-lines file of records.
     """
     from dfmsd.results import read_records
-    from dfmsd.tables import arms_table
+    from dfmsd.tables import arms_table, newest
 
     if not records.exists():
-        raise FileNotFoundError(f"{records}: no such file")
-    print(arms_table(read_records(records)))
+        raise FileNotFoundError(f"{records}: no such file; `dfmsd distill` names the one it writes")
+    found = read_records(records)
+    if not newest(found):
+        raise ValueError(f"{records}: holds no record of `dfmsd distill`")
+    print(arms_table(found))
 
 
 COMMANDS: dict[str, Any] = {
-    "train": train,
-    "distill": distill,
-    "evaluate": evaluate,
-    "predict": predict,
-    "config": config,
-    "table": table,
+    command.__name__: command for command in (train, distill, evaluate, predict, config, table)
 }
 DATA_COMMANDS: dict[str, Any] = {"check": data_check, "scenes": data_scenes}
 
@@ -233,15 +250,8 @@ def _metrics(metrics: dict[str, float | None]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a mistake gives one line on standard error and exit status 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    nested = bool(arguments) and arguments[0] == "data"
-    commands = DATA_COMMANDS if nested else {"data": data} | COMMANDS
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="dfmsd data" if nested else "dfmsd",
-            description=__doc__.splitlines()[0] if not nested else data.__doc__,
-            args=arguments[nested:],
-        )
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"dfmsd: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    if arguments[:1] == ["data"]:
+        run(DATA_COMMANDS, arguments[1:], prog="dfmsd data", description=data.__doc__)
+    else:
+        commands = {"data": data} | COMMANDS
+        run(commands, arguments, prog="dfmsd", description=__doc__.splitlines()[0])

@@ -7,16 +7,17 @@ import difflib
 import functools
 import hashlib
 import json
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dfmsd.arms import ARMS
 
 Scale = Literal["smoke", "quick", "full"]
-SCALES: tuple[str, ...] = typing.get_args(Scale)
+SCALES: tuple[str, ...] = get_args(Scale)
+_COUNTS = ("steps", "batch_size", "save_every", "log_every", "jobs", "size")
+_POSITIVE = {"coco": _COUNTS, "scenes": (*_COUNTS, "train_images", "val_images")}
 
 
 class SettingsError(ValueError):
@@ -211,16 +212,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
-        for arm in self.arms:
-            if arm not in ARMS:
-                raise SettingsError(f"arms={arm}: no such arm{nearest(arm, list(ARMS))}")
-        if not self.seeds or not self.arms:
-            raise SettingsError("arms and seeds need at least one entry each")
+        for arm in set(self.arms) - ARMS.keys():
+            raise SettingsError(f"arms={arm}: no such arm{nearest(arm, list(ARMS))}")
         if self.data.kind == "coco" and not self.data.root:
             raise SettingsError("data.root: give the COCO-format folder, data.root=PATH")
-        for key in ("steps", "batch_size", "save_every", "log_every"):
-            if getattr(self.train, key) < 1 or getattr(self.teach, key) < 1:
-                raise SettingsError(f"train.{key} and teach.{key} must be at least 1")
+        for key, several in (("seeds", self.seeds), ("arms", self.arms)):
+            if not 0 < len(several) == len(set(several)):
+                raise SettingsError(f"{key}={several}: expected at least one, and none twice")
+        for key, value in flat(self).items():
+            least = int(key.split(".")[-1] in _POSITIVE[self.data.kind])
+            if type(value) is int and value < least:
+                raise SettingsError(f"{key}={value}: must be at least {least}")
 
 
 def nearest(word: str, valid: Sequence[str]) -> str:
@@ -251,9 +253,8 @@ def fingerprint(settings: Settings) -> str:
     """Twelve digits of every setting that can change a result; files count by their content."""
     places = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
     kept = {k: v for k, v in flat(settings).items() if k not in places}
+    kept["data.root"] = Path(settings.data.root).name
     for key, value in kept.items():
-        if key == "data.root":
-            kept[key] = Path(value).name
-        elif value and key.endswith(("_file", "weights")) and Path(value).is_file():
+        if value and key.endswith(("_file", "weights")) and Path(value).is_file():
             kept[key] = _content(value, Path(value).stat().st_mtime_ns)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

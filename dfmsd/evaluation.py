@@ -71,8 +71,9 @@ def coco_metrics(
             raise ValueError(f"results: image_id {entry['image_id']!r} is not in truth")
     if not results:
         return _without_detections(truth, small, medium)
-    # COCO writes into the entries it is given
-    own = truth | {"annotations": [dict(entry) for entry in truth["annotations"]]}
+    # copies, for COCO writes into them; numbered from 1, for it takes an id of 0 for "no match"
+    numbered = enumerate(truth["annotations"], start=1)
+    own = truth | {"annotations": [entry | {"id": number} for number, entry in numbered]}
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO(own)
         found = reference.loadRes([dict(entry) for entry in results])

@@ -159,6 +159,9 @@ def resolve(
     scale = scale or default_scale()
     if scale not in SCALES:
         raise SettingsError(f"scale={scale}: no such scale{nearest(scale, SCALES)}")
+    for key, value in pairs:
+        if key == "preset" and value != preset:
+            raise SettingsError(f"preset={value}: contradicts the preset {preset} named first")
     changes = {key: value for key, value in pairs if key not in ("scale", "preset")}
     settings = PRESETS[preset](scale)
     files = {

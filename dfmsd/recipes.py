@@ -13,7 +13,7 @@ from torch import nn
 from dfmsd.arms import ARMS
 from dfmsd.checkpoints import CheckpointError, load_weights, read_metadata, save_weights
 from dfmsd.config import Data, Detector, Settings, Train
-from dfmsd.detectors import build_detector
+from dfmsd.detectors import build_detector, rebuild
 from dfmsd.distill import feature_channels
 from dfmsd.engine import History
 from dfmsd.evaluation import evaluate_detector
@@ -87,9 +87,12 @@ def load_detector(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         CheckpointError: not a file of ours, or one of another model.
     """
     metadata = read_metadata(path)
-    if "recipe" not in metadata:
-        raise CheckpointError(f"{path}: names no recipe; it was not saved by dfmsd")
-    model = build_detector(**metadata["recipe"])
+    if not {"recipe", "classes"} <= metadata.keys():
+        raise CheckpointError(f"{path}: names no recipe and classes; it was not saved by dfmsd")
+    try:
+        model = rebuild(metadata["recipe"])
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its recipe makes no detector ({error})") from error
     load_weights(model, path)
     return model.eval(), metadata
 
@@ -176,7 +179,8 @@ def train_stages(
     kept = History()
 
     def after_stage(number: int, stage: Stage, student: nn.Module, history: History) -> None:
-        metrics = evaluate(student, val_set, settings.data, accelerator=world)
+        limit = settings.data.val_images or None
+        metrics = evaluate(student, val_set, settings.data, limit=limit, accelerator=world)
         kept.rows, kept.evaluations = history.rows, history.evaluations
         if world.is_main_process:
             file = folder / f"stage{number + 1}.safetensors"
@@ -205,4 +209,6 @@ def train_stages(
         show=show,
     )
     world.wait_for_everyone()
+    if world.is_main_process and not kept.rows:  # all was done when a kill came before the record
+        kept = History.load(folder / "log.jsonl", before=(len(stages), 0))
     return kept

@@ -125,7 +125,7 @@ def _finite(value: Any) -> Any:
 
 def spread(values: Sequence[float | None], *, scale: float = 100.0, digits: int = 1) -> str:
     """`mean ± sd` of values in 0..1, shown times `scale`; `–` for none, no sd for a single one."""
-    known = [scale * value for value in values if value is not None]
+    known = [scale * v for v in values if v is not None and not math.isnan(v)]
     if not known:
         return "–"
     mean = f"{statistics.mean(known):.{digits}f}"

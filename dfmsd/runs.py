@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +67,7 @@ class Run:
 
     def done(self) -> bool:
         """Whether record and weights are both there."""
-        return self.weights.exists() and self.record() is not None
+        return self.record() is not None and self.weights.exists()  # a broken file is refused now
 
 
 def runs(settings: Settings) -> list[Run]:
@@ -157,6 +161,7 @@ def execute_all(settings: Settings, *, show: bool = True) -> list[dict[str, Any]
 
 def _prepare_worker() -> None:
     """One thread, and an end of the worker when the process that started it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
     torch.set_num_threads(1)
     commit()  # of the code that was just loaded
 
@@ -167,6 +172,26 @@ def _prepare_worker() -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes; Ctrl-C ends them, and the death of one is told in one line."""
+    others = active_children()
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare_worker)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a worker process was killed (out of memory?); the same command continues, "
+            "with jobs=1 in the least memory"
+        ) from error
+    except (KeyboardInterrupt, SystemExit):
+        for worker in set(active_children()) - set(others):
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _execute_parallel(listed: list[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
     """The records of the runs, `jobs` worker processes sharing them; one progress line for all."""
     lengths = [round(sum(ARMS[run.arm].lengths) * run.settings.train.steps) for run in listed]
@@ -174,9 +199,7 @@ def _execute_parallel(listed: list[Run], jobs: int, *, show: bool) -> list[dict[
     progress = Progress(title, sum(lengths), start=done, show=show)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     longest_first = sorted(range(len(listed)), key=lambda i: -lengths[i])
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_prepare_worker
-    ) as pool:
+    with _workers(jobs) as pool:
         waiting = {pool.submit(execute, listed[i], show=False) for i in longest_first}
         while waiting:
             finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from dfmsd.checkpoints import CheckpointError, load_state, save_state
+from dfmsd.checkpoints import CheckpointError, load_state, mismatch, save_state
 from dfmsd.distill import Distiller
 from dfmsd.engine import Batches, History, fit
 from dfmsd.optimise import Schedule, make_optimizer
@@ -66,17 +66,21 @@ def run_stages(
     accelerator = accelerator or Accelerator()
     checkpoint = folder / "checkpoint.pt" if folder is not None else None
     state = load_state(checkpoint) if checkpoint is not None and checkpoint.exists() else None
+    if state and not {"stage", "step"} <= state.keys():
+        raise CheckpointError(f"{checkpoint}: holds no training run; remove it to begin anew")
     first = state["stage"] if state else 0
-    if first > len(stages):
+    if first > len(stages) or (first == len(stages) and state["step"]):
         raise CheckpointError(f"{checkpoint}: stands at stage {first}, this run has {len(stages)}")
     if state and state["step"] == 0:
-        student.load_state_dict(state["student"])
+        _load(student, state["student"], f"{checkpoint}: belongs to another model")
     generators = state.get("generators") if state else None
     for number, stage in enumerate(stages):
         if number < first:
             continue
         if stage.carry and generators is not None and stage.method is not None:
-            stage.method.generators.load_state_dict(generators)
+            _load(
+                stage.method.generators, generators, f"carry: generators of stage {number} differ"
+            )
         distiller = Distiller(student, stage.teacher, stage.method)
         history = fit(
             distiller,
@@ -97,3 +101,11 @@ def run_stages(
             done = {"stage": number + 1, "step": 0, "student": student.state_dict()}
             save_state(done | {"generators": generators}, checkpoint)
     return student
+
+
+def _load(module: nn.Module, state: dict[str, Any], problem: str) -> None:
+    """Load `state` strictly; CheckpointError, beginning with `problem`, when it does not fit."""
+    difference = mismatch(module.state_dict(), state)
+    if difference:
+        raise CheckpointError(f"{problem} ({difference})")
+    module.load_state_dict(state)

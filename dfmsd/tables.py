@@ -21,7 +21,7 @@ PAPER_FIGURE_3 = (
 
 def newest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records with the settings of the newest one (preset, scale and fingerprint)."""
-    runs = [record for record in records if record["arm"] in ARMS]
+    runs = [record for record in records if record.get("arm") in ARMS]
     if not runs:
         return []
     last = max(runs, key=lambda record: record["finished"])

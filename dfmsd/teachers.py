@@ -23,18 +23,19 @@ from dfmsd.recipes import (
     schedule,
     train_stages,
 )
-from dfmsd.results import append_record, environment
+from dfmsd.results import append_record, environment, read_records
 from dfmsd.stages import Stage
 
 TEACHERS = ("weak", "strong")
 
 
-def teacher_run(settings: Settings, name: str) -> tuple[Settings, Path]:
+def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settings, Path]:
     """The settings under which `dfmsd train` makes the detector `name`, and its folder.
 
     Args:
         settings: of the job.
         name: "weak", "strong" or "student" (the latter without any distillation).
+        seed: of the run.
 
     Raises:
         SettingsError: another name.
@@ -51,7 +52,7 @@ def teacher_run(settings: Settings, name: str) -> tuple[Settings, Path]:
     parts = {k: v for k, v in flat(own).items() if k.split(".")[0] in ("data", "train", "student")}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     folder = Path(settings.out) / f"{settings.preset}-{settings.scale}-{name}-{key}"
-    return own, folder
+    return own, folder.with_name(f"{folder.name}-seed{seed}") if seed else folder
 
 
 def train_detector(
@@ -59,9 +60,11 @@ def train_detector(
 ) -> tuple[Path, dict[str, Any]]:
     """The weights file and its metadata, after training a detector without distillation."""
     began, cpu = time.time(), time.process_time()
-    own, folder = teacher_run(settings, name)
+    own, folder = teacher_run(settings, name, seed=seed)
     weights = folder / "stage1.safetensors"
     if not weights.exists():
+        place = environment()
+        read_records(records_file(settings))  # a broken file is better known before the training
         data = datasets(own.data)
         torch.manual_seed(seed)
         model = detector(own.student, num_classes=len(data[0].classes), image_size=own.data.size)
@@ -83,14 +86,15 @@ def train_detector(
             "scale": own.scale,
             "arm": f"train {name}",
             "seed": seed,
-            "fingerprint": folder.name.rsplit("-", 1)[-1],
+            "fingerprint": folder.name.removesuffix(f"-seed{seed}").rsplit("-", 1)[-1],
             "steps": [own.train.steps],
             "metrics": read_metadata(weights)["metrics"],
             "curve": history.evaluations,
             "wall_s": round(time.time() - began, 1),
             "cpu_s": round(time.process_time() - cpu, 1),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "settings": {k: asdict(own)[k] for k in ("data", "train", "student")},
-            "environment": environment(),
+            "environment": place,
         }
         append_record(records_file(settings), record)
     return weights, read_metadata(weights)
@@ -105,8 +109,8 @@ def teacher(settings: Settings, name: str, *, show: bool = True) -> nn.Module:
     file = getattr(settings, f"{name}_file")
     if file and not Path(file).exists():
         raise FileNotFoundError(
-            f"{name}_file={file}: no such file; make it with "
-            f"`dfmsd train {settings.preset} {name}`, or set {name}_file= to train it on the way"
+            f"{name}_file={file}: no such file; make it with `dfmsd train {settings.preset} "
+            f"{name} scale=quick --save {file}`, or set {name}_file= to train it on the way"
         )
     path = Path(file) if file else train_detector(settings, name, show=show)[0]
     return load_detector(path)[0]

@@ -397,3 +397,18 @@ def test_processes_share_the_images_and_agree(monkeypatch):
     monkeypatch.setattr(evaluation, "gather_object", lambda part: parts[0] + parts[1])
     metrics = evaluate_detector(Oracle(), Pixels(5), accelerator=Rank(1))
     assert metrics["AP"] == pytest.approx(1.0)
+
+
+def test_an_annotation_with_id_0_counts_like_any_other():
+    """COCO's own matching reads id 0 as "unmatched"; pycocotools scores such a truth 0.56."""
+    boxes = [[10.0 * k, 0.0, 8.0, 8.0] for k in range(4)]
+    truth = {
+        "images": [{"id": 1, "width": 64, "height": 64}],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [
+            {"id": k, "image_id": 1, "category_id": 1, "bbox": b, "area": 64.0, "iscrowd": 0}
+            for k, b in enumerate(boxes)
+        ],
+    }
+    found = [{"image_id": 1, "category_id": 1, "bbox": b, "score": 0.9} for b in boxes]
+    assert coco_metrics(truth, found)["AP"] == pytest.approx(1.0)

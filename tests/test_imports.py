@@ -44,6 +44,7 @@ TABLE: dict[str, set[str]] = {
     "presets": {"arms", "config", "overrides"},
     "tables": {"arms", "results"},
     "panels": set(),
+    "terminal": set(),
     "charts": {"panels"},
     "viz": {"panels", "charts"},
     "widgets": {"masking", "enhance", "viz"},
@@ -71,12 +72,13 @@ TABLE: dict[str, set[str]] = {
         "synthetic",
         "tables",
         "teachers",
+        "terminal",
         "viz",
     },
     "__init__": set(),
     "__main__": {"cli"},
 }
-ABOVE_RECIPES = {"viz", "charts", "panels", "widgets", "teachers", "runs", "cli"}
+ABOVE_RECIPES = {"viz", "charts", "panels", "widgets", "teachers", "runs", "terminal", "cli"}
 TABLE["recipes"] = set(TABLE) - ABOVE_RECIPES - {"__init__", "__main__"}
 
 FILES = sorted(LIBRARY.rglob("*.py"))

@@ -98,6 +98,7 @@ def test_boxes_hug_what_is_painted(options):
         assert image.shape == (3, HEIGHT, WIDTH)
         boxes = by_label(target)
         drawn.add(str(boxes))
+        assert all(min(side(kept)) >= 1 for kept in boxes.values())
         for channel, label in enumerate(LABELS):
             seen = hull(image[channel])
             if label in boxes and seen is not None:
@@ -135,7 +136,9 @@ def test_colour_changes_the_colours_only():
     assert float(changed.max()) <= 1
     assert torch.equal(found["boxes"], target["boxes"])
     # a grey image stays grey under brightness, contrast and saturation
-    grey, _ = augmentation(flip=0, colour=0.5)(torch.rand(1, 8, 8).expand(3, 8, 8), target)
+    plain = torch.rand(1, 8, 8).expand(3, 8, 8)
+    grey, _ = augmentation(flip=0, colour=0.5)(plain, target)
+    assert not torch.allclose(grey, plain, atol=0.01)
     assert torch.allclose(grey[0], grey[2], atol=1e-5)
 
 
@@ -183,6 +186,12 @@ def test_augmented_is_a_function_of_epoch_and_index():
     for seed, epoch, index in ((5, 1, 3), (6, 2, 3)):
         assert not torch.equal(make(seed)[epoch, index][0], first[0])
     assert make(5)[2, 4][1]["image_id"] == 4
+
+
+def test_every_index_has_draws_of_its_own():
+    image, target = painted()
+    data = Augmented([(image, target)] * 2, augmentation(scale=(0.5, 2)), seed=5)
+    assert not torch.equal(data[0, 0][0], data[0, 1][0])
 
 
 def test_augmented_leaves_the_callers_random_state(monkeypatch):
