@@ -165,6 +165,21 @@ def test_stock_detectors_serve_as_student(name):
     assert "alignment" in losses
 
 
+@pytest.mark.parametrize("kinds", [("retinanet", "faster_rcnn"), ("faster_rcnn", "retinanet")])
+def test_bf16_autocast_gives_float32_losses_near_the_float32_ones(kinds):
+    _, _, distiller = pair(*kinds)
+    batch = tiny_images()
+    torch.manual_seed(0)
+    plain = distiller.train()(*batch)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = distiller(*batch)
+    assert all(value.dtype == torch.float32 for value in losses.values())
+    for name in ("reconstruction", "alignment"):
+        assert losses[name].item() == pytest.approx(plain[name].item(), abs=0.02), name
+    total(distiller, losses).backward()
+
+
 def test_refuses_half_a_pair_and_things_that_are_no_detector(caplog):
     with caplog.at_level(logging.ERROR), pytest.raises(ValueError, match="go together"):
         Distiller(tiny_detector(), tiny_detector())
