@@ -36,7 +36,8 @@ def data_check(root: Positional[Path], /, split: Split | None = None) -> None:
     report = check(root, split)
     print(report)
     if report.problems:
-        raise DataError(f"{root}: {len(report.problems)} problems, listed above")
+        count = len(report.problems)
+        raise DataError(f"{root}: {count} problem{'s' * (count > 1)}, listed above")
 
 
 def data_scenes(

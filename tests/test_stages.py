@@ -1,0 +1,247 @@
+"""Stage-wise learning: equal to a loop written by hand, the student carries over, nothing else."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from tiny import TinyBatches, tiny_detector
+
+from dfmsd import stages as module
+from dfmsd.checkpoints import CheckpointError, load_state, save_state
+from dfmsd.distill import Distiller, feature_channels
+from dfmsd.engine import History, step_seed
+from dfmsd.loss import DFMSDLoss
+from dfmsd.optimise import Schedule
+from dfmsd.stages import Stage, run_stages
+
+STEPS, LR = 3, 1e-2
+
+
+def plan(student, count=2, *, carry=False, channels=24):
+    """Stages with fresh teachers and methods, the same ones at each call."""
+    made = []
+    for number in range(count):
+        teacher = tiny_detector("faster_rcnn", seed=number + 1, channels=channels)
+        torch.manual_seed(number)
+        method = DFMSDLoss(feature_channels(student), feature_channels(teacher), select="random")
+        schedule = Schedule(steps=STEPS, lr=LR)
+        made.append(Stage(f"teacher {number}", schedule, teacher, method, carry and number > 0))
+    return made
+
+
+def go(student, stages, **options):
+    """Run the stages; gives student and the losses of all steps."""
+    rows = []
+    optimizer = {"name": "sgd", "weight_decay": 0.0}
+    options = {"seed": 5, "show": False, "save_every": 1} | options
+    after = options.pop("after_stage", lambda *_: None)
+
+    def collect(number, stage, model, history):
+        rows.extend(row for row in history.rows if row["stage"] == number)
+        after(number, stage, model, history)
+
+    run_stages(student, stages, TinyBatches(), optimizer=optimizer, after_stage=collect, **options)
+    return student, [row["loss"] for row in rows]
+
+
+def by_hand(student, stages, *, carry):
+    """The same with a plain loop and torch's own optimiser and clipping."""
+    losses, before = [], None
+    for number, stage in enumerate(stages):
+        if carry and before is not None:
+            for new, old in zip(
+                stage.method.generators.parameters(), before.generators.parameters(), strict=True
+            ):
+                new.data.copy_(old.data)
+        model = Distiller(student, stage.teacher, stage.method).train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=LR, momentum=0.9)
+        batches = TinyBatches().iterate()
+        for step in range(STEPS):
+            optimizer.param_groups[0]["lr"] = LR * (1 + math.cos(math.pi * step / STEPS)) / 2
+            torch.manual_seed(step_seed(5, number, step))
+            terms = model(*next(batches))
+            loss = sum(stage.method.weights.get(name, 1.0) * term for name, term in terms.items())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 5.0)
+            optimizer.step()
+            losses.append(loss.item())
+        before = stage.method
+    return losses
+
+
+def same(first, second):
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Student, losses and plan of two stages that nothing interrupted."""
+    student = tiny_detector(seed=0)
+    stages = plan(student)
+    return *go(student, stages), stages
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_the_stages_equal_a_loop_written_by_hand(carry):
+    student, other = tiny_detector(seed=0), tiny_detector(seed=0)
+    _, losses = go(student, plan(student, carry=carry))
+    expected = by_hand(other, plan(other), carry=carry)
+    assert len(losses) == 2 * STEPS
+    assert losses == pytest.approx(expected, rel=1e-5)
+    for key, value in student.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[key], rtol=1e-4, atol=1e-6)
+
+
+def test_carrying_changes_the_second_stage_only(reference):
+    student = tiny_detector(seed=0)
+    _, losses = go(student, plan(student, carry=True))
+    assert losses[:STEPS] == reference[1][:STEPS]
+    assert losses[STEPS] != reference[1][STEPS]
+
+
+def test_teachers_stay_as_they_were(reference):
+    for used, fresh in zip(reference[2], plan(reference[0]), strict=True):
+        assert same(used.teacher, fresh.teacher)
+        assert not same(used.method, fresh.method)
+        assert not used.teacher.training
+        assert all(p.grad is None and not p.requires_grad for p in used.teacher.parameters())
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Replace training by adding 1 to what is trainable; gives what each stage began with."""
+    began = []
+
+    def add_one(distiller, *_, **__):
+        began.append((copy.deepcopy(distiller.student), copy.deepcopy(distiller.method)))
+        with torch.no_grad():
+            for parameter in distiller.parameters():
+                parameter.add_(parameter.requires_grad)
+        return History()
+
+    monkeypatch.setattr(module, "fit", add_one)
+    return began
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_what_a_stage_takes_over(watched, carry):
+    student = tiny_detector(seed=0)
+    stages = plan(student, 3, carry=carry)
+    fresh = [copy.deepcopy(stage.method) for stage in stages]
+    go(student, stages)
+    for number in (1, 2):
+        begun, method = watched[number]
+        for weight, first in zip(begun.parameters(), watched[0][0].parameters(), strict=True):
+            torch.testing.assert_close(weight, first + number * first.requires_grad)
+        assert same(method.adapters, fresh[number].adapters)  # never carried
+        assert same(method.generators, fresh[number].generators) != carry
+        assert same(method.generators, stages[number - 1].method.generators) == carry
+
+
+def test_generators_that_do_not_fit_are_refused(watched):
+    student = tiny_detector(seed=0)
+    stages = [plan(student)[0], plan(student, carry=True, channels=16)[1]]
+    with pytest.raises(CheckpointError, match="carry: generators of stage 1 differ") as caught:
+        go(student, stages)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stage_without_teacher_trains_the_task_alone():
+    student, other = tiny_detector(seed=0), tiny_detector(seed=0)
+    _, losses = go(student, [Stage("task only", Schedule(steps=1, lr=LR))])
+    torch.manual_seed(step_seed(5, 0, 0))
+    terms = other.train()(*next(TinyBatches().iterate()))
+    assert losses == pytest.approx([sum(terms.values()).item()], rel=1e-6)
+    assert not same(student, other)
+
+
+# --- resume
+
+
+class StopError(Exception):
+    """Something that ends a run between two stages."""
+
+
+def stopped(folder, *, carry=False):
+    """Run stage 0 of two and stop before stage 1; the checkpoint stands between them."""
+    student = tiny_detector(seed=0)
+    stages = plan(student, carry=carry)
+    before = module.fit
+
+    def only_first(*arguments, stage, **options):
+        if stage:
+            raise StopError
+        return before(*arguments, stage=stage, **options)
+
+    module.fit = only_first
+    try:
+        with pytest.raises(StopError):
+            go(student, stages, folder=folder)
+    finally:
+        module.fit = before
+    return student
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_run_stopped_between_stages_continues_there(tmp_path, reference, carry):
+    stopped(tmp_path, carry=carry)
+    state = load_state(tmp_path / "checkpoint.pt")
+    assert (state["stage"], state["step"]) == (1, 0)
+    student = tiny_detector(seed=99)  # its weights come from the checkpoint
+    visited = []
+    _, losses = go(
+        student,
+        plan(student, carry=carry),
+        folder=tmp_path,
+        after_stage=lambda number, *_: visited.append(number),
+    )
+    assert visited == [1]
+    if carry:
+        whole = tiny_detector(seed=0)
+        expected = go(whole, plan(whole, carry=True))
+    else:
+        expected = reference[:2]
+    assert losses == expected[1][STEPS:]
+    assert same(student, expected[0])
+
+
+def test_a_finished_run_trains_no_more_and_gives_its_student(tmp_path, reference):
+    student = tiny_detector(seed=0)
+    go(student, plan(student), folder=tmp_path)
+    again = tiny_detector(seed=99)
+    _, losses = go(again, plan(again), folder=tmp_path)
+    assert losses == []
+    assert same(again, reference[0])
+
+
+def test_a_checkpoint_of_a_longer_run_is_refused_and_kept(tmp_path):
+    student = tiny_detector(seed=0)
+    go(student, plan(student), folder=tmp_path)
+    content = (tmp_path / "checkpoint.pt").read_bytes()
+    short = tiny_detector(seed=0)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: stands at stage 2, this run has 1"):
+        go(short, plan(short, 1), folder=tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == content
+    # in the middle of a stage that this run does not have
+    save_state(load_state(tmp_path / "checkpoint.pt") | {"stage": 1, "step": 2}, tmp_path / "c")
+    (tmp_path / "c").rename(tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="stands at stage 1, this run has 1"):
+        go(short, plan(short, 1), folder=tmp_path)
+    assert same(short, tiny_detector(seed=0))
+
+
+def test_checkpoints_of_another_student_or_of_nothing_are_refused(tmp_path):
+    stopped(tmp_path)
+    wider = tiny_detector(seed=0, channels=32)
+    with pytest.raises(CheckpointError, match="belongs to another model") as caught:
+        go(wider, plan(wider), folder=tmp_path)
+    assert "\n" not in str(caught.value)
+    save_state({"x": 1}, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: holds no training run; remove it"):
+        go(wider, plan(wider), folder=tmp_path)
