@@ -26,9 +26,11 @@ def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
         split: "train" or "val".
 
     Raises:
-        FileNotFoundError: neither layout is there; the message names both.
+        FileNotFoundError: no such folder, or neither layout in it; the message names both.
     """
     root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder")
     tried = []
     for name in (f"{split}2017", split):
         images, annotations = root / name, root / "annotations" / f"instances_{name}.json"

@@ -236,3 +236,8 @@ def test_the_shared_folders_are_well_formed(name, split):
     images, file = find_split(shared(name), split)
     assert isinstance(images, Path)
     assert problems(read_annotations(file), images) == []
+
+
+def test_a_folder_that_is_not_there_is_called_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder"):
+        find_split(tmp_path / "nowhere", "train")

@@ -228,7 +228,7 @@ SMALL_PHOTOS = [
 
 def test_a_file_in_place_of_a_folder_and_a_folder_in_place_of_a_file(capsys, tmp_path, checkpoint):
     line = refused(capsys, "data", "check", checkpoint)
-    assert f"{checkpoint}: no val split" in line
+    assert f"{checkpoint}: no such folder" in line
     assert str(tmp_path) in refused(capsys, "table", tmp_path)
     assert str(tmp_path) in refused(capsys, "evaluate", tmp_path, "--checkpoint", tmp_path)
 
