@@ -205,7 +205,7 @@ def _cut(
             return _timm_body(name, strides, arguments)
         model = timm.create_model(name, pretrained=False, **arguments)
     else:
-        raise ValueError(f"trunk={trunk!r}: expected 'torchvision:NAME', 'timm:NAME' or 'swin'")
+        raise ValueError(f"trunk={trunk!r}: expected 'swin', or torchvision:, timm: and a known name")
     if isinstance(model, SwinTransformer):
         found = measure_children(model.features, channels_last=True)
         levels = select_levels(found, strides, trunk)

@@ -141,7 +141,8 @@ class Report:
             rest = len(self.classes[split]) - len(common)
             lines.append(f"    boxes by class: {shown}" + (f", {rest} more" if rest > 0 else ""))
         lines += [f"  {problem}" for problem in self.problems]
-        return "\n".join([*lines, f"  {len(self.problems) or 'no'} problems"])
+        count = len(self.problems)
+        return "\n".join([*lines, f"  {count or 'no'} problem{'s' * (count != 1)}"])
 
 
 def check(root: str | Path, split: str | None = None) -> Report:
