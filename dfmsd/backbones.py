@@ -205,7 +205,7 @@ def _cut(
             return _timm_body(name, strides, arguments)
         model = timm.create_model(name, pretrained=False, **arguments)
     else:
-        raise ValueError(f"trunk={trunk!r}: expected 'swin', or torchvision:, timm: and a known name")
+        raise ValueError(f"trunk={trunk!r}: expected 'swin', torchvision:NAME or timm:NAME, known")
     if isinstance(model, SwinTransformer):
         found = measure_children(model.features, channels_last=True)
         levels = select_levels(found, strides, trunk)
