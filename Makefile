@@ -25,7 +25,7 @@ help: ## show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|' 2>/dev/null \
 		|| grep -E '^[a-z]+:.*## ' Makefile
 
-demo: $(STAMP) ## run the main job at quick scale (about 10 minutes on two cores), show its table
+demo: $(STAMP) ## run the main job at quick scale (8 to 11 minutes on two cores), show its table
 	@mkdir -p build && rm -rf build/demo
 	@echo "make demo: executing $(MAIN) at DFMSD_SCALE=$${DFMSD_SCALE:-quick}"
 	@$(SOCKETS) && DFMSD_SCALE=$${DFMSD_SCALE:-quick} $(EXECUTE) $(MAIN)
