@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dfmsd.checkpoints import CheckpointError, load_state, save_state
+from dfmsd.checkpoints import CheckpointError, load_state, save_state, write_atomic
 from dfmsd.optimise import Schedule
 from dfmsd.progress import Progress
 
@@ -86,7 +86,7 @@ class History:
                 if (row["stage"], row["step"]) < before:
                     (history.evaluations if "AP" in row else history.rows).append(row)
             kept = sorted(history.rows + history.evaluations, key=lambda r: (r["stage"], r["step"]))
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
         return history
 
     def add(self, row: dict[str, float], path: Path | None) -> None:
@@ -150,13 +150,12 @@ def fit(
     start = _resume(accelerator, model, optimizer, checkpoint, stage)
     history = History.load(log, before=(stage, start)) if log else History()
     progress = Progress(title, schedule.steps, start=start, show=show and main)
-    peak = [group.get("lr_scale", 1.0) * schedule.lr for group in optimizer.param_groups]
     data = batches.iterate(start, accelerator.process_index, accelerator.num_processes)
     model.train()
     for step in range(start, schedule.steps):
         torch.manual_seed(step_seed(seed, stage, step, accelerator.process_index))
-        for group, lr in zip(optimizer.param_groups, peak, strict=True):
-            group["lr"] = lr * schedule.factor(step)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.lr * schedule.factor(step)
         images, targets = to_device(next(data), accelerator.device)
         losses = model(images, targets)
         loss = total_loss(losses, weights, step)

@@ -12,6 +12,7 @@ from torch import nn
 
 from dfmsd.arms import ARMS
 from dfmsd.checkpoints import CheckpointError, load_weights, read_metadata, save_weights
+from dfmsd.coco import CocoDataset
 from dfmsd.config import Data, Detector, Settings, Train
 from dfmsd.detectors import build_detector, rebuild
 from dfmsd.distill import feature_channels
@@ -27,21 +28,13 @@ TRAIN_SEED, VAL_SEED = 1, 2
 """Seeds of the generated scenes; the validation scenes are never trained on."""
 
 
-def datasets(data: Data, *, train_images: int | None = None) -> tuple[Any, Any]:
-    """Training and validation data of the settings.
-
-    Args:
-        data: settings.
-        train_images: instead of `data.train_images` (teachers see more scenes).
-    """
+def datasets(data: Data) -> tuple[Any, Any]:
+    """Training and validation data of the settings."""
     if data.kind == "scenes":
-        count = train_images or data.train_images
         return (
-            SceneDataset(count, size=data.size, seed=TRAIN_SEED),
+            SceneDataset(data.train_images, size=data.size, seed=TRAIN_SEED),
             SceneDataset(data.val_images, size=data.size, seed=VAL_SEED),
         )
-    from dfmsd.coco import CocoDataset
-
     return tuple(
         CocoDataset(data.root, split, max_size=data.size, cache=data.cache)
         for split in ("train", "val")

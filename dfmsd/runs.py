@@ -203,10 +203,8 @@ def _execute_parallel(listed: list[Run], jobs: int, *, show: bool) -> list[dict[
         waiting = {pool.submit(execute, listed[i], show=False) for i in longest_first}
         while waiting:
             finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-            failed = [future for future in finished if future.exception()]
-            if failed:
-                pool.shutdown(wait=False, cancel_futures=True)
-                failed[0].result()
+            for future in finished:
+                future.result()  # a failure ends the pool, see `_workers`
             note = f"{len(listed) - len(waiting)} runs finished"
             progress.update(_steps_done(listed, lengths), note)
     return [run.record() for run in listed]

@@ -63,7 +63,7 @@ def train_detector(
     own, folder = teacher_run(settings, name, seed=seed)
     weights = folder / "stage1.safetensors"
     if not weights.exists():
-        place = environment()
+        place, world = environment(), accelerator(own)
         read_records(records_file(settings))  # a broken file is better known before the training
         data = datasets(own.data)
         torch.manual_seed(seed)
@@ -79,7 +79,7 @@ def train_detector(
             seed=seed,
             title=f"train {name}",
             show=show,
-            world=accelerator(own),
+            world=world,
         )
         record = {
             "preset": own.preset,
@@ -96,7 +96,8 @@ def train_detector(
             "settings": {k: asdict(own)[k] for k in ("data", "train", "student")},
             "environment": place,
         }
-        append_record(records_file(settings), record)
+        if world.is_main_process:
+            append_record(records_file(settings), record)
     return weights, read_metadata(weights)
 
 

@@ -100,7 +100,7 @@ def test_schedule_over_reaches_the_stages(tmp_path):
 def test_data_of_the_settings():
     settings = resolve("scenes", ["scale=smoke", "data.size=64", *COUNTS])
     train, val = datasets(settings.data)
-    more, _ = datasets(settings.data, train_images=5)
+    more, _ = datasets(replace(settings.data, train_images=5))
     assert (len(train), len(val), len(more)) == (3, 2, 5)
     assert train[0][0].shape == (3, 64, 64)
     assert torch.equal(more[2][0], train[2][0])  # the student's scenes are the teachers' first
