@@ -35,9 +35,18 @@ class Generator(nn.Module):
             nn.Conv2d(hidden, channels, kernel_size=3, padding=1),
         )
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """The rebuilt feature, (N, C, H, W), of a masked one of the same shape."""
-        return self.block(feature)
+    def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The rebuilt feature, (N, C, H, W), of a masked one of the same shape.
+
+        Args:
+            feature: (N, C, H, W).
+            valid: (N, 1, H, W) bool, True inside the images. Choice: padding is 0 before either
+                convolution, so that what an image gets does not depend on the batch around it.
+        """
+        if valid is None:
+            return self.block(feature)
+        first, activation, second = self.block
+        return second(activation(first(feature * valid)) * valid)
 
 
 class DualGenerator(nn.Module):
@@ -87,7 +96,11 @@ class DualGenerator(nn.Module):
         return self.fixed if self.mix is None else self.mix.sigmoid()
 
     def forward(
-        self, feature: Tensor, keep_spatial: Tensor | None, keep_channel: Tensor | None
+        self,
+        feature: Tensor,
+        keep_spatial: Tensor | None,
+        keep_channel: Tensor | None,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """The rebuilt feature, (N, C, H, W).
 
@@ -95,16 +108,14 @@ class DualGenerator(nn.Module):
             feature: (N, C, H, W), not masked yet.
             keep_spatial: (N, 1, H, W), 0 hidden; not read without the spatial branch.
             keep_channel: (N, C, 1, 1), 0 hidden; not read without the channel branch.
+            valid: (N, 1, H, W) bool, True inside the images, see `Generator`.
         """
         if self.channel is None:
-            return self.spatial(feature * keep_spatial)
+            return self.spatial(feature * keep_spatial, valid)
         if self.spatial is None:
-            return self.channel(feature * keep_channel)
-        spatial, channel = (
-            self.spatial(feature * keep_spatial),
-            self.channel(feature * keep_channel),
-        )
-        return fuse(spatial, channel, self.share)
+            return self.channel(feature * keep_channel, valid)
+        spatial = self.spatial(feature * keep_spatial, valid)
+        return fuse(spatial, self.channel(feature * keep_channel, valid), self.share)
 
 
 def fuse(spatial: Tensor, channel: Tensor, share: Tensor | float) -> Tensor:

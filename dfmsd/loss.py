@@ -224,7 +224,7 @@ class DFMSDLoss(nn.Module):
 
     def _rebuild(self, part: Level, key: str) -> None:
         masks = (part.keep_spatial, part.keep_channel)
-        part.reconstruction = self.generators[key](part.student, *masks)
+        part.reconstruction = self.generators[key](part.student, *masks, part.valid)
         keep = prod(mask for mask in masks if mask is not None) if self.masked_only else None
         part.losses["reconstruction"] = reconstruction_loss(
             part.reconstruction, part.teacher, valid=part.valid, keep=keep

@@ -1,0 +1,31 @@
+"""Published feature distillation methods beside `DFMSDLoss`, called the same way.
+
+Each is built from channel counts by stride and called `method(student, teacher, context)`; it
+returns named, unweighted scalars in per-element units, and `weights` holds the published weights
+converted to those units. On a batch without padding each is its publication's formula; padding is
+never hidden and never scored. No gradient reaches the teacher.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dfmsd.baselines.amd import AMD
+from dfmsd.baselines.cwd import CWD
+from dfmsd.baselines.dmkd import DMKD
+from dfmsd.baselines.fgd import FGD
+from dfmsd.baselines.fitnet import FitNet
+from dfmsd.baselines.mgd import MGD
+from dfmsd.baselines.pkd import PKD
+
+BASELINES: dict[str, type[nn.Module]] = {
+    "fitnet": FitNet,
+    "mgd": MGD,
+    "amd": AMD,
+    "dmkd": DMKD,
+    "pkd": PKD,
+    "fgd": FGD,
+    "cwd": CWD,
+}
+
+__all__ = ["AMD", "BASELINES", "CWD", "DMKD", "FGD", "MGD", "PKD", "FitNet"]

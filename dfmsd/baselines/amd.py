@@ -1,0 +1,135 @@
+"""AMD, our reading: hide the cells that the teacher attends, rebuild the teacher's feature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+
+from torch import Tensor, nn
+
+from dfmsd.align import Context, Match
+from dfmsd.baselines.pyramid import (
+    CHANNELS,
+    ONE_STAGE_CELLS,
+    Baseline,
+    Fit,
+    check,
+    over_levels,
+)
+from dfmsd.generate import DualGenerator, reconstruction_loss
+from dfmsd.masking import Select, spatial_attention, spatial_keep
+
+
+class AMD(Baseline):
+    """Our reading of adaptive masking distillation, of which only the abstract is known to us.
+
+    It returns {"reconstruction"}, the mean over the levels of the mean squared error of the
+    rebuilt, raw features. Source: arXiv 2301.13538 states that the mask follows attention instead
+    of chance, and that "a simple and efficient module" makes the student's channels adaptive.
+    Choice: everything else. The attention is FGD's, of the raw teacher; the most attended share is
+    hidden, an exact count; the module is a squeeze-and-excitation gate on the adapted student,
+    before masking; generators and weight are MGD's.
+
+    With select="random" and gate=False it is `MGD` with mask="count" and over="levels".
+
+    Args:
+        student_channels: stride → C_s.
+        teacher_channels: stride → C_t.
+        ratio: share of cells to hide, 0..1.
+        select: hide the most attended ("high"), the least ("low") or any ("random", from torch's
+            global generator).
+        temperature: of the attention, > 0.
+        gate: rescale the student's channels, see `ChannelGate`.
+        hidden: width of the generators as a fraction of C_t, rounded up, > 0.
+        adapter: "conv", "identity" or "auto", see `Baseline`.
+        match: "stride" or "index", see `pair_strides`.
+        weight: on the mean squared error, > 0.
+
+    Raises:
+        ValueError: when an argument is out of range, or no level is in common.
+    """
+
+    def __init__(
+        self,
+        student_channels: dict[int, int],
+        teacher_channels: dict[int, int],
+        *,
+        ratio: float = 0.5,
+        select: Select = "high",
+        temperature: float = 0.5,
+        gate: bool = True,
+        hidden: float = 1.0,
+        adapter: Fit = "conv",
+        match: Match = "stride",
+        weight: float = 2e-5 * CHANNELS * ONE_STAGE_CELLS,  # MGD's
+    ) -> None:
+        """See the class."""
+        super().__init__(
+            student_channels,
+            teacher_channels,
+            adapter=adapter,
+            match=match,
+            weights={"reconstruction": weight},
+        )
+        check("ratio", ratio, 0 <= ratio <= 1, "in 0..1")
+        check("select", select, select in ("high", "low", "random"), "'high', 'low' or 'random'")
+        check("temperature", temperature, temperature > 0, "more than 0")
+        check("hidden", hidden, hidden > 0, "more than 0")
+        self.ratio, self.select, self.temperature = ratio, select, temperature
+        # only its spatial branch, for the names of the state dict
+        self.generators = nn.ModuleDict(
+            {
+                key: DualGenerator(c, ceil(hidden * c), channel=False)
+                for key, c in self.channels.items()
+            }
+        )
+        self.gates = nn.ModuleDict(
+            {key: ChannelGate(c) for key, c in self.channels.items()} if gate else {}
+        )
+
+    def forward(
+        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
+    ) -> dict[str, Tensor]:
+        """{"reconstruction": unweighted scalar}; arguments and errors of `Baseline.levels`."""
+        losses = []
+        for level in self.levels(student, teacher, context):
+            feature, valid = level.student, level.valid
+            if self.gates:
+                feature = self.gates[level.key](feature, valid)
+            keep = self.keep(level.teacher, valid)
+            rebuilt = self.generators[level.key](feature, keep, None, valid)
+            losses.append(reconstruction_loss(rebuilt, level.teacher, valid=valid))
+        return {"reconstruction": over_levels(losses)}
+
+    def keep(self, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The keep mask, (N, 1, H, W) of 0 (hidden) and 1, for a teacher's (N, C, H, W)."""
+        attention = spatial_attention(teacher, temperature=self.temperature, valid=valid)
+        return spatial_keep(attention, ratio=self.ratio, select=self.select, valid=valid)
+
+
+class ChannelGate(nn.Module):
+    """Rescales each channel by a factor in 0..1 that it reads from all of them.
+
+    `F · sigmoid(W_2 relu(W_1 mean_hw F))`. Source: squeeze-and-excitation (Hu et al., CVPR 2018),
+    a sixteenth of the channels inside. Choice: the mean is over valid cells.
+
+    Args:
+        channels: C of input and output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        """See the class."""
+        super().__init__()
+        inside = ceil(channels / 16)
+        self.block = nn.Sequential(
+            nn.Conv2d(channels, inside, 1), nn.ReLU(), nn.Conv2d(inside, channels, 1), nn.Sigmoid()
+        )
+
+    def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The rescaled feature, (N, C, H, W); `valid` (N, 1, H, W) bool, None means everywhere."""
+        if valid is None:
+            mean = feature.mean((2, 3), keepdim=True)
+        else:
+            count = valid.sum((2, 3), keepdim=True).clamp_min(1)
+            mean = (feature * valid).sum((2, 3), keepdim=True) / count
+        return feature * self.block(mean)

@@ -1,0 +1,88 @@
+"""CWD: each channel as a distribution over the cells, compared by KL divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dfmsd.align import Context, Match
+from dfmsd.baselines.pyramid import Baseline, Fit, check, over_levels
+
+
+class CWD(Baseline):
+    """Channel-wise distillation: {"divergence"}, see `channel_divergence`.
+
+    Source: Shu et al., ICCV 2021; for detection tau = 1 and 10 times the sum over five levels. Here
+    it is the mean over the levels, so the weight is that of the sum times the number of levels.
+
+    Args:
+        student_channels: stride → C_s.
+        teacher_channels: stride → C_t.
+        tau: temperature, > 0; high softens.
+        adapter: "conv", "identity" or "auto", see `Baseline`; published: none.
+        match: "stride" or "index", see `pair_strides`.
+        weight: on the mean divergence of a channel, > 0.
+
+    Raises:
+        ValueError: when an argument is out of range, or no level is in common.
+    """
+
+    def __init__(
+        self,
+        student_channels: dict[int, int],
+        teacher_channels: dict[int, int],
+        *,
+        tau: float = 1.0,
+        adapter: Fit = "conv",
+        match: Match = "stride",
+        weight: float = 10.0 * 5,
+    ) -> None:
+        """See the class."""
+        super().__init__(
+            student_channels,
+            teacher_channels,
+            adapter=adapter,
+            match=match,
+            weights={"divergence": weight},
+        )
+        check("tau", tau, tau > 0, "more than 0")
+        self.tau = tau
+
+    def forward(
+        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
+    ) -> dict[str, Tensor]:
+        """{"divergence": unweighted scalar}; arguments and errors of `Baseline.levels`."""
+        losses = [
+            channel_divergence(level.student, level.teacher, tau=self.tau, valid=level.valid)
+            for level in self.levels(student, teacher, context)
+        ]
+        return {"divergence": over_levels(losses)}
+
+
+def channel_divergence(
+    student: Tensor, teacher: Tensor, *, tau: float, valid: Tensor | None = None
+) -> Tensor:
+    """Scalar `τ² · mean_(n, c) KL(softmax_hw(F_t / τ) ‖ softmax_hw(F_s / τ))`, nats, ≥ 0.
+
+    It does not see an offset of a channel. Source: CWD. Choice: padding takes no part in the
+    softmax.
+
+    Args:
+        student: (N, C, H, W).
+        teacher: (N, C, H, W).
+        tau: temperature, > 0.
+        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
+    """
+
+    def log_share(feature: Tensor) -> Tensor:
+        logits = feature / tau
+        if valid is not None:
+            # the lowest finite number, not -inf: 0 · (−inf + inf) would be NaN
+            logits = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
+        return logits.flatten(2).log_softmax(2)  # (N, C, HW)
+
+    total = F.kl_div(log_share(student), log_share(teacher), reduction="sum", log_target=True)
+    return total * tau**2 / (student.shape[0] * student.shape[1])

@@ -1,0 +1,224 @@
+"""FGD: imitate foreground and background apart, where the teacher attends, and global context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dfmsd.align import Context, Match, mean_over
+from dfmsd.baselines.pyramid import (
+    CHANNELS,
+    ONE_STAGE_CELLS,
+    Baseline,
+    Fit,
+    Level,
+    check,
+    over_elements,
+    over_levels,
+)
+from dfmsd.masking import channel_attention, spatial_attention
+
+LEVELS = 5  # P3–P7
+
+
+class FGD(Baseline):
+    """Focal and global distillation: five terms, all of them means.
+
+    Source: Yang et al., CVPR 2022. With the attentions S (cells) and A (channels) and the boxes'
+    masks M of `box_masks`, the published loss is, summed over the levels and divided by N,
+    `α Σ M_fg S_t A_t (F_s − F_t)² + β Σ M_bg S_t A_t (F_s − F_t)² + γ (Σ|A_s − A_t| + Σ|S_s − S_t|)
+    + λ Σ (GC_s(F_s) − GC_t(F_t))²`, GC the trained `GlobalContext` of each side; for RetinaNet
+    α = 1e-3, β = γ = 5e-4, λ = 5e-6. The terms here, and what these α to λ are for them on P3–P7 at
+    800 x 1216 pixels with 256 channels:
+
+    - foreground, background: per image and level the sum over cells, the mean over channels (M
+      already divides by the area), mean over images and levels: 1.28, 0.64
+    - attention_spatial: mean over all valid cells of the pyramid: 10.1
+    - attention_channel: mean over channels and levels: 0.64
+    - relation: mean over all valid elements of the pyramid: 25.9
+
+    Two-stage detectors (P2–P5) have α = γ = 5e-5, β = 2.5e-5, λ = 5e-7.
+
+    Args:
+        student_channels: stride → C_s.
+        teacher_channels: stride → C_t.
+        temperature: of the attentions, > 0.
+        adapter: "conv", "identity" or "auto", see `Baseline`; published: "auto".
+        match: "stride" or "index", see `pair_strides`.
+        foreground_weight: ≥ 0, 0 is off; so are the others.
+        background_weight: on the background.
+        attention_spatial_weight: on the difference of the attentions over cells.
+        attention_channel_weight: on the difference of the attentions over channels.
+        relation_weight: on the features with their global context; without it there is no
+            `GlobalContext`.
+
+    Raises:
+        ValueError: when an argument is out of range, no level is in common, or every term is off.
+    """
+
+    def __init__(
+        self,
+        student_channels: dict[int, int],
+        teacher_channels: dict[int, int],
+        *,
+        temperature: float = 0.5,
+        adapter: Fit = "conv",
+        match: Match = "stride",
+        foreground_weight: float = 1e-3 * CHANNELS * LEVELS,
+        background_weight: float = 5e-4 * CHANNELS * LEVELS,
+        attention_spatial_weight: float = 5e-4 * ONE_STAGE_CELLS,
+        attention_channel_weight: float = 5e-4 * CHANNELS * LEVELS,
+        relation_weight: float = 5e-6 * CHANNELS * ONE_STAGE_CELLS,
+    ) -> None:
+        """See the class."""
+        super().__init__(
+            student_channels,
+            teacher_channels,
+            adapter=adapter,
+            match=match,
+            weights={
+                "foreground": foreground_weight,
+                "background": background_weight,
+                "attention_spatial": attention_spatial_weight,
+                "attention_channel": attention_channel_weight,
+                "relation": relation_weight,
+            },
+        )
+        check("temperature", temperature, temperature > 0, "more than 0")
+        self.temperature = temperature
+        channels = self.channels.items() if "relation" in self.weights else ()
+        self.student_context = nn.ModuleDict({key: GlobalContext(c) for key, c in channels})
+        self.teacher_context = nn.ModuleDict({key: GlobalContext(c) for key, c in channels})
+
+    def forward(
+        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
+    ) -> dict[str, Tensor]:
+        """Term → unweighted scalar; arguments and errors of `Baseline.levels`.
+
+        ValueError too when the context has no targets, or not one per image.
+        """
+        count, given = len(context.sizes), context.targets
+        check("context.targets", given, given is not None, "one dict with boxes per image")
+        check("len(context.targets)", len(given), len(given) == count, f"{count}, one per image")
+        boxes = [target["boxes"] for target in given]
+        pixels = tuple(context.images.shape[-2:])
+        levels = self.levels(student, teacher, context)
+        parts = [self.level(level, boxes, pixels) for level in levels]
+        counts = [level.elements for level in levels]
+        cells = [
+            count / level.teacher.shape[1] for count, level in zip(counts, levels, strict=True)
+        ]
+        by_elements = {"attention_spatial": cells, "relation": counts}
+        terms = {}
+        for name in self.weights:
+            losses = [part[name] for part in parts]
+            over = by_elements.get(name)
+            terms[name] = over_levels(losses) if over is None else over_elements(losses, over)
+        return terms
+
+    def level(
+        self, level: Level, boxes: list[Tensor], pixels: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Term → scalar of one level, also of terms that are off, but for the relation.
+
+        `boxes` are (n, 4) per image in pixels of the batch, whose (height, width) is `pixels`.
+        """
+        s, t, valid = level.student, level.teacher, level.valid
+        how = {"temperature": self.temperature, "valid": valid}
+        cells_s, cells_t = (spatial_attention(x, **how) for x in (s, t))
+        channels_s, channels_t = (channel_attention(x, **how) for x in (s, t))
+        error = cells_t * (channels_t * (s - t).square()).mean(1, keepdim=True)  # (N, 1, H, W)
+        foreground, background = box_masks(boxes, tuple(t.shape[-2:]), pixels, valid=valid)
+        losses = {
+            "foreground": (foreground * error).sum((1, 2, 3)).mean(),
+            "background": (background * error).sum((1, 2, 3)).mean(),
+            "attention_spatial": mean_over((cells_s - cells_t).abs(), valid),
+            "attention_channel": (channels_s - channels_t).abs().mean(),
+        }
+        if "relation" in self.weights:
+            difference = self.student_context[level.key](s, valid) - self.teacher_context[
+                level.key
+            ](t, valid)
+            losses["relation"] = mean_over(difference.square(), valid)
+        return losses
+
+
+def box_masks(
+    boxes: list[Tensor],
+    cells: tuple[int, int],
+    pixels: tuple[int, int],
+    *,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """FGD's masks of foreground and background, both (N, 1, h, w) and ≥ 0.
+
+    A box covers the rows `floor(y1) .. ceil(y2)`, the last one included, in cells, and so the
+    columns. The foreground is 1 / (rows · columns) of the smallest box over a cell, else 0; rows
+    and columns that the map cuts off count. The background is 1 / (how many cells no box covers)
+    on those cells, so it sums to 1. Source: FGD. Choice: padding is 0 in both.
+
+    Args:
+        boxes: (n, 4) xyxy per image, pixels of the batch; n may be 0: all is background.
+        cells: (h, w) of the map.
+        pixels: (height, width) of the batch.
+        valid: (N, 1, h, w) bool, True inside the images; None means everywhere.
+    """
+    foreground = torch.stack([_foreground(b, cells, pixels) for b in boxes])[:, None]
+    if valid is not None:
+        foreground = foreground * valid
+    background = foreground == 0
+    background = background if valid is None else background & valid
+    count = background.sum((1, 2, 3), keepdim=True).clamp_min(1)
+    return foreground, background.to(foreground.dtype) / count
+
+
+def _foreground(boxes: Tensor, cells: tuple[int, int], pixels: tuple[int, int]) -> Tensor:
+    """(h, w), see `box_masks`."""
+    if len(boxes) == 0:
+        return boxes.new_zeros(cells)
+    covered, lengths = [], []
+    for axis in (0, 1):  # y, then x
+        low = (boxes[:, 1 - axis] / pixels[axis] * cells[axis]).floor()[:, None]
+        high = (boxes[:, 3 - axis] / pixels[axis] * cells[axis]).ceil()[:, None]
+        index = torch.arange(cells[axis], device=boxes.device)
+        covered.append((index >= low) & (index <= high))  # (n, cells)
+        lengths.append(high - low + 1)
+    inside = covered[0][:, :, None] & covered[1][:, None, :]  # (n, h, w)
+    return (inside / (lengths[0] * lengths[1])[:, :, None]).amax(0)
+
+
+class GlobalContext(nn.Module):
+    """The feature plus what its whole map says: a vector per image, pooled where a map attends.
+
+    conv1x1 → softmax over cells → pooled (N, C, 1, 1) → conv1x1 to C/2, LayerNorm, ReLU, conv1x1 to
+    C, added. The last convolution starts at zero, so at first nothing is added.
+    Source: FGD, after GCNet. Choice: the softmax runs over valid cells only.
+
+    Args:
+        channels: C of input and output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        """See the class."""
+        super().__init__()
+        half = max(1, channels // 2)
+        self.where = nn.Conv2d(channels, 1, 1)
+        self.add = nn.Sequential(
+            nn.Conv2d(channels, half, 1),
+            nn.LayerNorm([half, 1, 1]),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(half, channels, 1),
+        )
+        nn.init.kaiming_normal_(self.where.weight, nonlinearity="relu")
+        for zero in (self.where.bias, self.add[-1].weight, self.add[-1].bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The feature with its context, (N, C, H, W); `valid` (N, 1, H, W) bool or None."""
+        score = self.where(feature)
+        if valid is not None:
+            score = score.masked_fill(~valid, torch.finfo(score.dtype).min)
+        share = score.flatten(1).softmax(1).view_as(score)  # (N, 1, H, W)
+        return feature + self.add((feature * share).sum((2, 3), keepdim=True))

@@ -1,0 +1,58 @@
+"""FitNet: imitate the teacher's feature, element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from dfmsd.align import Context, Match, mean_over
+from dfmsd.baselines.pyramid import Baseline, Fit, over_levels
+
+
+class FitNet(Baseline):
+    """Feature imitation: {"imitation"}, the mean squared difference to the teacher's feature.
+
+    Source: Romero et al., ICLR 2015, in its form for pyramids beside FreeKD and MasKD: per level
+    `mean (A(F_s) − F_t)²`, A a 1x1 convolution even where the counts agree, the levels summed,
+    times 5 (RetinaNet), 10 (FCOS) or 1 (Faster R-CNN). Here it is the mean over the levels, so the
+    weight is that of the sum times the number of levels: 25 for a RetinaNet with five.
+
+    Args:
+        student_channels: stride → C_s.
+        teacher_channels: stride → C_t.
+        adapter: "conv", "identity" or "auto", see `Baseline`.
+        match: "stride" or "index", see `pair_strides`.
+        weight: on the mean squared difference, > 0.
+
+    Raises:
+        ValueError: when an argument is out of range, or no level is in common.
+    """
+
+    def __init__(
+        self,
+        student_channels: dict[int, int],
+        teacher_channels: dict[int, int],
+        *,
+        adapter: Fit = "conv",
+        match: Match = "stride",
+        weight: float = 5.0 * 5,
+    ) -> None:
+        """See the class."""
+        super().__init__(
+            student_channels,
+            teacher_channels,
+            adapter=adapter,
+            match=match,
+            weights={"imitation": weight},
+        )
+
+    def forward(
+        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
+    ) -> dict[str, Tensor]:
+        """{"imitation": unweighted scalar}; arguments and errors of `Baseline.levels`."""
+        losses = [
+            mean_over((level.student - level.teacher).square(), level.valid)
+            for level in self.levels(student, teacher, context)
+        ]
+        return {"imitation": over_levels(losses)}

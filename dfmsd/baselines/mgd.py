@@ -1,0 +1,132 @@
+"""MGD: hide random cells of the student's feature, rebuild the teacher's whole feature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dfmsd.align import Context, Match
+from dfmsd.baselines.pyramid import (
+    CHANNELS,
+    ONE_STAGE_CELLS,
+    Baseline,
+    Fit,
+    check,
+    over_elements,
+    over_levels,
+)
+from dfmsd.generate import DualGenerator, reconstruction_loss
+from dfmsd.masking import spatial_keep
+
+
+class MGD(Baseline):
+    """Masked generative distillation: {"reconstruction"}, the mean squared error of the rebuilt.
+
+    Source: Yang et al., ECCV 2022. Published: `α · Σ (G(A(F_s) · keep) − F_t)² / N`, the sum over
+    all elements of all levels, one generator per level, α = 2e-5 and ratio 0.65 for one-stage
+    detectors on P3–P7, α = 5e-7 and ratio 0.45 for two-stage ones on P2–P5. Here it is the mean
+    over all elements; at 800 x 1216 pixels with 256 channels these α are weights of 103.8 and 10.3.
+    Masks are drawn anew at each call, from torch's global generator.
+
+    With `mask="count"` and `over="levels"` it is `AMD` with select="random" and no gate; the state
+    dicts of MGD, `AMD` without gate, `DMKD` without channel branch and `DFMSDLoss` have the same
+    names, so that one loads into the next.
+
+    Args:
+        student_channels: stride → C_s.
+        teacher_channels: stride → C_t.
+        ratio: share of cells to hide, 0..1.
+        mask: "bernoulli", each cell on its own, as published; "count", exactly
+            `round(ratio · valid cells)` of each image, from the same draws.
+        over: mean over all "elements" of the pyramid, as published, or over "levels" of each
+            level's mean.
+        hidden: width of the generators as a fraction of C_t, rounded up, > 0; published: 1.
+        adapter: "conv", "identity" or "auto", see `Baseline`; published: "auto".
+        match: "stride" or "index", see `pair_strides`.
+        weight: on the mean squared error, > 0.
+
+    Raises:
+        ValueError: when an argument is out of range, or no level is in common.
+    """
+
+    def __init__(
+        self,
+        student_channels: dict[int, int],
+        teacher_channels: dict[int, int],
+        *,
+        ratio: float = 0.65,
+        mask: Literal["bernoulli", "count"] = "bernoulli",
+        over: Literal["elements", "levels"] = "elements",
+        hidden: float = 1.0,
+        adapter: Fit = "conv",
+        match: Match = "stride",
+        weight: float = 2e-5 * CHANNELS * ONE_STAGE_CELLS,
+    ) -> None:
+        """See the class."""
+        super().__init__(
+            student_channels,
+            teacher_channels,
+            adapter=adapter,
+            match=match,
+            weights={"reconstruction": weight},
+        )
+        check("ratio", ratio, 0 <= ratio <= 1, "in 0..1")
+        check("mask", mask, mask in ("bernoulli", "count"), "'bernoulli' or 'count'")
+        check("over", over, over in ("elements", "levels"), "'elements' or 'levels'")
+        check("hidden", hidden, hidden > 0, "more than 0")
+        self.ratio, self.mask, self.over = ratio, mask, over
+        # only its spatial branch, for the names of the state dict
+        self.generators = nn.ModuleDict(
+            {
+                key: DualGenerator(c, ceil(hidden * c), channel=False)
+                for key, c in self.channels.items()
+            }
+        )
+
+    def forward(
+        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
+    ) -> dict[str, Tensor]:
+        """{"reconstruction": unweighted scalar}; arguments and errors of `Baseline.levels`."""
+        levels = self.levels(student, teacher, context)
+        losses = []
+        for level in levels:
+            keep = self.keep(level.teacher, level.valid)
+            rebuilt = self.generators[level.key](level.student, keep, None, level.valid)
+            losses.append(reconstruction_loss(rebuilt, level.teacher, valid=level.valid))
+        if self.over == "levels":
+            return {"reconstruction": over_levels(losses)}
+        return {"reconstruction": over_elements(losses, [level.elements for level in levels])}
+
+    def keep(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
+        """A new random keep mask, (N, 1, H, W) of 0 (hidden) and 1, for a feature (N, C, H, W)."""
+        cells = feature[:, :1]
+        if self.mask == "count":
+            return spatial_keep(cells, ratio=self.ratio, select="random", valid=valid)
+        return bernoulli_keep(cells, ratio=self.ratio, valid=valid)
+
+
+def bernoulli_keep(
+    cells: Tensor,
+    *,
+    ratio: float,
+    valid: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Keep mask in the shape and dtype of `cells`: each is 0 (hidden) with probability `ratio`.
+
+    Source: MGD, hidden where a draw from [0, 1) exceeds `1 − ratio`. Choice: padding stays 1.
+
+    Args:
+        cells: (N, 1, H, W), only its shape, dtype and device are read.
+        ratio: probability to hide, 0..1.
+        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
+        generator: source of the random draw; None takes torch's global one.
+    """
+    source = cells.device if generator is None else generator.device
+    draw = torch.rand(cells.shape, generator=generator, device=source).to(cells.device)
+    hidden = draw > 1 - ratio
+    return (~(hidden if valid is None else hidden & valid)).to(cells.dtype)

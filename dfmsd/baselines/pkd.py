@@ -1,0 +1,82 @@
+"""PKD: compare features after standardising each channel, which is Pearson's correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dfmsd.align import Context, Match, mean_over
+from dfmsd.baselines.pyramid import Baseline, Fit, over_levels
+
+
+class PKD(Baseline):
+    """Pearson distillation: {"alignment"}, half the mean squared difference of standard scores.
+
+    Source: Cao et al., NeurIPS 2022: per level `mean (z_s − z_t)² / 2`, each channel standardised
+    over the whole batch, the levels summed, times 6 (two-stage) or 10 (RetinaNet), on the four
+    finest levels. Here it is the mean over the levels, so the weight is that of the sum times the
+    number of levels: 40 or 24. Choice: statistics and mean are over valid cells; where the channel
+    counts differ a 1x1 convolution adapts the student (PKD has no learned part and needs equal
+    counts).
+
+    `alignment_loss` is the same but for population statistics and where its `eps` stands.
+
+    Args:
+        student_channels: stride → C_s.
+        teacher_channels: stride → C_t.
+        adapter: "auto", "identity" or "conv", see `Baseline`.
+        match: "stride" or "index", see `pair_strides`.
+        weight: on half the mean squared difference, > 0.
+
+    Raises:
+        ValueError: when an argument is out of range, or no level is in common.
+    """
+
+    def __init__(
+        self,
+        student_channels: dict[int, int],
+        teacher_channels: dict[int, int],
+        *,
+        adapter: Fit = "auto",
+        match: Match = "stride",
+        weight: float = 10.0 * 4,
+    ) -> None:
+        """See the class."""
+        super().__init__(
+            student_channels,
+            teacher_channels,
+            adapter=adapter,
+            match=match,
+            weights={"alignment": weight},
+        )
+
+    def forward(
+        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
+    ) -> dict[str, Tensor]:
+        """{"alignment": unweighted scalar}; arguments and errors of `Baseline.levels`."""
+        losses = []
+        for level in self.levels(student, teacher, context):
+            z_s, z_t = (standard_score(x, level.valid) for x in (level.student, level.teacher))
+            losses.append(mean_over((z_s - z_t).square(), level.valid) / 2)
+        return {"alignment": over_levels(losses)}
+
+
+def standard_score(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """`(F − mean) / (std + eps)` per channel over (N, valid H, W), std unbiased; padding is 0.
+
+    Source: PKD. `dfmsd.align.standardise` is this project's own form of it.
+
+    Args:
+        feature: (N, C, H, W).
+        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
+        eps: added to the standard deviation.
+    """
+    inside = torch.ones_like(feature[:, :1]) if valid is None else valid.to(feature.dtype)
+    count = inside.sum()
+    mean = (feature * inside).sum((0, 2, 3), keepdim=True) / count
+    centred = (feature - mean) * inside
+    variance = centred.square().sum((0, 2, 3), keepdim=True) / (count - 1).clamp_min(1)
+    # the gradient of a square root at 0 is infinite: a channel that never fires gets none
+    return centred / (variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt() + eps)
