@@ -5,7 +5,6 @@ torch is imported inside the commands that need it, so that `dfmsd --help` answe
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from dfmsd.terminal import run
+from dfmsd.terminal import drawings, run
 
 Preset = Annotated[Positional[Literal["scenes", "photos"]], arg(help="the job")]
 Split = Literal["train", "val"]
@@ -106,6 +105,21 @@ def distill(preset: Preset, overrides: Overrides = (), /) -> None:
     print(f"\nrecords: {last.records}\nlast student: {last.weights}")
 
 
+def experiment(name: Positional[str], overrides: Overrides = (), /) -> None:
+    """Run an experiment: every row with every seed that has no record yet, wherever it stopped.
+
+    Args:
+        name: which one; a wrong name lists them.
+        overrides: settings, e.g. jobs=2.
+    """
+    from dfmsd.runs import execute_experiment, experiment_runs
+
+    listed = experiment_runs(name, overrides)
+    had = sum(run.record() is not None for run in listed)
+    execute_experiment(name, overrides)
+    print(f"{name}: {len(listed)} runs recorded in {listed[0].records}, {had} of them before")
+
+
 def evaluate(
     root: Positional[Path],
     /,
@@ -185,22 +199,6 @@ def predict(
         print(f"{path}: {int(kept.sum())} objects of score ≥ {score}, drawn in {target}")
 
 
-def drawings(images: Sequence[Path], out: Path) -> list[Path]:
-    """The file of each image's drawing: NAME.png in `out`, NAME-2.png for the next of that name.
-
-    Raises:
-        ValueError: a drawing would replace one of the images.
-    """
-    targets: list[Path] = []
-    for path in images:
-        names = (path.stem if n == 1 else f"{path.stem}-{n}" for n in itertools.count(1))
-        targets.append(next(t for t in (out / f"{name}.png" for name in names) if t not in targets))
-    for target in targets:
-        if target.resolve() in {path.resolve() for path in images}:
-            raise ValueError(f"{target}: is one of the images; choose another folder with --out")
-    return targets
-
-
 def config(preset: Preset, overrides: Overrides = (), /) -> None:
     """Print every setting of a preset as `key=value`.
 
@@ -233,7 +231,8 @@ def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> N
 
 
 COMMANDS: dict[str, Any] = {
-    command.__name__: command for command in (train, distill, evaluate, predict, config, table)
+    command.__name__: command
+    for command in (train, distill, experiment, evaluate, predict, config, table)
 }
 DATA_COMMANDS: dict[str, Any] = {"check": data_check, "scenes": data_scenes}
 

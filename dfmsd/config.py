@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dfmsd.arms import ARMS
@@ -121,8 +118,12 @@ class Train:
 
 @dataclass(frozen=True)
 class Method:
-    """The terms of DFMSD (see `dfmsd.loss.DFMSDLoss`)."""
+    """The method of the distillation; most settings are DFMSD's (see `dfmsd.loss.DFMSDLoss`)."""
 
+    name: Literal["dfmsd", "fitnet", "mgd", "amd", "dmkd", "pkd", "fgd", "cwd"] = "dfmsd"
+    """DFMSD, or a baseline (see `dfmsd.baselines`), which takes `factor`, `adapter` and `match`"""
+    factor: float = 1.0
+    """on every weight of the method"""
     spatial: bool = True
     """spatial masking branch"""
     channel: bool = True
@@ -241,20 +242,3 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
         name = prefix + entry.name
         found |= flat(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
     return found
-
-
-@functools.lru_cache(maxsize=16)
-def _content(file: str, _changed: int) -> str:
-    """The hash of a file's content, computed once as long as the file does not change."""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-
-
-def fingerprint(settings: Settings) -> str:
-    """Twelve digits of every setting that can change a result; files count by their content."""
-    places = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
-    kept = {k: v for k, v in flat(settings).items() if k not in places}
-    kept["data.root"] = Path(settings.data.root).name
-    for key, value in kept.items():
-        if value and key.endswith(("_file", "weights")) and Path(value).is_file():
-            kept[key] = _content(value, Path(value).stat().st_mtime_ns)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

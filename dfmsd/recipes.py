@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from dfmsd.arms import ARMS
+from dfmsd.baselines import BASELINES
 from dfmsd.checkpoints import CheckpointError, load_weights, read_metadata, save_weights
 from dfmsd.coco import CocoDataset
 from dfmsd.config import Data, Detector, Settings, Train
@@ -117,10 +118,16 @@ def schedule(train: Train, *, steps: int, offset: int = 0, total: int | None = N
     )
 
 
-def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> DFMSDLoss:
+def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Module:
     """The distillation of the settings, for the channels of these two detectors."""
-    terms = {k: v for k, v in asdict(settings.method).items() if k != "carry"}
-    return DFMSDLoss(feature_channels(student), feature_channels(teacher), **terms)
+    terms = asdict(settings.method)
+    name, factor, _ = (terms.pop(key) for key in ("name", "factor", "carry"))
+    if name != "dfmsd":
+        terms = {key: terms[key] for key in ("adapter", "match")}
+    kind = DFMSDLoss if name == "dfmsd" else BASELINES[name]
+    built = kind(feature_channels(student), feature_channels(teacher), **terms)
+    built.weights = {term: factor * weight for term, weight in built.weights.items()}
+    return built
 
 
 def accelerator(settings: Settings) -> Accelerator:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, dataclass
-from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +15,11 @@ import torch
 
 from dfmsd.arms import ARMS
 from dfmsd.checkpoints import read_metadata
-from dfmsd.config import Settings, fingerprint
+from dfmsd.config import Settings, SettingsError, nearest
 from dfmsd.engine import History
+from dfmsd.experiments import EXPERIMENTS
+from dfmsd.identity import fingerprint
+from dfmsd.presets import resolve
 from dfmsd.progress import Progress
 from dfmsd.recipes import (
     accelerator,
@@ -31,8 +29,9 @@ from dfmsd.recipes import (
     records_file,
     train_stages,
 )
-from dfmsd.results import append_record, commit, environment, read_records
-from dfmsd.teachers import teacher
+from dfmsd.results import append_record, environment, read_records
+from dfmsd.teachers import teacher, teacher_run
+from dfmsd.workers import workers
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class Run:
     settings: Settings
     arm: str
     seed: int
+    row: str = ""
+    """of the experiment it belongs to"""
 
     @property
     def folder(self) -> Path:
@@ -68,6 +69,30 @@ class Run:
     def done(self) -> bool:
         """Whether record and weights are both there."""
         return self.record() is not None and self.weights.exists()  # a broken file is refused now
+
+
+def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
+    """Every row of an experiment with every seed, seed by seed.
+
+    Args:
+        name: one of `EXPERIMENTS`.
+        overrides: settings on top of the rows', e.g. jobs=2; `records` has its own default.
+
+    Raises:
+        SettingsError: no such experiment, or a setting that does not exist.
+    """
+    if name not in EXPERIMENTS:
+        raise SettingsError(f"{name}: no such experiment{nearest(name, list(EXPERIMENTS))}")
+    plan = EXPERIMENTS[name]
+    shared = [*plan.settings, f"records=data/results/{name}.jsonl"]
+    shared.append(f"seeds={','.join(map(str, plan.seeds))}")
+    listed = [
+        Run(settings, row.arm, seed, key)
+        for key, row in plan.rows.items()
+        for settings in [resolve(plan.preset, [*shared, *row.settings, *overrides])]
+        for seed in settings.seeds
+    ]
+    return sorted(listed, key=lambda run: run.seed)
 
 
 def runs(settings: Settings) -> list[Run]:
@@ -111,6 +136,7 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
         "preset": settings.preset,
         "scale": settings.scale,
         "arm": run.arm,
+        **({"row": run.row} if run.row else {}),
         "seed": run.seed,
         "fingerprint": fingerprint(settings),
         "steps": [stage.schedule.steps for stage in stages],
@@ -150,46 +176,35 @@ def _mean_losses(history: History, parts: int = 40) -> list[dict[str, float]]:
 
 def execute_all(settings: Settings, *, show: bool = True) -> list[dict[str, Any]]:
     """The records of every run of the settings, `settings.jobs` at a time."""
-    listed = runs(settings)
-    names = {name for run in listed for name in ARMS[run.arm].teachers if not run.done()}
-    for name in sorted(names):
+    return _execute(runs(settings), settings.jobs, show=show)
+
+
+def execute_experiment(
+    name: str, overrides: Sequence[str] = (), *, show: bool = True
+) -> list[dict[str, Any]]:
+    """The records of an experiment, after the runs that have none yet, wherever it was begun.
+
+    Arguments and errors of `experiment_runs`.
+    """
+    listed = experiment_runs(name, overrides)
+    open_ = [run for run in listed if run.record() is None]
+    if open_:
+        _execute(open_, open_[0].settings.jobs, show=show)
+    return [run.record() for run in listed]
+
+
+def _execute(listed: list[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
+    needed = {
+        (name, teacher_run(run.settings, name)[1]): run.settings
+        for run in listed
+        for name in ARMS[run.arm].teachers
+        if not run.done()
+    }
+    for (name, _), settings in sorted(needed.items(), key=lambda item: item[0]):
         teacher(settings, name, show=show)
-    if settings.jobs == 1:
+    if jobs == 1:
         return [execute(run, show=show) for run in listed]
-    return _execute_parallel(listed, settings.jobs, show=show)
-
-
-def _prepare_worker() -> None:
-    """One thread, and an end of the worker when the process that started it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
-    torch.set_num_threads(1)
-    commit()  # of the code that was just loaded
-
-    def follow_parent() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-
-
-@contextmanager
-def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes; Ctrl-C ends them, and the death of one is told in one line."""
-    others = active_children()
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare_worker)
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            "a worker process was killed (out of memory?); the same command continues, "
-            "with jobs=1 in the least memory"
-        ) from error
-    except (KeyboardInterrupt, SystemExit):
-        for worker in set(active_children()) - set(others):
-            worker.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return _execute_parallel(listed, jobs, show=show)
 
 
 def _execute_parallel(listed: list[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
@@ -198,13 +213,13 @@ def _execute_parallel(listed: list[Run], jobs: int, *, show: bool) -> list[dict[
     title, done = f"{len(listed)} runs, {jobs} at a time", _steps_done(listed, lengths)
     progress = Progress(title, sum(lengths), start=done, show=show)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    longest_first = sorted(range(len(listed)), key=lambda i: -lengths[i])
-    with _workers(jobs) as pool:
+    longest_first = sorted(range(len(listed)), key=lambda i: (listed[i].seed, -lengths[i]))
+    with workers(jobs) as pool:
         waiting = {pool.submit(execute, listed[i], show=False) for i in longest_first}
         while waiting:
             finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
             for future in finished:
-                future.result()  # a failure ends the pool, see `_workers`
+                future.result()  # a failure ends the pool, see `workers`
             note = f"{len(listed) - len(waiting)} runs finished"
             progress.update(_steps_done(listed, lengths), note)
     return [run.record() for run in listed]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -94,3 +96,19 @@ def message(error: Exception) -> str:
 def _say(line: str) -> None:
     """Write one line to standard error."""
     sys.stderr.write(f"dfmsd: {line}\n")
+
+
+def drawings(images: Sequence[Path], out: Path) -> list[Path]:
+    """The file of each image's drawing: NAME.png in `out`, NAME-2.png for the next of that name.
+
+    Raises:
+        ValueError: a drawing would replace one of the images.
+    """
+    targets: list[Path] = []
+    for path in images:
+        names = (path.stem if n == 1 else f"{path.stem}-{n}" for n in itertools.count(1))
+        targets.append(next(t for t in (out / f"{name}.png" for name in names) if t not in targets))
+    for target in targets:
+        if target.resolve() in {path.resolve() for path in images}:
+            raise ValueError(f"{target}: is one of the images; choose another folder with --out")
+    return targets

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from dfmsd.arms import ARMS
-from dfmsd.config import SCALES, Settings, SettingsError, fingerprint, flat
+from dfmsd.config import SCALES, Settings, SettingsError, flat
+from dfmsd.identity import fingerprint
 from dfmsd.presets import PRESETS, resolve
 
 

@@ -19,8 +19,8 @@ from dfmsd import engine, recipes, runs
 from dfmsd import teachers as teachers_module
 from dfmsd.checkpoints import read_tensors
 from dfmsd.cli import main
-from dfmsd.config import fingerprint
 from dfmsd.evaluation import KEYS
+from dfmsd.identity import fingerprint
 from dfmsd.presets import resolve
 from dfmsd.results import PACKAGES, read_records
 
