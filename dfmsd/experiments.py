@@ -68,6 +68,29 @@ def _weights() -> dict[str, Row]:
 
 SCENES = ("scale=quick", "train.steps=800")
 """Generated scenes, 800 steps: the budget of the scenes' tables."""
+ABLATION = {
+    "align": ("alignment alone", ("method.reconstruction_weight=0",)),
+    "rebuild": ("reconstruction alone", ("method.alignment_weight=0",)),
+    "spatial": ("spatial branch only", ("method.channel=False",)),
+    "channel": ("channel branch only", ("method.spatial=False",)),
+    "dual": ("no enhancement", ("method.strength=0",)),
+    "low": ("mask the least attended", ("method.select=low",)),
+    "random": ("mask at random", ("method.select=random",)),
+    "ratio-0.25": ("ratio 0.25", ("method.ratio_spatial=0.25", "method.ratio_channel=0.25")),
+    "ratio-0.75": ("ratio 0.75", ("method.ratio_spatial=0.75", "method.ratio_channel=0.75")),
+    "cold": ("temperature 0.1", ("method.temperature=0.1",)),
+    "hot": ("temperature 2", ("method.temperature=2",)),
+    "cutoff-0.1": ("cut-off 0.1", ("method.cutoff=0.1",)),
+    "cutoff-0.5": ("cut-off 0.5", ("method.cutoff=0.5",)),
+    "strength-3": ("strength 3", ("method.strength=3",)),
+    "boxes": ("energy averaged in boxes", ("method.regions=boxes",)),
+    "index": ("levels paired by index", ("method.match=index",)),
+    "raw": ("raw reconstruction", ("method.target=raw",)),
+    "masked": ("error on masked cells only", ("method.masked_only=True",)),
+    "wide": ("generators of full width", ("method.hidden=1",)),
+    "rebuild-4": ("reconstruction weight 4", ("method.reconstruction_weight=4",)),
+}
+"""Row → what is changed against DFMSD's defaults in one stage."""
 
 EXPERIMENTS = {
     "scenes-weights": Experiment(
@@ -75,6 +98,17 @@ EXPERIMENTS = {
         "scenes",
         _weights(),
         (HELD_OUT,),
+        SCENES,
+    ),
+    "scenes-ablation": Experiment(
+        "Which part of DFMSD helps?",
+        "scenes",
+        {
+            "none": Row("no distillation", "none"),
+            "dfmsd": Row("DFMSD, one stage", "one"),
+            **{key: Row(title, "one", chosen) for key, (title, chosen) in ABLATION.items()},
+        },
+        (0, 1, 2),
         SCENES,
     ),
 }

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dfmsd.arms import ARMS
+from dfmsd.config import Settings, flat
+from dfmsd.experiments import EXPERIMENTS
+from dfmsd.identity import PLACES, YOUNGER
+from dfmsd.presets import resolve
 from dfmsd.results import markdown_table, paired_difference, select, spread
 
 SIZES = ("AP_S", "AP_M", "AP_L")
@@ -80,3 +85,100 @@ def ap_by_arm(records: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
             steps = " + ".join(map(str, found[0]["steps"]))
             rows[f"{arm.title}, {steps}"] = [100 * record["metrics"]["AP"] for record in found]
     return rows
+
+
+# Student's t at 97.5 %, by degrees of freedom
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of paired differences, by Student's t; None for fewer than 2.
+
+    Raises:
+        ValueError: for more than ten differences.
+    """
+    count = len(differences)
+    if count < 2:
+        return None
+    if count - 1 > len(_T):
+        raise ValueError(f"differences: got {count}, expected at most {len(_T) + 1}")
+    middle = statistics.fmean(differences)
+    half = _T[count - 2] * statistics.stdev(differences) / count**0.5
+    return middle - half, middle + half
+
+
+def fits(record: dict[str, Any], settings: Settings) -> bool:
+    """Whether a record was made under these settings, as far as they can change a result.
+
+    Files count by their presence only, because a reader of records need not have them.
+    """
+    had = YOUNGER | _flat(record["settings"])
+    for key, value in flat(settings).items():
+        value = list(value) if isinstance(value, tuple) else value
+        if key in PLACES or key.endswith(("_file", "weights", "root")):
+            continue
+        if had.get(key) != value:
+            return False
+    return True
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = prefix + key
+        found |= _flat(value, name + ".") if isinstance(value, dict) else {name: value}
+    return found
+
+
+def experiment_records(
+    name: str, records: Iterable[dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Row of an experiment → its newest record per seed, in order of the seed; none: not run."""
+    plan, listed = EXPERIMENTS[name], list(records)
+    found = {}
+    for key, row in plan.rows.items():
+        settings = resolve(plan.preset, [*plan.settings, *row.settings])
+        own = [r for r in listed if r["seed"] in plan.seeds and fits(r, settings)]
+        found[key] = select(own, arm=row.arm)
+    return found
+
+
+def experiment_table(
+    name: str, records: Iterable[dict[str, Any]], *, base: str = "none", metric: str = "AP"
+) -> str:
+    """Markdown: one row per row of the experiment; AP as mean ± sd, the gain with its interval.
+
+    The gain is the mean difference to the row `base` in the same seeds, with its 95 % interval by
+    Student's t. Rows without a record say "not run".
+    """
+    found = experiment_records(name, records)
+    rows = []
+    for key, row in EXPERIMENTS[name].rows.items():
+        if not found[key]:
+            rows.append([row.title, "not run", *[""] * 10])
+            continue
+        gain = paired_difference(found[key], found[base], metric) if key != base else []
+        metrics = [record["metrics"] for record in found[key]]
+        count = len(found[key])
+        rows.append(
+            [
+                row.title,
+                " + ".join(map(str, found[key][0]["steps"])),
+                count,
+                spread([m[metric] for m in metrics]),
+                _gain(gain),
+                *(spread([m[part] for m in metrics]) for part in ("AP50", "AP75", *SIZES)),
+                f"{sum(r['cpu_s'] for r in found[key]) / count:.0f}",
+                f"{max(r['peak_memory_mb'] for r in found[key])}",
+            ]
+        )
+    header = ["student", "steps", "seeds", metric, "gain (95 %)", "AP50", "AP75", *SIZES]
+    return markdown_table([*header, "CPU s", "MB"], rows)
+
+
+def _gain(differences: Sequence[float]) -> str:
+    if not differences:
+        return ""
+    middle, ends = statistics.fmean(differences), interval(differences)
+    words = f"{100 * middle:+.1f}"
+    return words if ends is None else f"{words} ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})"

@@ -45,7 +45,7 @@ TABLE: dict[str, set[str]] = {
     "config": {"arms"},
     "overrides": {"config"},
     "presets": {"arms", "config", "overrides"},
-    "tables": {"arms", "results"},
+    "tables": {"arms", "config", "experiments", "identity", "presets", "results"},
     "panels": set(),
     "terminal": set(),
     "charts": {"panels"},
