@@ -11,12 +11,15 @@ PIN := -c constraints.txt -e '.[dev]'
 SOCKETS := sockets=$$(mktemp -d) && trap 'rm -rf "$$sockets"' EXIT
 EXECUTE := $(VENV)/bin/jupyter nbconvert --to notebook --execute --output-dir build \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=-1 \
+	--ExecutePreprocessor.store_widget_state=False \
 	--KernelManager.transport=ipc --KernelManager.ip="$$sockets/kernel"
 
 # Spinning threads collapse as soon as anything else runs.
 export OMP_WAIT_POLICY ?= PASSIVE
 # A kernel installed for the user must not stand in for ours.
 export JUPYTER_PREFER_ENV_PATH := 1
+# Nobody moves a slider while a notebook is executed: the mask laboratory leaves its pictures instead of a dead widget.
+export DFMSD_STATIC := 1
 
 .PHONY: help demo test notebooks lint clean
 .DEFAULT_GOAL := help

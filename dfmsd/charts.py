@@ -11,10 +11,34 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dfmsd.panels import STYLE, WIDTH
+from dfmsd.boxes import ink
+from dfmsd.panels import STYLE, WIDTH, filled, wrapped
 
 # Okabe and Ito's colours, neighbours far apart; without yellow, too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+
+
+def chart(height: float, title: str = "", *, width: float = 0.8 * WIDTH) -> tuple[Figure, Axes]:
+    """Closed figure with one empty chart, inches; the title is wrapped."""
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    plt.close(figure)
+    axes.set_title(wrapped(title, 0.8 * width))
+    return figure, axes
+
+
+def mark_values(axes: Axes, marks: Mapping[float, str] | None) -> None:
+    """Draw a dotted vertical line with its text at every value of `marks`."""
+    for value, text in (marks or {}).items():
+        axes.axvline(value, color="#666666", linestyle=":", linewidth=1.2)
+        place = {"xytext": (3, -2), "textcoords": "offset points", "va": "top", "fontsize": 8}
+        axes.annotate(
+            text, (value, 1.0), xycoords=("data", "axes fraction"), color="#444444", **place
+        )
+
+
+def legend_beside(axes: Axes) -> None:
+    """Write the legend right of the chart: there it cannot hide a value."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def smoothed(values: Sequence[float], window: int) -> np.ndarray:
@@ -62,8 +86,7 @@ def curves_figure(
     """
     if not series:
         raise ValueError("series: got no curve, expected at least one name")
-    figure, axes = plt.subplots(figsize=(WIDTH * 0.8, 3.6), layout="constrained")
-    plt.close(figure)
+    figure, axes = chart(3.6, title)
     for index, (name, pairs) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
         dash = ("-", "--", "-.", ":")[index // len(COLOURS) % 4]
@@ -75,16 +98,10 @@ def curves_figure(
         else:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             axes.plot(steps, smoothed(values, wide), dash, color=colour, linewidth=1.8, label=name)
-    for step, text in (marks or {}).items():
-        axes.axvline(step, color="#666666", linestyle=":", linewidth=1.2)
-        place = {"xytext": (3, -2), "textcoords": "offset points", "va": "top", "fontsize": 8}
-        axes.annotate(
-            text, (step, 1.0), xycoords=("data", "axes fraction"), color="#444444", **place
-        )
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")
+    mark_values(axes, marks)
+    axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     axes.grid(alpha=0.25)
-    # Beside the curves, never on them: it cannot hide a value.
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_beside(axes)
     return figure
 
 
@@ -116,15 +133,65 @@ def bars_figure(
     for name, values in rows.items():
         if not all(map(math.isfinite, values)):
             raise ValueError(f"rows[{name!r}]: got {list(values)}, expected finite values")
-    figure, axes = plt.subplots(figsize=(WIDTH * 0.8, 0.9 + 0.42 * len(rows)), layout="constrained")
-    plt.close(figure)
+    figure, axes = chart(0.9 + 0.42 * len(rows), title)
     far = max((value for values in rows.values() for value in values), default=start)
     for place, values in enumerate(rows.values()):
         _bar(axes, place, list(values), COLOURS[place % len(COLOURS)], digits, start)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set(xlabel=xlabel, title=title, xlim=(start, start + max(far - start, 1e-9) * 1.32))
+    axes.set(xlabel=xlabel, xlim=(start, start + max(far - start, 1e-9) * 1.32))
     axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+@plt.rc_context(STYLE)
+def stacked_figure(
+    parts: Mapping[str, Mapping[str, float]], *, xlabel: str, title: str = "", digits: int = 2
+) -> Figure:
+    """Figure of one bar per row, stacked from its parts, each with its value where it fits.
+
+    Beside the bar stands its sum.
+
+    Args:
+        parts: row (a setting) → part (a term of the loss) → value ≥ 0. A part keeps its colour in
+            every row; one that a row lacks is left out there.
+        xlabel: what the values are, with their unit.
+        title: what to see.
+        digits: decimals of the printed numbers.
+
+    Raises:
+        ValueError: if `parts` or a row is empty, or a value is below 0, NaN or infinite.
+    """
+    filled("parts", parts)
+    for row, terms in parts.items():
+        filled(f"parts[{row!r}]", terms)
+        for name, value in terms.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(
+                    f"parts[{row!r}][{name!r}]: got {value}, expected a finite value from 0"
+                )
+    names = list(dict.fromkeys(name for terms in parts.values() for name in terms))
+    figure, axes = chart(0.9 + 0.42 * len(parts), title, width=WIDTH)
+    far = max(sum(terms.values()) for terms in parts.values()) or 1.0
+    left = np.zeros(len(parts))
+    for index, name in enumerate(names):
+        values = np.array([terms.get(name, 0.0) for terms in parts.values()], dtype=float)
+        colour = COLOURS[index % len(COLOURS)]
+        axes.barh(range(len(parts)), values, left=left, height=0.66, color=colour, label=name)
+        for place, value in enumerate(values):
+            text = f"{value:.{digits}f}"
+            if value > 0.013 * len(text) * far:  # the letters' width on the narrowest chart
+                middle = (left[place] + value / 2, place)
+                axes.text(*middle, text, ha="center", va="center", color=ink(colour))
+        left += values
+    for place, total in enumerate(left):
+        beside = {"textcoords": "offset points", "xytext": (4, 0), "va": "center"}
+        axes.annotate(f"{total:.{digits}f}", (total, place), **beside)
+    axes.set_yticks(range(len(parts)), list(parts))
+    axes.set_ylim(len(parts) - 0.5, -0.5)
+    axes.set(xlabel=xlabel, xlim=(0, far * 1.09))
+    axes.grid(axis="x", alpha=0.25)
+    legend_beside(axes)
     return figure
 
 

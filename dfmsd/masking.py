@@ -53,7 +53,7 @@ def channel_attention(
 
     `C · softmax_c(mean_hw |F| / temperature)`, the mean over valid cells, in float32 or better.
     Give it the raw feature: after standardising, every channel is about equally strong and the
-    ranking is noise.
+    ranking unsteady.
 
     Source: FGD.
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import tempfile
@@ -16,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+_NUMBER = re.compile(r"[-+−–±]?[\d.]|[-–]?$|not run")  # how a cell of a column of numbers begins
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "faster-coco-eval", "numpy")
 
 
@@ -143,10 +145,13 @@ def select(records: Iterable[dict[str, Any]], **wanted: Any) -> list[dict[str, A
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right-aligned."""
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
+    """A Markdown table; columns of numbers are right-aligned, but for the first."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    columns = list(zip(*cells, strict=True)) or [()] * len(header)
+    numbers = [all(_NUMBER.match(cell) for cell in column) for column in columns]
+    rule = "|".join(["---", *("--:" if number else "---" for number in numbers[1:])])
+    lines = [" | ".join(line) for line in (header, *cells)]
+    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
 
 
 def paired_difference(

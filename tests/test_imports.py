@@ -48,9 +48,19 @@ TABLE: dict[str, set[str]] = {
     "tables": {"arms", "config", "experiments", "identity", "presets", "results"},
     "panels": set(),
     "terminal": set(),
-    "charts": {"panels"},
-    "viz": {"panels", "charts"},
-    "widgets": {"masking", "enhance", "viz"},
+    "charts": {"boxes", "panels"},
+    "boxes": set(),
+    "keeps": {"boxes", "panels"},
+    "maps": {"panels"},
+    "overlays": {"boxes", "panels"},
+    "plots": {"boxes", "charts", "panels"},
+    "spectra": {"charts", "enhance", "panels"},
+    "viz": {"charts", "keeps", "maps", "overlays", "plots", "spectra"},
+    "lab": {"align", "backbones", "distill", "enhance", "masking"},
+    "mosaic": set(),
+    "shares": {"lab"},
+    "controls": {"lab"},
+    "widgets": {"controls", "distill", "images", "lab", "mosaic", "shares"},
     "teachers": {"checkpoints", "config", "recipes", "results", "stages"},
     "runs": {
         "arms",
@@ -85,7 +95,9 @@ TABLE: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
 }
-ABOVE_RECIPES = {"viz", "charts", "panels", "widgets", "teachers", "runs", "terminal", "cli"}
+DRAWING = {"boxes", "charts", "keeps", "maps", "overlays", "panels", "plots", "spectra", "viz"}
+LABORATORY = {"lab", "shares", "mosaic", "controls", "widgets"}
+ABOVE_RECIPES = DRAWING | LABORATORY | {"teachers", "runs", "terminal", "cli"}
 TABLE["recipes"] = set(TABLE) - ABOVE_RECIPES - {"__init__", "__main__"}
 
 FILES = sorted(LIBRARY.rglob("*.py"))

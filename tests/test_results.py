@@ -147,3 +147,8 @@ def test_paper_numbers_stand_as_figure_3_states_them():
 def test_markdown_table():
     table = markdown_table(["a", "b"], [[1, 2]])
     assert table == "| a | b |\n|---|--:|\n| 1 | 2 |"
+
+
+def test_markdown_table_aligns_numbers_and_text():
+    rows = [["x", "1.0 ± 2", "no box", ""], ["y", "–", "3 px", "not run"], ["z", "-1", "–", "+2"]]
+    assert markdown_table("abcd", rows).splitlines()[1] == "|---|--:|---|--:|"

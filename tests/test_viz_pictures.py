@@ -1,0 +1,205 @@
+"""Figures of named pictures: every picture, mask and box is drawn as given, scales as promised."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from figures import assert_readable, frames, images
+
+from dfmsd import viz
+from dfmsd.boxes import ink
+from dfmsd.panels import value_range, wrapped
+
+BOXES = torch.tensor([[4.0, 6.0, 20.0, 30.0], [30.0, 8.0, 60.0, 40.0]])
+NAN = float("nan")
+
+
+def panel(figure, title):
+    (axes,) = [axes for axes in figure.axes if axes.get_title().replace("\n", " ") == title]
+    return axes
+
+
+def test_keep_masks_black_out_the_masked_cells_and_count_them():
+    some, none = torch.ones(3, 4), torch.ones(6, 8, dtype=torch.bool)
+    some[0, :3] = 0
+    figure = viz.keep_masks_figure(images(1)[0], {"some": some, "none": none}, boxes=BOXES)
+    shown = panel(figure, "some: visible 9 of 12 (75%)")
+    under, black = shown.images
+    assert np.array_equal(np.asarray(black.get_array())[..., 3] > 0, some.numpy() == 0)
+    assert tuple(black.get_extent()) == tuple(under.get_extent()) == (0, 64, 48, 0)
+    clear = panel(figure, "none: visible 48 of 48 (100%)").images[1]
+    assert not np.asarray(clear.get_array())[..., 3].any()
+    assert all(len(frames(axes, dashed=True)) == 2 for axes in figure.axes)
+    assert_readable(figure)
+
+
+def test_long_names_of_panels_are_wrapped():
+    keeps = {f"attended, stride {k}": torch.ones(80, 80) for k in range(4)}
+    figure = viz.keep_masks_figure(images(1)[0], keeps, title="a long title " * 20)
+    assert all("\n" in axes.get_title() for axes in figure.axes)
+    assert_readable(figure)
+    spans = [axes.title.get_window_extent() for axes in figure.axes]
+    assert not any(a.overlaps(b) for a, b in pairwise(spans))
+    top = figure._suptitle.get_window_extent()
+    assert not any(top.overlaps(span) for span in spans)
+
+
+LEVELS = {
+    "teacher": {8: torch.arange(12.0).view(3, 4), 16: torch.tensor([[5.0, 40.0]])},
+    "student": {16: torch.tensor([[-1.0, 3.0]])},
+}
+
+
+@pytest.mark.parametrize(
+    ("shared", "expected"),
+    [
+        ("panel", [(0, 11), (5, 40), (-1, 3)]),
+        ("row", [(0, 40), (0, 40), (-1, 3)]),
+        ("figure", [(-1, 40)] * 3),
+    ],
+)
+def test_levels_share_their_scale_as_asked(shared, expected):
+    figure = viz.levels_figure(images(1)[0], LEVELS, shared=shared)
+    heats = [axes.images[1] for axes in figure.axes[:4] if len(axes.images) == 2]
+    assert [heat.get_clim() for heat in heats] == expected
+    assert np.array_equal(heats[0].get_array(), LEVELS["teacher"][8].numpy())
+    bars = {"panel": 3, "row": 2, "figure": 1}
+    assert len(figure.axes) == 4 + bars[shared]
+
+
+def test_levels_name_rows_and_columns_and_note_what_is_missing():
+    figure = viz.levels_figure(images(1)[0], LEVELS, title="pyramids")
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["stride 8", "stride 16", "", ""]
+    words = [[text.get_text() for text in axes.texts] for axes in figure.axes[:4]]
+    assert words == [["teacher"], [], ["student", "no such level"], []]
+    assert_readable(figure)
+
+
+def test_feature_maps_can_share_one_scale():
+    maps = {"a": torch.tensor([[[0.0, 1.0]], [[2.0, 3.0]]]), "b": torch.full((2, 1, 2), 9.0)}
+    figure = viz.feature_maps_figure(images(2), maps, shared="figure")
+    heats = [axes.images[1] for axes in figure.axes[:6] if len(axes.images) == 2]
+    assert {heat.get_clim() for heat in heats} == {(0, 9)}
+    assert len(figure.axes) == 6 + 1
+
+
+def test_pictures_are_drawn_as_they_are_or_scaled_and_say_so():
+    image = images(1)[0]
+    wide = image * 4 - 2
+    shown = {"image": image, "wide": wide, "sign": wide, "map": torch.arange(6.0).view(2, 3)}
+    figure = viz.pictures_figure(shown, boxes=BOXES, signed=["sign"], title="four")
+    drawn = [axes.images[0] for axes in figure.axes[:4]]
+    np.testing.assert_allclose(drawn[0].get_array(), image.permute(1, 2, 0), atol=1e-6)
+    low, high = float(wide.min()), float(wide.max())
+    expected = (wide.permute(1, 2, 0) - low) / (high - low)
+    np.testing.assert_allclose(drawn[1].get_array(), expected, atol=1e-6)
+    assert figure.axes[1].get_title() == f"wide ({low:.2g} to {high:.2g})"
+    np.testing.assert_allclose(drawn[2].get_array(), wide.mean(0), atol=1e-6)
+    bottom, top = drawn[2].get_clim()
+    assert bottom == -top == -float(wide.mean(0).abs().max())
+    assert drawn[3].get_clim() == (0, 5)
+    assert {tuple(picture.get_extent()) for picture in drawn} == {(0, 64, 48, 0)}
+    assert all(len(frames(axes, dashed=True)) == 2 for axes in figure.axes[:4])
+    assert_readable(figure)
+
+
+def test_regions_colour_each_box_by_its_score_on_one_scale():
+    scores = {"low": torch.tensor([0.25, 1.0]), "high": torch.tensor([3.0, 0.0])}
+    image = images(1)[0]
+    figure = viz.regions_figure({"low": image, "high": image}, BOXES, scores, title="regions")
+    viridis = matplotlib.colormaps["viridis"]
+    for axes, name in zip(figure.axes, scores, strict=False):
+        assert axes.get_title() == name
+        expected = {}
+        for box, score in zip(BOXES.tolist(), scores[name].tolist(), strict=True):
+            corner = (box[0], box[1], box[2] - box[0], box[3] - box[1])
+            expected[corner] = viridis(score / 3)
+        found = {
+            (*p.get_xy(), p.get_width(), p.get_height()): p.get_edgecolor() for p in axes.patches
+        }
+        assert found.keys() == expected.keys()
+        for corner, colour in expected.items():
+            assert found[corner] == pytest.approx(colour)
+        tags = sorted(text.get_text() for text in axes.texts)
+        assert tags == sorted(f"{score:.2f}" for score in scores[name].tolist())
+    assert_readable(figure)
+
+
+def test_many_regions_carry_no_figures():
+    boxes = BOXES.repeat(7, 1)
+    figure = viz.regions_figure({"a": images(1)[0]}, boxes, {"a": torch.arange(14.0)})
+    assert len(figure.axes[0].patches) == 14
+    assert not figure.axes[0].texts
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda i: viz.keep_masks_figure(i, {}), "keeps: got no entry"),
+        (
+            lambda i: viz.keep_masks_figure(i, {"a": torch.full((2, 2), 0.5)}),
+            r"keeps\['a'\]: got values from 0.5 to 0.5, expected only 0 and 1",
+        ),
+        (lambda i: viz.keep_masks_figure(i, {"a": torch.ones(4)}), r"keeps\['a'\]: got shape"),
+        (
+            lambda i: viz.keep_masks_figure(i, {"a": torch.ones(2, 2)}, boxes=torch.ones(4)),
+            r"boxes: got shape \(4,\), expected \(n, 4\)",
+        ),
+        (lambda i: viz.levels_figure(i, {}), "maps: got no entry"),
+        (lambda i: viz.levels_figure(i, {"a": {}}), r"maps\['a'\]: got no entry"),
+        (lambda i: viz.levels_figure(i, LEVELS, shared="rows"), "shared: got 'rows'"),
+        (
+            lambda i: viz.levels_figure(i, {"a": {8: torch.ones(1, 2, 2)}}),
+            r"maps\['a'\]\[8\]: got shape \(1, 2, 2\)",
+        ),
+        (
+            lambda i: viz.levels_figure(i, {"a": {8: torch.tensor([[1.0, NAN]])}}),
+            r"maps\['a'\]\[8\]: got values such as nan",
+        ),
+        (lambda i: viz.feature_maps_figure(i, {}), "maps: got no entry"),
+        (lambda i: viz.feature_maps_figure(i, {"a": i[0]}, shared="panel"), "shared: got 'panel'"),
+        (lambda i: viz.pictures_figure({}), "images: got no entry"),
+        (lambda i: viz.pictures_figure({"a": i}, signed=["b"]), r"signed: got \['b'\]"),
+        (lambda i: viz.pictures_figure({"a": torch.ones(2, 4, 4)}), r"images\['a'\]: got shape"),
+        (lambda i: viz.pictures_figure({"a": i * NAN}), r"images\['a'\]: got values such as nan"),
+        (
+            lambda i: viz.regions_figure({"a": i}, BOXES, {"b": torch.ones(2)}),
+            r"scores: got names \['b'\], expected \['a'\]",
+        ),
+        (
+            lambda i: viz.regions_figure({"a": i}, BOXES, {"a": torch.ones(3)}),
+            r"scores\['a'\]: got shape \(3,\), expected \(2,\)",
+        ),
+        (
+            lambda i: viz.regions_figure({"a": i}, BOXES[:0], {"a": torch.ones(0)}),
+            "scores: got a tensor without values",
+        ),
+    ],
+)
+def test_bad_pictures_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(images(1)[0])
+
+
+def test_one_bad_map_among_good_ones_is_noticed():
+    for bad in (NAN, float("inf")):
+        with pytest.raises(ValueError, match="such as"):
+            value_range([torch.ones(2), torch.tensor([0.0, bad]), torch.zeros(2)])
+    assert value_range([torch.tensor([1, 4]), torch.tensor([True])]) == (1, 4)
+
+
+def test_wrapping_keeps_line_breaks_and_words():
+    assert wrapped("one two three", 0.6) == "one two\nthree"  # eight letters a line
+    assert wrapped("one\ntwo", 9) == "one\ntwo"
+    assert wrapped("", 1) == ""
+
+
+def test_ink_takes_the_higher_contrast():
+    # relative luminances 0.2159 (grey 0.5: 4.3 against 5.3 to black) and 0.1329 (grey 0.4)
+    assert [ink(c) for c in ("white", "black", "0.5", "0.4", "#F0E442", "#0072B2")] == [
+        *("black", "white", "black", "white", "black", "white")
+    ]
