@@ -98,6 +98,8 @@ class Train:
     """AdamW (0.9, 0.99) or SGD (momentum 0.9)"""
     lr: float = 2e-3
     """peak learning rate"""
+    trunk: float = 1.0
+    """share of the learning rate for the trunk"""
     weight_decay: float = 0.05
     """not applied to vectors"""
     warmup: float = 0.1

@@ -155,7 +155,7 @@ def fit(
     for step in range(start, schedule.steps):
         torch.manual_seed(step_seed(seed, stage, step, accelerator.process_index))
         for group in optimizer.param_groups:
-            group["lr"] = schedule.lr * schedule.factor(step)
+            group["lr"] = schedule.lr * schedule.factor(step) * group.get("share", 1.0)
         images, targets = to_device(next(data), accelerator.device)
         losses = model(images, targets)
         loss = total_loss(losses, weights, step)

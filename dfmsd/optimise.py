@@ -47,22 +47,41 @@ class Schedule:
 
 
 def make_optimizer(
-    model: nn.Module, *, name: str = "adamw", lr: float = 1e-3, weight_decay: float = 0.05
+    model: nn.Module,
+    *,
+    name: str = "adamw",
+    lr: float = 1e-3,
+    weight_decay: float = 0.05,
+    trunk: float = 1.0,
 ) -> torch.optim.Optimizer:
     """AdamW (betas 0.9, 0.99) or SGD (momentum 0.9) over the trainable parameters.
 
-    Vectors (biases, norms) are not decayed.
+    Vectors (biases, norms) are not decayed. Each group carries its `share` of the learning rate.
+
+    Args:
+        model: a detector, or a `Distiller`.
+        name: "adamw" or "sgd".
+        lr: learning rate.
+        weight_decay: of matrices and kernels.
+        trunk: share of the learning rate for the detector's `backbone.body`, ≥ 0.
 
     Raises:
-        ValueError: when `name` is neither "adamw" nor "sgd".
+        ValueError: another name, or a negative share.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    if trunk < 0:
+        raise ValueError(f"trunk must be at least 0, got {trunk}")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            share = trunk if "backbone.body." in path else 1.0
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((share, decay), []).append(parameter)
+    listed = [
+        {"params": params, "lr": lr * share, "share": share, "weight_decay": decay}
+        for (share, decay), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+        return torch.optim.AdamW(listed, lr=lr, betas=(0.9, 0.99), fused=True)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9)
+        return torch.optim.SGD(listed, lr=lr, momentum=0.9)
     raise ValueError(f"optimizer must be 'adamw' or 'sgd', got {name!r}")

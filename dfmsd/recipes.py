@@ -195,7 +195,11 @@ def train_stages(
         model,
         stages,
         batches(train_set, settings.data, batch_size=train.batch_size, seed=seed),
-        optimizer={"name": train.optimizer, "weight_decay": train.weight_decay},
+        optimizer={
+            "name": train.optimizer,
+            "weight_decay": train.weight_decay,
+            "trunk": train.trunk,
+        },
         folder=folder,
         after_stage=after_stage,
         accelerator=world,

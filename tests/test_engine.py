@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import Line, TinyBatches, tiny_images
+from tiny import Line, TinyBatches, tiny_detector, tiny_images
 
 from dfmsd.checkpoints import CheckpointError, save_state
 from dfmsd.engine import History, NonFiniteLossError, fit, step_seed, total_loss
@@ -65,6 +65,24 @@ def test_optimizer_decays_matrices_only():
     assert decay == {model.weight: 0.3, model.bias: 0.0}
     with pytest.raises(ValueError, match=r"optimizer must be .*'lion'"):
         make_optimizer(model, name="lion")
+    with pytest.raises(ValueError, match="trunk must be at least 0, got -1"):
+        make_optimizer(model, trunk=-1)
+
+
+def test_the_trunk_takes_its_share_of_the_learning_rate():
+    """One step of SGD: every weight moves by lr · share · its gradient."""
+    model = tiny_detector()
+    optimizer = make_optimizer(model, name="sgd", lr=1.0, weight_decay=0.0, trunk=0.25)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    clip, schedule = None, Schedule(steps=1, lr=0.5)
+    fit(model, TinyBatches(), optimizer, schedule, clip=clip, show=False)
+    moved = 0
+    for name, p in model.named_parameters():
+        if p.grad is not None and p.requires_grad:
+            share = 0.25 if name.startswith("backbone.body.") else 1.0
+            torch.testing.assert_close(p.detach(), before[name] - 0.5 * share * p.grad)
+            moved += name.startswith("backbone.body.")
+    assert moved > 10
 
 
 def test_step_seeds_differ():
