@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_NUMBER = re.compile(r"[-+−–±]?[\d.]|[-–]?$|not run")  # how a cell of a column of numbers begins
+_NUMBER = re.compile(r"[-+−–±]?[\d.]|[-–]?$|nan$|not run")  # how a number's cell begins
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "faster-coco-eval", "numpy")
 
 
