@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from command_line import TINY, call, refused, teachers
 
 from dfmsd import runs, tables
-from dfmsd.experiments import EXPERIMENTS, HELD_OUT, Experiment, Row
+from dfmsd.experiments import CHOSEN, EXPERIMENTS, HELD_OUT, MULTIPLES, Experiment, Row
 from dfmsd.presets import resolve
 from dfmsd.results import read_records
 from dfmsd.tables import experiment_records, experiment_table, fits, interval
 
+ROOT = Path(__file__).parent.parent
 SMALL = Experiment(
     "Does anything run?",
     "scenes",
@@ -41,6 +43,18 @@ def test_weights_are_never_chosen_on_a_reported_seed():
     for name, plan in EXPERIMENTS.items():
         assert (plan.seeds == (HELD_OUT,)) == name.endswith("-weights")
         assert name.endswith("-weights") or HELD_OUT not in plan.seeds
+
+
+def test_the_weights_are_those_that_the_records_chose():
+    records = read_records(ROOT / "data/results/scenes-weights.jsonl")
+    for name, chosen in CHOSEN.items():
+        found = {
+            record["row"].rsplit("-", 1)[1]: record["metrics"]["AP"]
+            for record in records
+            if record["row"].rsplit("-", 1)[0] == name
+        }
+        assert set(found) == {f"{multiple:g}" for multiple in MULTIPLES}, name
+        assert max(found, key=found.get) == f"{chosen:g}", name
 
 
 def test_an_unknown_experiment_names_the_nearest(capsys):
