@@ -160,6 +160,8 @@ class Method:
     """width of the generators, share of the channels"""
     match: Literal["stride", "index"] = "stride"
     """how pyramid levels pair"""
+    strides: tuple[int, ...] = ()
+    """levels of the student and the teacher that take part; none named: all"""
     reconstruction_weight: float = 1.0
     """per element"""
     alignment_weight: float = 10.0

@@ -107,6 +107,7 @@ ABLATION = {
     "strength-3": ("strength 3", ("method.strength=3",)),
     "boxes": ("energy averaged in boxes", ("method.regions=boxes",)),
     "index": ("levels paired by index", ("method.match=index",)),
+    "fine": ("without the level of stride 32", ("method.strides=4,8,16",)),
     "raw": ("raw reconstruction", ("method.target=raw",)),
     "masked": ("error on masked cells only", ("method.masked_only=True",)),
     "wide": ("generators of full width", ("method.hidden=1",)),

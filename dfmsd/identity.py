@@ -11,7 +11,13 @@ from dfmsd.config import Settings, flat
 
 PLACES = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
 """Settings that change no result."""
-YOUNGER = {"method.name": "dfmsd", "method.factor": 1.0, "train.trunk": 1.0, "teach.trunk": 1.0}
+YOUNGER = {
+    "method.name": "dfmsd",
+    "method.factor": 1.0,
+    "method.strides": (),
+    "train.trunk": 1.0,
+    "teach.trunk": 1.0,
+}
 """Settings younger than the first records, with the value that does what was done before them."""
 
 

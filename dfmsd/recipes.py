@@ -119,13 +119,21 @@ def schedule(train: Train, *, steps: int, offset: int = 0, total: int | None = N
 
 
 def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Module:
-    """The distillation of the settings, for the channels of these two detectors."""
+    """The distillation of the settings, for the channels of these two detectors.
+
+    Raises:
+        ValueError: when no level takes part.
+    """
     terms = asdict(settings.method)
-    name, factor, _ = (terms.pop(key) for key in ("name", "factor", "carry"))
+    name, factor, strides, _ = (terms.pop(key) for key in ("name", "factor", "strides", "carry"))
     if name != "dfmsd":
         terms = {key: terms[key] for key in ("adapter", "match")}
     kind = DFMSDLoss if name == "dfmsd" else BASELINES[name]
-    built = kind(feature_channels(student), feature_channels(teacher), **terms)
+    channels = [
+        {stride: count for stride, count in found.items() if not strides or stride in strides}
+        for found in (feature_channels(student), feature_channels(teacher))
+    ]
+    built = kind(*channels, **terms)
     built.weights = {term: factor * weight for term, weight in built.weights.items()}
     return built
 

@@ -114,10 +114,10 @@ def fits(record: dict[str, Any], settings: Settings) -> bool:
     """
     had = YOUNGER | _flat(record["settings"])
     for key, value in flat(settings).items():
-        value = list(value) if isinstance(value, tuple) else value
         if key in PLACES or key.endswith(("_file", "weights", "root")):
             continue
-        if had.get(key) != value:
+        found = had.get(key)
+        if (tuple(found) if isinstance(found, list) else found) != value:
             return False
     return True
 

@@ -9,12 +9,14 @@ import pytest
 import safetensors.torch
 import torch
 from command_line import saved
-from tiny import tiny_images
+from tiny import tiny_detector, tiny_images
 
 from dfmsd.arms import ARMS
+from dfmsd.baselines import BASELINES
 from dfmsd.checkpoints import CheckpointError, read_metadata, read_tensors
 from dfmsd.config import Train
 from dfmsd.distill import Distiller
+from dfmsd.loss import DFMSDLoss
 from dfmsd.presets import resolve
 from dfmsd.recipes import (
     VAL_SEED,
@@ -24,6 +26,7 @@ from dfmsd.recipes import (
     detector,
     evaluate,
     load_detector,
+    method,
     records_file,
     schedule,
 )
@@ -54,6 +57,23 @@ def test_every_preset_distils_every_kind_of_detector(preset, kind):
     assert {"reconstruction", "alignment"} < set(losses)
     assert all(torch.isfinite(value) for value in losses.values())
     assert len(stages[1].method.pairs) == len(settings.student.strides)
+
+
+@pytest.mark.parametrize("name", ["dfmsd", *BASELINES])
+def test_the_settings_choose_method_weight_and_levels(name):
+    student = tiny_detector("faster_rcnn", strides=(4, 8, 16, 32))
+    strong = tiny_detector("retinanet", seed=1, channels=24)
+    chosen = [f"method.name={name}", "method.factor=0.5", "method.strides=8,16"]
+    whole = method(resolve("scenes", chosen[:1]), student, strong)
+    part = method(resolve("scenes", chosen), student, strong)
+    assert type(part) is (DFMSDLoss if name == "dfmsd" else BASELINES[name])
+    assert part.weights == {term: weight / 2 for term, weight in whole.weights.items()}
+    assert (whole.pairs, part.pairs) == ([(8, 8), (16, 16), (32, 32)], [(8, 8), (16, 16)])
+    images, targets = tiny_images()
+    losses = Distiller(student, strong, part).train()(images, targets)
+    assert set(part.weights) <= set(losses)
+    with pytest.raises(ValueError, match="no level in common"):
+        method(resolve("scenes", [f"method.name={name}", "method.strides=4"]), student, strong)
 
 
 def test_arms_without_teacher_and_lengths():
