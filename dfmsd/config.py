@@ -239,10 +239,10 @@ def nearest(word: str, valid: Sequence[str]) -> str:
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted name → value of every setting."""
+    """Dotted name → value of every setting, of a dataclass or of the dict in a record."""
+    nested = dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings
     found: dict[str, Any] = {}
-    for entry in dataclasses.fields(settings):
-        value = getattr(settings, entry.name)
-        name = prefix + entry.name
-        found |= flat(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
+    for key, value in nested.items():
+        name = prefix + key
+        found |= flat(value, name + ".") if isinstance(value, dict) else {name: value}
     return found

@@ -110,9 +110,9 @@ def interval(differences: Sequence[float]) -> tuple[float, float] | None:
 def fits(record: dict[str, Any], settings: Settings) -> bool:
     """Whether a record was made under these settings, as far as they can change a result.
 
-    Files count by their presence only, because a reader of records need not have them.
+    Files and folders are left out, because a reader of records need not have them.
     """
-    had = YOUNGER | _flat(record["settings"])
+    had = YOUNGER | flat(record["settings"])
     for key, value in flat(settings).items():
         if key in PLACES or key.endswith(("_file", "weights", "root")):
             continue
@@ -120,14 +120,6 @@ def fits(record: dict[str, Any], settings: Settings) -> bool:
         if (tuple(found) if isinstance(found, list) else found) != value:
             return False
     return True
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in nested.items():
-        name = prefix + key
-        found |= _flat(value, name + ".") if isinstance(value, dict) else {name: value}
-    return found
 
 
 def experiment_records(
