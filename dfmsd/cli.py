@@ -12,51 +12,15 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from dfmsd import cli_data
+from dfmsd.cli_data import Split
 from dfmsd.terminal import drawings, run
 
 Preset = Annotated[Positional[Literal["scenes", "photos"]], arg(help="the job")]
-Split = Literal["train", "val"]
 Overrides = Annotated[
     Positional[tuple[str, ...]],
     arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3"),
 ]
-
-
-def data_check(root: Positional[Path], /, split: Split | None = None) -> None:
-    """Check a COCO-format folder: annotations, images, boxes.
-
-    Args:
-        root: the folder with images and annotations.
-        split: `train` or `val`; both when left out.
-    """
-    from dfmsd.annotations import DataError
-    from dfmsd.coco import check
-
-    report = check(root, split)
-    print(report)
-    if report.problems:
-        count = len(report.problems)
-        raise DataError(f"{root}: {count} problem{'s' * (count > 1)}, listed above")
-
-
-def data_scenes(
-    out: Positional[Path], /, images: int = 1000, val: int = 200, seed: int = 0, size: int = 96
-) -> None:
-    """Write generated scenes as a COCO-format folder.
-
-    Args:
-        out: the new folder.
-        images: number of training scenes.
-        val: number of validation scenes.
-        seed: of the scenes.
-        size: side of a scene, pixels.
-    """
-    from dfmsd.synthetic import write_coco
-
-    if min(images, val) < 1:
-        raise ValueError(f"--images {images} --val {val}: each must be at least 1")
-    write_coco(out, train=images, val=val, size=size, seed=seed)
-    print(f"{images} training and {val} validation scenes of {size} pixels in {out}")
 
 
 def train(
@@ -234,11 +198,6 @@ COMMANDS: dict[str, Any] = {
     command.__name__: command
     for command in (train, distill, experiment, evaluate, predict, config, table)
 }
-DATA_COMMANDS: dict[str, Any] = {"check": data_check, "scenes": data_scenes}
-
-
-def data() -> None:
-    """Check a COCO-format folder, or write generated scenes: `dfmsd data --help`."""
 
 
 def _metrics(metrics: dict[str, float | None]) -> str:
@@ -251,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a mistake gives one line on standard error and exit status 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["data"]:
-        run(DATA_COMMANDS, arguments[1:], prog="dfmsd data", description=data.__doc__)
+        run(cli_data.COMMANDS, arguments[1:], prog="dfmsd data", description=cli_data.__doc__)
     else:
-        commands = {"data": data} | COMMANDS
+        commands = {"data": cli_data.data} | COMMANDS
         run(commands, arguments, prog="dfmsd", description=__doc__.splitlines()[0])

@@ -17,7 +17,8 @@ from command_line import call, everything, refused, saved
 from PIL import Image
 
 from dfmsd import cli
-from dfmsd.cli import COMMANDS, DATA_COMMANDS, drawings
+from dfmsd.cli import COMMANDS, drawings
+from dfmsd.cli_data import COMMANDS as DATA_COMMANDS
 from dfmsd.terminal import unframed
 
 NAMES = {"data", *COMMANDS}

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from tiny import tiny_images
 
-from dfmsd.cli import COMMANDS, DATA_COMMANDS
+from dfmsd.cli import COMMANDS
+from dfmsd.cli_data import COMMANDS as DATA_COMMANDS
 from dfmsd.presets import resolve
 
 ROOT = Path(__file__).parent.parent
