@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +23,22 @@ from torch import Tensor, nn
 PathLike = str | os.PathLike[str]
 _METADATA = "dfmsd"  # the one safetensors metadata key, holding JSON
 _STATISTICS = ("running_mean", "running_var")
+_UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 class CheckpointError(ValueError):
     """A file that cannot be read, or whose tensors do not fit the model."""
+
+
+@contextmanager
+def named(path: PathLike) -> Iterator[None]:
+    """Context in which an error of the system that names no file (disk full) names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 @contextmanager
@@ -39,7 +52,7 @@ def atomic_file(path: PathLike) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as handle:
+        with named(path), temporary.open("wb") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -57,16 +70,26 @@ def write_atomic(path: PathLike, content: bytes | str) -> None:
 def save_state(state: Mapping[str, Any], path: PathLike) -> None:
     """Write a training state (tensors, numbers, text, lists, dicts) to `path`, atomically."""
     with atomic_file(path) as handle:
-        torch.save(dict(state), handle)
+        try:
+            torch.save(dict(state), handle)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides "no space left on device"
+                raise error.__context__ from None
+            raise
 
 
 def load_state(path: PathLike) -> dict[str, Any]:
     """Return the state that `save_state` wrote, on the CPU; CheckpointError if it is not one."""
     try:
+        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, *_UNREADABLE) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: not a readable state ({reason})") from error
     if not isinstance(state, dict):

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from dfmsd.arms import ARMS
+from dfmsd.config_engine import Engine
 
 Scale = Literal["smoke", "quick", "full"]
 SCALES: tuple[str, ...] = get_args(Scale)
-_COUNTS = ("steps", "batch_size", "save_every", "log_every", "jobs", "size")
+_COUNTS = ("steps", "batch_size", "save_every", "log_every", "jobs", "size", "accumulate")
 _POSITIVE = {"coco": _COUNTS, "scenes": (*_COUNTS, "train_images", "val_images")}
 
 
@@ -93,7 +94,7 @@ class Train:
     steps: int = 400
     """steps that count as 1 in the arms (see `arms`)"""
     batch_size: int = 8
-    """images per step and process"""
+    """images per step, over all processes"""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW (0.9, 0.99) or SGD (momentum 0.9)"""
     lr: float = 2e-3
@@ -212,8 +213,10 @@ class Settings:
     """the GPU when there is one, or the CPU"""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """mixed precision"""
+    engine: Engine = field(default_factory=Engine)
+    """how a run is computed, divided and kept"""
     jobs: int = 1
-    """runs at a time, one CPU thread each when more than one"""
+    """runs at a time, one CPU thread each when more than one; with torchrun one after another"""
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""

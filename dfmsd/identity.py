@@ -10,6 +10,7 @@ from pathlib import Path
 from dfmsd.config import Settings, flat
 
 PLACES = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
+PLACES |= {"engine.save_minutes", "engine.tensorboard"}
 """Settings that change no result."""
 YOUNGER = {
     "method.name": "dfmsd",
@@ -17,6 +18,11 @@ YOUNGER = {
     "method.strides": (),
     "train.trunk": 1.0,
     "teach.trunk": 1.0,
+    "engine.accumulate": 1,
+    "engine.draws": "step",
+    "engine.channels_last": False,
+    "engine.compile": False,
+    "engine.sync_norm": False,
 }
 """Settings younger than the first records, with the value that does what was done before them."""
 

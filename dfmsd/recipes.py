@@ -14,14 +14,17 @@ from dfmsd.arms import ARMS
 from dfmsd.baselines import BASELINES
 from dfmsd.checkpoints import CheckpointError, load_weights, read_metadata, save_weights
 from dfmsd.coco import CocoDataset
+from dfmsd.computation import lay_out, share_norms
 from dfmsd.config import Data, Detector, Settings, Train
 from dfmsd.detectors import build_detector, rebuild
 from dfmsd.distill import feature_channels
-from dfmsd.engine import History
 from dfmsd.evaluation import evaluate_detector
+from dfmsd.history import History
 from dfmsd.loading import Batches, augmentation
 from dfmsd.loss import DFMSDLoss
 from dfmsd.optimise import Schedule
+from dfmsd.preemption import stop_signals
+from dfmsd.scalars import tensorboard
 from dfmsd.stages import Stage, run_stages
 from dfmsd.synthetic import SceneDataset
 
@@ -182,45 +185,63 @@ def train_stages(
     show: bool,
     world: Any,
 ) -> History:
-    """The history, after running the stages; each leaves `stageN.safetensors` with its metrics."""
-    train, (train_set, val_set) = settings.train, data
+    """The history, after running the stages; each leaves `stageN.safetensors` with its metrics.
+
+    Raises:
+        PreemptedError: SIGTERM or SIGUSR1 came; the run is saved.
+    """
+    train, engine, (train_set, val_set) = settings.train, settings.engine, data
     kept = History()
+    lengths = [stage.schedule.steps for stage in stages]
+    main = world.is_main_process
+    for part in [model, *(stage.teacher for stage in stages if stage.teacher is not None)]:
+        lay_out(part, channels_last=engine.channels_last, compiled=engine.compile)
+    if engine.sync_norm:
+        share_norms(model, world.device)
 
     def after_stage(number: int, stage: Stage, student: nn.Module, history: History) -> None:
         limit = settings.data.val_images or None
         metrics = evaluate(student, val_set, settings.data, limit=limit, accelerator=world)
         kept.rows, kept.evaluations = history.rows, history.evaluations
-        if world.is_main_process:
-            file = folder / f"stage{number + 1}.safetensors"
-            save_detector(student, file, classes=train_set.classes, metrics=metrics)
+        if main:
+            export(student, folder / f"stage{number + 1}.safetensors", metrics=metrics)
+
+    def export(student: nn.Module, path: Path, **extra: Any) -> None:
+        save_detector(student, path, classes=train_set.classes, **extra)
 
     def glance(distiller: nn.Module) -> dict[str, float]:
         limit = settings.data.curve_images or None
         return evaluate(distiller.student, val_set, settings.data, limit=limit, accelerator=world)
 
-    total = sum(stage.schedule.steps for stage in stages)
-    run_stages(
-        model,
-        stages,
-        batches(train_set, settings.data, batch_size=train.batch_size, seed=seed),
-        optimizer={
-            "name": train.optimizer,
-            "weight_decay": train.weight_decay,
-            "trunk": train.trunk,
-        },
-        folder=folder,
-        after_stage=after_stage,
-        accelerator=world,
-        seed=seed,
-        clip=train.clip,
-        save_every=train.save_every,
-        log_every=train.log_every,
-        evaluate=glance,
-        evaluate_every=max(1, total // train.evaluations) if train.evaluations else 0,
-        title=title,
-        show=show,
-    )
+    with stop_signals() as stop:
+        run_stages(
+            model,
+            stages,
+            batches(train_set, settings.data, batch_size=train.batch_size, seed=seed),
+            optimizer={
+                "name": train.optimizer,
+                "weight_decay": train.weight_decay,
+                "trunk": train.trunk,
+            },
+            folder=folder,
+            export=export,
+            after_stage=after_stage,
+            accelerator=world,
+            seed=seed,
+            clip=train.clip,
+            accumulate=engine.accumulate,
+            draws=engine.draws,
+            save_every=train.save_every,
+            save_minutes=engine.save_minutes,
+            stop=stop,
+            log_every=train.log_every,
+            watch=tensorboard(folder / "tensorboard", lengths) if engine.tensorboard else None,
+            evaluate=glance,
+            evaluate_every=max(1, sum(lengths) // train.evaluations) if train.evaluations else 0,
+            title=title,
+            show=show,
+        )
     world.wait_for_everyone()
-    if world.is_main_process and not kept.rows:  # all was done when a kill came before the record
+    if main and not kept.rows:  # all was done when a kill came before the record
         kept = History.load(folder / "log.jsonl", before=(len(stages), 0))
     return kept

@@ -98,6 +98,7 @@ def train_detector(
         }
         if world.is_main_process:
             append_record(records_file(settings), record)
+        world.wait_for_everyone()
     return weights, read_metadata(weights)
 
 
