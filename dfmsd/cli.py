@@ -76,12 +76,12 @@ def experiment(name: Positional[str], overrides: Overrides = (), /) -> None:
         name: which one; a wrong name lists them.
         overrides: settings, e.g. jobs=2.
     """
-    from dfmsd.runs import execute_experiment, experiment_runs
+    from dfmsd.runs import execute_experiment, experiment_runs, without_record
 
     listed = experiment_runs(name, overrides)
-    had = sum(run.record() is not None for run in listed)
+    had = len(listed) - len(without_record(listed))
     execute_experiment(name, overrides)
-    print(f"{name}: {len(listed)} runs recorded in {listed[0].records}, {had} of them before")
+    print(f"{name}: {len(listed)} runs recorded beside {listed[0].records}, {had} of them before")
 
 
 def evaluate(

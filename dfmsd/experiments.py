@@ -29,6 +29,8 @@ TITLES = {
     "fgd": "FGD",
     "cwd": "CWD",
     "dfmsd": "DFMSD, one stage",
+    "dfmsd-two": "DFMSD, two stages (halves)",
+    "dfmsd-early": "DFMSD, two stages (a fifth, then the rest)",
 }
 
 
@@ -39,6 +41,8 @@ class Row:
     title: str
     arm: str
     settings: tuple[str, ...] = ()
+    base: str = "none"
+    """the row that its gain is counted from"""
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,30 @@ class Experiment:
     """what all rows share"""
 
 
+STAGED = {
+    "dfmsd-two": ("two", ()),
+    "dfmsd-early": ("two-early", ("train.schedule_over=run",)),
+}
+"""DFMSD in two stages with as many steps in all as the others → its arm and settings."""
+
+
 def _weights() -> dict[str, Row]:
     """Every method with every multiple of its balanced weight, DFMSD also in two stages."""
     rows = {}
-    for name, balance in BALANCE.items():
-        for multiple in MULTIPLES:
-            chosen = (f"method.name={name}", f"method.factor={balance * multiple:.3g}")
-            rows[f"{name}-{multiple:g}"] = Row(f"{TITLES[name]} × {multiple:g}", "one", chosen)
-            if name == "dfmsd":
-                title = f"DFMSD, two stages × {multiple:g}"
-                rows[f"dfmsd-two-{multiple:g}"] = Row(title, "two", chosen)
+    for multiple in MULTIPLES:
+        for name, title in TITLES.items():
+            arm, settings = STAGED.get(name, ("one", ()))
+            weighted = _weighted(name, multiple)
+            rows[f"{name}-{multiple:g}"] = Row(
+                f"{title} × {multiple:g}", arm, (*weighted, *settings)
+            )
     return rows
+
+
+def _weighted(name: str, multiple: float) -> tuple[str, str]:
+    """Settings: the method of a row, at a multiple of its balanced weight."""
+    method = "dfmsd" if name in STAGED else name
+    return (f"method.name={method}", f"method.factor={BALANCE[method] * multiple:.3g}")
 
 
 CHOSEN: dict[str, float] = {
@@ -76,24 +93,29 @@ CHOSEN: dict[str, float] = {
     "cwd": 1.0,
     "dfmsd": 1.0,
     "dfmsd-two": 3.0,
+    "dfmsd-early": 1.0,
 }
-"""Method → the multiple of its balance with the highest AP in `scenes-weights`; a test holds it."""
+"""Row → the multiple of its balance with the highest AP in `scenes-weights`; a test holds it."""
+
+
+def chosen(name: str) -> tuple[str, str]:
+    """Settings: the method of a row, at the weight that was chosen for it."""
+    return _weighted(name, CHOSEN[name])
 
 
 def _methods() -> dict[str, Row]:
     """No distillation, every method with its chosen weight, and stages under both budgets."""
     rows = {"none": Row("no distillation", "none")}
-    for name, multiple in CHOSEN.items():
-        method = name.removesuffix("-two")
-        factor = (f"method.name={method}", f"method.factor={BALANCE[method] * multiple:.3g}")
-        if name == method:
-            rows[name] = Row(TITLES[name], "one", factor)
-        else:
-            rows[name] = Row("DFMSD, two stages, equal steps in all", "two", factor)
-            rows["none-long"] = Row("no distillation, twice the steps", "none-long")
-            one = (f"method.factor={BALANCE[method] * CHOSEN[method]:.3g}",)
-            rows["dfmsd-long"] = Row("DFMSD, one stage, twice the steps", "one-long", one)
-            rows["dfmsd-two-long"] = Row("DFMSD, two stages, equal steps each", "two-long", factor)
+    for name, title in TITLES.items():
+        arm, settings = STAGED.get(name, ("one", ()))
+        rows[name] = Row(title, arm, (*chosen(name), *settings))
+    twice = {
+        "none-long": ("no distillation", "none-long", ()),
+        "dfmsd-long": ("DFMSD, one stage", "one-long", chosen("dfmsd")),
+        "dfmsd-two-long": ("DFMSD, two stages", "two-long", chosen("dfmsd-two")),
+    }
+    for key, (title, arm, settings) in twice.items():
+        rows[key] = Row(f"{title}, twice the steps", arm, settings, base="none-long")
     return rows
 
 
@@ -124,6 +146,40 @@ ABLATION = {
 }
 """Row → what is changed against DFMSD's defaults in one stage."""
 
+TWICE = ("student.strides=8,16,32", "train.steps=1600")
+"""One-stage students learn more slowly."""
+CNN = ("strong.trunk=timm:resnet18", "strong.trunk_arguments={}", "strong_file=")
+LARGER = (
+    'strong.trunk_arguments={"embed_dim": 48, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], '
+    '"window_size": [6, 6], "stem": "conv"}',
+    "strong_file=",
+    "teach.steps=3000",
+)
+"""Teachers that are trained on the way."""
+
+
+def _pairs() -> dict[str, Row]:
+    """Students and teachers of different make."""
+    rows = {
+        "none": Row("Faster R-CNN, no distillation", "none"),
+        "swin": Row("Faster R-CNN, from Swin", "one", chosen("dfmsd")),
+        "cnn": Row("Faster R-CNN, from a CNN", "one", (*CNN, *chosen("dfmsd"))),
+        "larger": Row(
+            "Faster R-CNN, from a much stronger Swin", "one", (*LARGER, *chosen("dfmsd"))
+        ),
+    }
+    arm, settings = STAGED["dfmsd-early"]
+    first = ("weak_file=data/teachers/strong.safetensors", *settings, *chosen("dfmsd-early"))
+    title = "Faster R-CNN, from the strong Swin, then the much stronger"
+    rows["larger-early"] = Row(title, arm, (*LARGER, *first))
+    for kind, title in (("retinanet", "RetinaNet"), ("fcos", "FCOS")):
+        own, base = (f"student.kind={kind}", *TWICE), f"{kind}-none"
+        rows[base] = Row(f"{title}, no distillation, twice the steps", "none", own, base)
+        title = f"{title}, from Faster R-CNN (Swin), twice the steps"
+        rows[kind] = Row(title, "one", (*own, *chosen("dfmsd")), base)
+    return rows
+
+
 EXPERIMENTS = {
     "scenes-weights": Experiment(
         "Which weight does each method want, on a seed that no table reports?",
@@ -135,12 +191,20 @@ EXPERIMENTS = {
     "scenes-methods": Experiment(
         "Does it help, and compared with what?", "scenes", _methods(), (0, 1, 2, 3, 4), SCENES
     ),
+    "scenes-pairs": Experiment(
+        "Does it matter what student and teacher are made of?",
+        "scenes",
+        _pairs(),
+        (0, 1, 2),
+        SCENES,
+    ),
     "scenes-ablation": Experiment(
         "Which part of DFMSD helps?",
         "scenes",
         {
             "none": Row("no distillation", "none"),
             "dfmsd": Row("DFMSD, one stage", "one"),
+            "stages": Row("+ a first stage (a fifth of the steps)", *STAGED["dfmsd-early"]),
             **{key: Row(title, "one", chosen) for key, (title, chosen) in ABLATION.items()},
         },
         (0, 1, 2),

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dfmsd.arms import ARMS
 from dfmsd.config import (
     SCALES,
     Data,
@@ -31,7 +30,7 @@ def scenes(scale: str) -> Settings:
     quick = Settings(
         preset="scenes",
         scale="quick",
-        arms=tuple(ARMS),
+        arms=("none", "one", "two", "none-long", "one-long", "two-long"),
         data=Data(size=96, vertical_flip=0.5, small=14.0, medium=28.0),
         student=Detector(trunk_arguments='{"channels": [32, 64, 128, 256]}'),
         weak=replace(swin, trunk_arguments=_swin((1, 1, 1, 1))),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,9 +63,13 @@ class Run:
 
     def record(self) -> dict[str, Any] | None:
         """The newest record of this very run, or None."""
+        return self.among(read_records(self.records))
+
+    def among(self, records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+        """The newest of the records that are of this very run, or None."""
         wanted = {"arm": self.arm, "seed": self.seed, "fingerprint": fingerprint(self.settings)}
-        found = [r for r in read_records(self.records) if wanted.items() <= r.items()]
-        return found[-1] if found else None
+        found = [r for r in records if wanted.items() <= r.items()]
+        return max(found, key=lambda r: r["finished"], default=None)
 
     def done(self) -> bool:
         """Whether record and weights are both there."""
@@ -190,10 +194,23 @@ def execute_experiment(
     Arguments and errors of `experiment_runs`.
     """
     listed = experiment_runs(name, overrides)
-    open_ = [run for run in listed if run.record() is None]
+    open_ = without_record(listed)
     if open_:
         _execute(open_, open_[0].settings.jobs, show=show)
-    return [run.record() for run in listed]
+    known = _neighbours(listed)
+    return [run.among(known) for run in listed]
+
+
+def without_record(listed: list[Run]) -> list[Run]:
+    """The runs of an experiment that neither it nor an experiment beside it has recorded."""
+    known = _neighbours(listed)
+    return [run for run in listed if run.among(known) is None]
+
+
+def _neighbours(listed: list[Run]) -> list[dict[str, Any]]:
+    """Every record in the folder of an experiment's records: experiments share runs."""
+    files = sorted(listed[0].records.parent.glob("*.jsonl"))
+    return [record for file in files for record in read_records(file)]
 
 
 def _execute(listed: list[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:

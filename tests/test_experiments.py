@@ -34,7 +34,7 @@ def test_every_row_resolves_and_no_two_are_the_same(name):
     plan = EXPERIMENTS[name]
     assert len(listed) == len(plan.rows) * len(plan.seeds)
     assert [run.seed for run in listed] == sorted(run.seed for run in listed)
-    kinds = {(run.arm, run.seed, json.dumps(asdict(run.settings.method))) for run in listed}
+    kinds = {(run.arm, run.seed, json.dumps(asdict(run.settings))) for run in listed}
     assert len(kinds) == len(listed)
     assert {str(run.records) for run in listed} == {f"data/results/{name}.jsonl"}
 

@@ -1,0 +1,54 @@
+"""`dfmsd data …`: check a COCO-format folder, or write generated scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+Split = Literal["train", "val"]
+
+
+def data_check(root: Positional[Path], /, split: Split | None = None) -> None:
+    """Check a COCO-format folder: annotations, images, boxes.
+
+    Args:
+        root: the folder with images and annotations.
+        split: `train` or `val`; both when left out.
+    """
+    from dfmsd.annotations import DataError
+    from dfmsd.coco import check
+
+    report = check(root, split)
+    print(report)
+    if report.problems:
+        count = len(report.problems)
+        raise DataError(f"{root}: {count} problem{'s' * (count > 1)}, listed above")
+
+
+def data_scenes(
+    out: Positional[Path], /, images: int = 1000, val: int = 200, seed: int = 0, size: int = 96
+) -> None:
+    """Write generated scenes as a COCO-format folder.
+
+    Args:
+        out: the new folder.
+        images: number of training scenes.
+        val: number of validation scenes.
+        seed: of the scenes.
+        size: side of a scene, pixels.
+    """
+    from dfmsd.synthetic import write_coco
+
+    if min(images, val) < 1:
+        raise ValueError(f"--images {images} --val {val}: each must be at least 1")
+    write_coco(out, train=images, val=val, size=size, seed=seed)
+    print(f"{images} training and {val} validation scenes of {size} pixels in {out}")
+
+
+def data() -> None:
+    """Check a COCO-format folder, or write generated scenes: `dfmsd data --help`."""
+
+
+COMMANDS: dict[str, Any] = {"check": data_check, "scenes": data_scenes}
