@@ -104,7 +104,7 @@ def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5)
         variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0, keepdim=True)
         return (wide - mean) * (variance + eps).rsqrt()
     valid = torch.ones_like(wide[:, :1]) if valid is None else valid
-    count = total(valid.sum()).clamp_min(1)
+    count = total(valid.sum().to(wide.dtype)).clamp_min(1)  # one dtype on every process
     mean = total((wide * valid).sum((0, 2, 3), keepdim=True)) / count
     centred = (wide - mean) * valid
     variance = total(centred.square().sum((0, 2, 3), keepdim=True)) / count
