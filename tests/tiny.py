@@ -77,4 +77,6 @@ class LineDetector(Line):
 
     def forward(self, images, targets=None):
         self.seen += len(images)
-        return super().forward(images, targets)
+        noise = torch.rand(len(images))  # random per image, as mask and sampling are
+        losses = [(self.weight - i.mean() - n).square() for i, n in zip(images, noise, strict=True)]
+        return {"fit": sum(losses) / len(images), "size": 0.1 * self.weight.square()}
