@@ -222,6 +222,10 @@ class Settings:
         """Refuse contradictions."""
         for arm in set(self.arms) - ARMS.keys():
             raise SettingsError(f"arms={arm}: no such arm{nearest(arm, list(ARMS))}")
+        if not self.engine.save_minutes >= 0:
+            raise SettingsError(
+                f"engine.save_minutes={self.engine.save_minutes}: must be at least 0"
+            )
         if self.data.kind == "coco" and not self.data.root:
             raise SettingsError("data.root: give the COCO-format folder, data.root=PATH")
         for key, several in (("seeds", self.seeds), ("arms", self.arms)):
