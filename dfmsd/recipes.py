@@ -27,6 +27,7 @@ from dfmsd.preemption import stop_signals
 from dfmsd.scalars import tensorboard
 from dfmsd.stages import Stage, run_stages
 from dfmsd.synthetic import SceneDataset
+from dfmsd.together import nobody_lost
 
 TRAIN_SEED, VAL_SEED = 1, 2
 """Seeds of the generated scenes; the validation scenes are never trained on."""
@@ -189,6 +190,7 @@ def train_stages(
 
     Raises:
         PreemptedError: SIGTERM or SIGUSR1 came; the run is saved.
+        ChildProcessError: a loader process or another process of this run has ended.
     """
     train, engine, (train_set, val_set) = settings.train, settings.engine, data
     kept = History()
@@ -213,7 +215,7 @@ def train_stages(
         limit = settings.data.curve_images or None
         return evaluate(distiller.student, val_set, settings.data, limit=limit, accelerator=world)
 
-    with stop_signals() as stop:
+    with stop_signals() as stop, nobody_lost():
         run_stages(
             model,
             stages,

@@ -8,6 +8,8 @@ and the gradient that one process would find with the whole batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,24 @@ from torch import Tensor
 def processes() -> int:
     """How many processes train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextmanager
+def nobody_lost() -> Iterator[None]:
+    """Context in which the end of another process is told in plain words.
+
+    Raises:
+        ChildProcessError: another process has ended while this one needed it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if processes() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise ChildProcessError(
+            "another process of this run has ended, and says itself why; the same command "
+            "continues from the last checkpoint"
+        ) from error
 
 
 class _Sum(torch.autograd.Function):

@@ -148,6 +148,30 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint(tmp_path):
     assert torch.isfinite(state["model"]["weight"])
 
 
+def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
+    """Steps of 25 seconds, a checkpoint a minute: after every third."""
+    clock, saved = [0.0], []
+    monkeypatch.setattr("dfmsd.keeping.time.monotonic", lambda: clock[0])
+
+    class Slow(TinyBatches):
+        def iterate(self, *arguments):
+            for batch in super().iterate(*arguments):
+                clock[0] += 25
+                yield batch
+
+    fit(
+        model := Line(),
+        Slow(),
+        make_optimizer(model),
+        Schedule(steps=8, lr=0.1),
+        folder=tmp_path,
+        save_minutes=1,
+        export=lambda model, path, **place: saved.append(place["step"]),
+        show=False,
+    )
+    assert saved == [3, 6, 8]  # and at the end
+
+
 def test_checkpoint_of_another_model_is_refused_and_kept(tmp_path):
     state = {
         "stage": 0,

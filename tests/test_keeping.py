@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import logging
 import os
 import resource
@@ -172,6 +174,41 @@ def test_the_students_of_a_run_load_as_plain_detectors(tmp_path):
             torch.equal(a["scores"], b["scores"])
             for a, b in zip(model(images), student.eval()(images), strict=True)
         )
+
+
+def test_broken_off_anywhere_a_state_has_its_student(tmp_path, monkeypatch):
+    """At every operation on a file; with SIGKILL in tests/test_survival.py."""
+    count = itertools.count()
+
+    def guard(name, number):
+        original = getattr(os, name)
+
+        def call(*arguments, **options):
+            if next(count) == number:
+                raise KeyboardInterrupt
+            return original(*arguments, **options)
+
+        return call
+
+    broken = 0
+    for number in range(40):
+        folder = tmp_path / str(number)
+        kept = keeper(folder)
+        save(kept, 1)
+        save(kept, 2)
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            count = itertools.count()
+            for name in ("fsync", "replace", "unlink"):
+                patch.setattr(os, name, guard(name, number))
+            save(kept, 3)
+            save(kept, 4)
+            break
+        broken += 1
+        assert len(found(folder)) >= 2
+        for path in found(folder):
+            place = load_weights(nn.Linear(2, 1), path.with_suffix(".safetensors"))
+            assert place["step"] == load_state(path)["step"]
+    assert 10 < broken < 40
 
 
 # --- a disk that is full

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from collections import Counter
 
 import pytest
@@ -357,3 +359,29 @@ def test_an_unreadable_image_is_one_line_also_from_a_worker(workers):
     with pytest.raises(ValueError) as error:
         drawn(Batches(Torn(), 2, seed=0, workers=workers), 4)
     assert str(error.value) == "photos/0.jpg: cannot be decoded (line: 3)"
+
+
+class Deadly(Numbers):
+    """A data set that kills the process that reads its third image."""
+
+    def __getitem__(self, index):
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_the_death_of_a_loader_process_is_one_line():
+    loading = Batches(Deadly(), 2, seed=0, workers=1)
+    words = r"a loader process was killed .* continues from the last checkpoint"
+    with pytest.raises(ChildProcessError, match=words):
+        drawn(loading, 9)
+
+
+def test_loader_processes_leave_signals_to_the_one_that_trains():
+    class Pressed(Numbers):
+        def __getitem__(self, index):
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                os.kill(os.getpid(), number)
+            return super().__getitem__(index)
+
+    assert len(drawn(Batches(Pressed(), 2, seed=0, workers=1), 3)) == 3

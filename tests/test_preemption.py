@@ -164,6 +164,25 @@ def test_the_command_line_ends_with_a_status_of_its_own(capsys):
     assert capsys.readouterr().err == "dfmsd: SIGTERM came: step 3 is saved\n"
 
 
+def test_of_several_processes_one_speaks(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back at the end
+
+    def speak():
+        print("the table")
+
+    def fail():
+        raise ValueError("wrong")
+
+    commands = {"speak": speak, "fail": fail}
+    for rank, said in (("0", "the table\n"), ("3", "")):
+        monkeypatch.setenv("RANK", rank)
+        run(commands, ["speak"], prog="dfmsd", description="x")
+        assert capsys.readouterr().out == said
+    with pytest.raises(SystemExit):
+        run(commands, ["fail"], prog="dfmsd", description="x")
+    assert capsys.readouterr().err == "dfmsd (process 3): wrong\n"
+
+
 # --- as a cluster does it
 
 

@@ -76,7 +76,8 @@ class LineDetector(Line):
         self.register_buffer("seen", torch.zeros(()))  # as a batch norm counts
 
     def forward(self, images, targets=None):
-        self.seen += len(images)
+        if self.training:
+            self.seen += sum(image.mean() for image in images)
         noise = torch.rand(len(images))  # random per image, as mask and sampling are
         losses = [(self.weight - i.mean() - n).square() for i, n in zip(images, noise, strict=True)]
         return {"fit": sum(losses) / len(images), "size": 0.1 * self.weight.square()}
