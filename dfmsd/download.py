@@ -182,9 +182,7 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
     """The pieces of an answer, up to where it ends or is cut; the caller counts the bytes."""
     while True:
         try:
-            chunk = response.read(CHUNK)
-        except http.client.IncompleteRead as error:
-            chunk = error.partial
+            chunk = response.read1(CHUNK)  # read() would lose what came before a reset
         except (OSError, http.client.HTTPException):
             return
         if not chunk:

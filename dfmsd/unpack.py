@@ -45,16 +45,14 @@ def unpack(archive: Path, pattern: str, count: int, *, show: bool = True) -> Non
         members = _members(bundle, archive, pattern, count)
         missing = _missing(members, archive, replace=mark.exists(), show=show)
         mark.touch()
-        progress = Progress(
-            f"unpacking {archive.name}", count, start=count - len(missing), show=show
-        )
-        for number, member in enumerate(missing, start=count - len(missing) + 1):
+        done = count - len(missing)
+        progress = Progress(f"unpacking {archive.name}", count, start=done, show=show)
+        for number, member in enumerate(missing, start=done + 1):
             target = archive.parent / member.filename
             with named(target):
                 _extract(bundle, member, target)
             progress.update(number)
-    if hasattr(os, "sync"):
-        os.sync()  # a power cut after this leaves no empty files
+    os.sync()  # a power cut after this leaves no empty files
     mark.unlink()
 
 
