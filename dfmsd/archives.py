@@ -27,7 +27,7 @@ class Archive:
         sha256: hexadecimal.
         pattern: the members that are unpacked.
         files: how many these are.
-        unpacked: bytes that they take on the disk, rounded up.
+        unpacked: bytes that they take on the disk. Choice: rounded up; a zip hardly shrinks JPEGs.
     """
 
     path: str

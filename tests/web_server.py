@@ -24,7 +24,7 @@ class Site:
 
     `plan` gives, per path, how the coming requests are answered, in their order; then the last one
     holds: None as it should be, an integer cuts the answer after so many bytes, an integer below 0
-    resets the connection after as many, "404" answers that, "stall" sends some and then nothing.
+    resets the connection after as many, "404" answers that, "stall" rests ten seconds on the way.
     """
 
     def __init__(self, files):
@@ -74,7 +74,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "stall":
             self.wfile.write(rest[:1000])
             site.awake.wait(10)
-            return
+            rest = rest[1000:]
+            fault = None
         self.wfile.write(rest if fault is None else rest[: abs(fault)])
         if fault is not None and fault < 0:
             # a reset: what the system still holds is thrown away
