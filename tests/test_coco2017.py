@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -286,21 +287,15 @@ def test_a_root_that_cannot_be_written(capsys, tmp_path, site):
     (tmp_path / "file").write_text("")
     line = refused(capsys, "data", "coco", tmp_path / "file", "--source", site.url)
     assert line == f"dfmsd: {tmp_path / 'file'}: file exists"
-    root = tmp_path / "root"
-    root.mkdir()
-    root.chmod(0o555)
-    tmp_path.chmod(0o755)
-    other = 65534 if os.geteuid() == 0 else os.geteuid()
-    mine, outer = os.geteuid(), tmp_path.parent.stat().st_mode
-    tmp_path.parent.chmod(0o755)
-    tmp_path.parent.parent.chmod(0o755)
-    try:
-        os.seteuid(other)
-        line = refused(capsys, "data", "coco", root, "--source", site.url)
-    finally:
-        os.seteuid(mine)
-        tmp_path.parent.chmod(outer & 0o777)
-        root.chmod(0o755)
+    mine = os.geteuid()
+    with tempfile.TemporaryDirectory() as root:  # pytest's folders are closed to others
+        os.chmod(root, 0o555)
+        try:
+            os.seteuid(mine or 65534)  # root may write everywhere, nobody may not
+            line = refused(capsys, "data", "coco", root, "--source", site.url)
+        finally:
+            os.seteuid(mine)
+            os.chmod(root, 0o755)
     assert line.startswith(f"dfmsd: {root}/annotations_trainval2017.zip.part")
     assert line.endswith(": permission denied")
 
@@ -335,9 +330,8 @@ def test_what_is_there_already_needs_no_room(tmp_path, site):
 
 
 def test_two_at_once(tmp_path, site):
-    with open(tmp_path / "x", "w"):
-        handle = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
     with pytest.raises(DownloadError, match="another process is downloading to it"):
         get(tmp_path, site)
     os.close(handle)
