@@ -35,7 +35,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except KeyboardInterrupt:
-        _say("interrupted; the same command continues a training run")
+        _say("interrupted; the same command continues a training run or a download")
         raise SystemExit(130) from None
     except (ValueError, OSError, FloatingPointError) as error:
         _say(message(error))
