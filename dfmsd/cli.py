@@ -16,7 +16,19 @@ from dfmsd import cli_data
 from dfmsd.cli_data import Split
 from dfmsd.terminal import drawings, run
 
-Preset = Annotated[Positional[Literal["scenes", "photos"]], arg(help="the job")]
+Preset = Annotated[
+    Positional[
+        Literal[
+            "scenes",
+            "photos",
+            "faster_rcnn_r50_swin_sal",
+            "retinanet_r50_swin_sal",
+            "retinanet_r50_from_faster_rcnn_v2",
+            "fcos_r50",
+        ]
+    ],
+    arg(help="the job"),
+]
 Overrides = Annotated[
     Positional[tuple[str, ...]],
     arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3"),
