@@ -85,6 +85,7 @@ TABLE: dict[str, set[str]] = {
         "config",
         "evaluation",
         "images",
+        "preflight",
         "presets",
         "recipes",
         "results",
@@ -94,12 +95,26 @@ TABLE: dict[str, set[str]] = {
         "terminal",
         "viz",
     },
+    "probes": {"distill"},
+    "preflight": {
+        "arms",
+        "config",
+        "distill",
+        "engine",
+        "optimise",
+        "probes",
+        "recipes",
+        "results",
+        "runs",
+    },
     "__init__": set(),
     "__main__": {"cli"},
 }
 DRAWING = {"boxes", "charts", "keeps", "maps", "overlays", "panels", "plots", "spectra", "viz"}
 LABORATORY = {"lab", "shares", "mosaic", "controls", "widgets"}
-ABOVE_RECIPES = DRAWING | LABORATORY | {"teachers", "runs", "terminal", "cli", "cli_data"}
+ABOVE_RECIPES = (
+    DRAWING | LABORATORY | {"teachers", "runs", "terminal", "cli", "cli_data", "preflight"}
+)
 TABLE["recipes"] = set(TABLE) - ABOVE_RECIPES - {"__init__", "__main__"}
 
 FILES = sorted(LIBRARY.rglob("*.py"))
