@@ -16,7 +16,19 @@ from dfmsd import cli_data
 from dfmsd.cli_data import Split
 from dfmsd.terminal import drawings, run
 
-Preset = Annotated[Positional[Literal["scenes", "photos"]], arg(help="the job")]
+Preset = Annotated[
+    Positional[
+        Literal[
+            "scenes",
+            "photos",
+            "faster_rcnn_r50_swin_sal",
+            "retinanet_r50_swin_sal",
+            "retinanet_r50_from_faster_rcnn_v2",
+            "fcos_r50",
+        ]
+    ],
+    arg(help="the job"),
+]
 Overrides = Annotated[
     Positional[tuple[str, ...]],
     arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3"),
@@ -51,22 +63,51 @@ def train(
     print(f"{detector}: {_metrics(metadata['metrics'])}\nweights: {save or weights}")
 
 
-def distill(preset: Preset, overrides: Overrides = (), /) -> None:
+def distill(
+    preset: Preset, overrides: Overrides = (), /, preflight: Literal["auto", "no"] = "auto"
+) -> None:
     """Distil the student: every arm with every seed, each recorded; finished runs are skipped.
 
     Args:
         preset: the job.
         overrides: settings.
+        preflight: `auto` makes it before a job of 5000 steps or more, unless it continues one.
     """
+    from dfmsd.preflight import wanted
     from dfmsd.presets import resolve
     from dfmsd.runs import execute_all, runs
     from dfmsd.tables import arms_table
 
     settings = resolve(preset, overrides)
+    if preflight == "auto" and wanted(settings):
+        _preflight(settings)
     records = execute_all(settings)
     last = runs(settings)[-1]
     print(arms_table(records))
     print(f"\nrecords: {last.records}\nlast student: {last.weights}")
+
+
+def preflight(preset: Preset, overrides: Overrides = (), /, images: int = 32) -> None:
+    """Look at a job before it runs: files, teachers, levels, balance, memory, speed.
+
+    Args:
+        preset: the job.
+        overrides: settings.
+        images: how many validation images are looked at.
+    """
+    from dfmsd.presets import resolve
+
+    _preflight(resolve(preset, overrides), images=images)
+
+
+def _preflight(settings: Any, **options: Any) -> None:
+    """Print the report of a preflight; ValueError when it refuses the job."""
+    from dfmsd.preflight import examine
+
+    report = examine(settings, **options)
+    print(report)
+    if report.reasons:
+        raise ValueError(f"preflight refused the job, {report.reasons[0]}")
 
 
 def experiment(name: Positional[str], overrides: Overrides = (), /) -> None:
@@ -196,7 +237,7 @@ def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> N
 
 COMMANDS: dict[str, Any] = {
     command.__name__: command
-    for command in (train, distill, experiment, evaluate, predict, config, table)
+    for command in (train, preflight, distill, experiment, evaluate, predict, config, table)
 }
 
 

@@ -37,6 +37,8 @@ class Data:
     """validation images for the evaluations during training"""
     size: int = 96
     """side of a scene, or the longest side to which photographs are reduced, pixels"""
+    short: int = 0
+    """the detector brings the shorter side to this, the longer to `size` at most; 0 = neither"""
     horizontal_flip: float = 0.5
     """probability"""
     vertical_flip: float = 0.0
@@ -75,6 +77,8 @@ class Detector:
     """factor on torchvision's anchor sizes; 0 chooses it by the image size"""
     frozen_norm: bool = False
     """batch norm keeps the statistics and scales of the trunk's weights"""
+    frozen_stride: int = 0
+    """the trunk is not trained up to this stride; 0 = all of it is"""
 
     def __post_init__(self) -> None:
         """Check the JSON early."""

@@ -15,6 +15,8 @@ YOUNGER = {
     "method.name": "dfmsd",
     "method.factor": 1.0,
     "method.strides": (),
+    "data.short": 0,
+    **{f"{name}.frozen_stride": 0 for name in ("student", "weak", "strong")},
     "train.trunk": 1.0,
     "teach.trunk": 1.0,
 }

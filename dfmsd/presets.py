@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dfmsd import presets_coco
 from dfmsd.config import (
     SCALES,
     Data,
@@ -111,7 +112,7 @@ def photos(scale: str) -> Settings:
     }[scale]
 
 
-PRESETS = {"scenes": scenes, "photos": photos}
+PRESETS = {"scenes": scenes, "photos": photos, **presets_coco.PRESETS}
 
 
 def _swin(depths: tuple[int, int, int, int]) -> str:
@@ -143,7 +144,7 @@ def resolve(
     """The settings of a preset with `key=value` overrides; `scale=…` among them chooses the scale.
 
     Args:
-        preset: "scenes" or "photos".
+        preset: one of `PRESETS`.
         overrides: `key=value` texts.
         scale: "smoke", "quick" or "full"; DFMSD_SCALE unless given.
         root: the project's folder as seen from here, for the preset's own files (notebooks: "..").
@@ -162,10 +163,19 @@ def resolve(
         if key == "preset" and value != preset:
             raise SettingsError(f"preset={value}: contradicts the preset {preset} named first")
     changes = {key: value for key, value in pairs if key not in ("scale", "preset")}
-    settings = PRESETS[preset](scale)
-    files = {
-        name: str(Path(root) / getattr(settings, name))
-        for name in ("out", "weak_file", "strong_file")
-        if getattr(settings, name)
-    }
-    return change(replace(settings, **files), changes)
+    return change(_rooted(PRESETS[preset](scale), Path(root)), changes)
+
+
+def _rooted(settings: Settings, root: Path) -> Settings:
+    """The settings with every file and folder of the preset as seen from where `root` is."""
+
+    def seen(path: str) -> str:
+        return str(root / path) if path else ""
+
+    names = ("out", "weak_file", "strong_file")
+    return replace(
+        settings,
+        **{name: seen(getattr(settings, name)) for name in names},
+        data=replace(settings.data, root=seen(settings.data.root)),
+        student=replace(settings.student, weights=seen(settings.student.weights)),
+    )

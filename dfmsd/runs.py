@@ -25,7 +25,7 @@ from dfmsd.recipes import (
     accelerator,
     arm_stages,
     datasets,
-    detector,
+    detector_for,
     records_file,
     train_stages,
 )
@@ -120,8 +120,8 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
     world = accelerator(settings)
     data = datasets(settings.data)
     torch.manual_seed(run.seed)
-    size = settings.data.size
-    student = detector(settings.student, num_classes=len(data[0].classes), image_size=size)
+    classes = len(data[0].classes)
+    student = detector_for(settings.student, settings.data, num_classes=classes)
     stages = arm_stages(settings, run.arm, student, teachers)
     run.folder.mkdir(parents=True, exist_ok=True)
     history = train_stages(

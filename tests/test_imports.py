@@ -24,7 +24,8 @@ TABLE: dict[str, set[str]] = {
     "loss": {"masking", "enhance", "align", "generate"},
     "baselines": {"masking", "align", "generate"},
     "backbones": set(),
-    "detectors": {"backbones"},
+    "detectors": {"backbones", "heads"},
+    "heads": set(),
     "checkpoints": set(),
     "distill": {"align", "backbones"},
     "annotations": set(),
@@ -48,7 +49,8 @@ TABLE: dict[str, set[str]] = {
     "workers": {"results"},
     "config": {"arms"},
     "overrides": {"config"},
-    "presets": {"arms", "config", "overrides"},
+    "presets": {"config", "overrides", "presets_coco"},
+    "presets_coco": {"config"},
     "tables": {"arms", "config", "experiments", "identity", "presets", "results"},
     "panels": set(),
     "terminal": set(),
@@ -87,6 +89,7 @@ TABLE: dict[str, set[str]] = {
         "config",
         "evaluation",
         "images",
+        "preflight",
         "presets",
         "recipes",
         "results",
@@ -96,12 +99,26 @@ TABLE: dict[str, set[str]] = {
         "terminal",
         "viz",
     },
+    "probes": {"distill"},
+    "preflight": {
+        "arms",
+        "config",
+        "distill",
+        "engine",
+        "optimise",
+        "probes",
+        "recipes",
+        "results",
+        "runs",
+    },
     "__init__": set(),
     "__main__": {"cli"},
 }
 DRAWING = {"boxes", "charts", "keeps", "maps", "overlays", "panels", "plots", "spectra", "viz"}
 LABORATORY = {"lab", "shares", "mosaic", "controls", "widgets"}
-ABOVE_RECIPES = DRAWING | LABORATORY | {"teachers", "runs", "terminal", "cli", "cli_data"}
+ABOVE_RECIPES = (
+    DRAWING | LABORATORY | {"teachers", "runs", "terminal", "cli", "cli_data", "preflight"}
+)
 TABLE["recipes"] = set(TABLE) - ABOVE_RECIPES - {"__init__", "__main__"}
 
 FILES = sorted(LIBRARY.rglob("*.py"))
