@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from dfmsd import cli_data
+from dfmsd import cli_data, cli_models
 from dfmsd.cli_data import Split
 from dfmsd.terminal import drawings, run
 
@@ -116,7 +116,7 @@ def evaluate(
     else:
         from dfmsd.recipes import load_detector
 
-        model, metadata = load_detector(checkpoint)
+        model, metadata = load_detector(checkpoint, head=True)
         if list(metadata["classes"]) != list(dataset.classes):
             detected, present = (", ".join(c) for c in (metadata["classes"], dataset.classes))
             raise ValueError(f"{checkpoint}: detects {detected}, but {root} has {present}")
@@ -150,7 +150,7 @@ def predict(
     if not images:
         raise ValueError("predict: name at least one image")
     targets = drawings(images, out)
-    model, metadata = load_detector(checkpoint)
+    model, metadata = load_detector(checkpoint, head=True)
     pixels = [read_image(path, max_size=size) for path in images]
     out.mkdir(parents=True, exist_ok=True)
     for path, image, target in zip(images, pixels, targets, strict=True):
@@ -197,7 +197,7 @@ def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> N
 COMMANDS: dict[str, Any] = {
     command.__name__: command
     for command in (train, distill, experiment, evaluate, predict, config, table)
-}
+} | cli_models.COMMANDS
 
 
 def _metrics(metrics: dict[str, float | None]) -> str:

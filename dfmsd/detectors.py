@@ -190,7 +190,7 @@ def build_detector(
         head_convs: convolutions of a one-stage head, at most 4: 2, else 4.
         detector_arguments: passed on to torchvision's class (thresholds, counts); they win.
         trunk_arguments: passed on to the trunk's constructor.
-        weights: file with the trunk's state dict.
+        weights: file with the trunk's state dict, or "hub" to fetch it.
         frozen_norm: freeze the trunk's batch norms.
 
     Raises:

@@ -368,7 +368,7 @@ def test_the_drawing_shows_as_many_boxes_as_the_line_says(capsys, tmp_path, scen
         "labels": torch.tensor([1, 2, 3]),
         "scores": torch.tensor([0.9, 0.5, 0.49]),
     }
-    fake = lambda path: (lambda images: [found], {"classes": list("abcdef")})  # noqa: E731
+    fake = lambda path, head: (lambda images: [found], {"classes": list("abcdef")})  # noqa: E731
     monkeypatch.setattr("dfmsd.recipes.load_detector", fake)
     image = scenes / "val" / "000000.png"
     options = ["--checkpoint", "x", "--out", tmp_path, "--score", 0.5]
