@@ -97,7 +97,7 @@ def resnet_body(recipe: Mapping[str, Any]) -> tuple[nn.Module, list[int]]:
     model = ResNet(
         block, recipe["depths"], groups=recipe["groups"], width_per_group=recipe["base_width"]
     )
-    if recipe["style"] == "caffe":
+    if recipe.get("style") == "caffe":
         for part in model.modules():
             if isinstance(part, Bottleneck):
                 part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride

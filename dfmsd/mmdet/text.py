@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -33,20 +33,27 @@ def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item, known) for item in node.elts]
     if isinstance(node, ast.Dict):
-        pairs = zip(node.keys, node.values, strict=True)
-        return {key.value: _value(v, known) for key, v in pairs if isinstance(key, ast.Constant)}
+        keys = [key and _value(key, known) for key in node.keys]
+        return _merged(zip(keys, (_value(item, known) for item in node.values), strict=True))
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict":
-        found: dict[str, Any] = {}
-        for word in node.keywords:
-            value = _value(word.value, known)
-            found |= {word.arg: value} if word.arg else value if isinstance(value, dict) else {}
-        return found
+        return _merged((word.arg, _value(word.value, known)) for word in node.keywords)
     if isinstance(node, ast.Name):
         return known.get(node.id)
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError):
         return None
+
+
+def _merged(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """Return the dict of `pairs`; a value under None is a dict that was put in with `**`."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if isinstance(key, str):
+            found[key] = value
+        elif key is None and isinstance(value, dict):
+            found |= value
+    return found
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
