@@ -41,6 +41,7 @@ def import_mmdet(
     out = out or file.with_suffix(".safetensors")
     save_detector(teacher, out, classes=[], source=file.name, report=teacher.report)
     print(_described(teacher.recipe["mmdet"], teacher.backbone.strides))
+    print(_pixels(teacher.recipe["mmdet"], teacher.report))
     left = ", ".join(f"{count} of {part}" for part, count in teacher.report["left"].items())
     print(f"{teacher.report['used']} tensors used, none missing; left out: {left or 'none'}")
     print(f"config: {teacher.report['config']}")
@@ -80,15 +81,23 @@ def import_torchvision(
     print(f"written: {out}; a preset takes it by strong_file={out} or weak_file={out}")
 
 
+def _row(values: list) -> str:
+    """Numbers side by side."""
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def _pixels(recipe: dict[str, Any], report: dict[str, Any]) -> str:
+    """One line on how a teacher takes its pixels."""
+    turned = "; trained on BGR, its first layer turned" if report["order"] == "bgr" else ""
+    statistics = f"mean {_row(recipe['mean'])}, std {_row(recipe['std'])}"
+    return f"pixels: RGB in 0..1, {statistics} ({report['pixels']}){turned}"
+
+
 def _described(recipe: dict[str, Any], strides: list[int]) -> str:
-    """Two lines on what a teacher is and how it takes its pixels."""
-
-    def row(values: list) -> str:
-        return " ".join(f"{value:.4g}" for value in values)
-
-    depths = row(recipe["depths"])
+    """One line on what a teacher is."""
+    depths = _row(recipe["depths"])
     if recipe["trunk"] == "swin":
-        heads = f"heads {row(recipe['heads'])}, window {recipe['window']}"
+        heads = f"heads {_row(recipe['heads'])}, window {recipe['window']}"
         trunk = f"Swin, {recipe['width']} channels, depths {depths}, {heads}"
     else:
         groups = f", {recipe['groups']} groups of {recipe['base_width']}"
@@ -100,9 +109,8 @@ def _described(recipe: dict[str, Any], strides: list[int]) -> str:
         how = "subsampled" if extra["kind"] == "pool" else f"convolved from the {extra['source']}"
         relu = " with ReLU" if extra.get("relu") else ""
         top = f", {extra['count']} of them {how}{relu}"
-    pyramid = f"FPN of {recipe['channels']} channels at strides {row(strides)}{top}"
-    pixels = f"RGB in 0..1, mean {row(recipe['mean'])}, std {row(recipe['std'])}"
-    return f"{trunk}; {pyramid}\npixels: {pixels}"
+    pyramid = f"FPN of {recipe['channels']} channels at strides {_row(strides)}{top}"
+    return f"{trunk}; {pyramid}"
 
 
 COMMANDS: dict[str, Any] = {

@@ -94,6 +94,7 @@ def test_the_config_of_mmdetection_2_settles_what_shapes_cannot(tmp_path, retina
     for level, wanted in zip(teacher([rgb]).values(), expected, strict=True):
         assert (level - wanted).norm() / wanted.norm() < 1e-5
     assert teacher.report["config"] == "stored in the file"
+    assert teacher.report["pixels"] == "as the config says"
 
 
 def test_the_config_of_mmdetection_3(tmp_path, retinanet):
@@ -351,7 +352,7 @@ def test_the_command_writes_a_teacher_that_presets_take(capsys, tmp_path, swin):
     written = tmp_path / "mask_rcnn_swin.safetensors"
     assert "Swin, 8 channels, depths 1 1 2 1, heads 1 2 2 4, window 3; FPN of 16 channels" in out
     assert "strides 4 8 16 32 64, 1 of them subsampled" in out
-    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in out
+    assert "RGB in 0..1, mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (assumed)\n" in out
     used = len([key for key in swin if not key.startswith("rpn_head")])
     assert f"{used} tensors used, none missing; left out: 2 of rpn_head" in out
     assert f"strong_file={written}" in out
@@ -379,6 +380,7 @@ def test_the_command_asks_and_takes_the_answers(capsys, tmp_path, retinanet):
     status, said, err = call(capsys, "import-mmdet", path, "--out", out, *answers)
     assert (status, err) == (0, "")
     assert "ResNet, depths 1 1 1 1, caffe style" in said
+    assert "mean 0.485 0.456 0.406, std 0.003922 0.003922 0.003922 (given); trained on BGR" in said
     assert "2 of them convolved from the output with ReLU" in said
     assert load_detector(out)[0].recipe["mmdet"]["extra"]["relu"] is True
 

@@ -80,6 +80,7 @@ def load_mmdet(
         "left": dict(left),
         "config": "stored in the file" if stored else "none in the file",
         "order": order,
+        "pixels": "given" if mean else "as the config says" if "mean" in stored else "assumed",
     }
     return teacher
 
