@@ -8,121 +8,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
-from dfmsd import cli_data
+from dfmsd import cli_data, cli_jobs, cli_models
 from dfmsd.cli_data import Split
-from dfmsd.terminal import drawings, run
-
-Preset = Annotated[
-    Positional[
-        Literal[
-            "scenes",
-            "photos",
-            "faster_rcnn_r50_swin_sal",
-            "retinanet_r50_swin_sal",
-            "retinanet_r50_from_faster_rcnn_v2",
-            "fcos_r50",
-        ]
-    ],
-    arg(help="the job"),
-]
-Overrides = Annotated[
-    Positional[tuple[str, ...]],
-    arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3"),
-]
-
-
-def train(
-    preset: Preset,
-    detector: Positional[Literal["weak", "strong", "student"]],
-    overrides: Overrides = (),
-    /,
-    save: Path | None = None,
-    seed: int = 0,
-) -> None:
-    """Train one detector of a preset without distillation: a teacher, or the student.
-
-    Args:
-        preset: the job.
-        detector: which of its detectors.
-        overrides: settings.
-        save: also write the weights here, in half precision (for shipping).
-        seed: of initialisation and data order.
-    """
-    from dfmsd.presets import resolve
-    from dfmsd.recipes import load_detector, save_detector
-    from dfmsd.teachers import train_detector
-
-    weights, metadata = train_detector(resolve(preset, overrides), detector, seed=seed)
-    if save is not None:
-        model, found = load_detector(weights)
-        save_detector(model, save, classes=found["classes"], metrics=found["metrics"], half=True)
-    print(f"{detector}: {_metrics(metadata['metrics'])}\nweights: {save or weights}")
-
-
-def distill(
-    preset: Preset, overrides: Overrides = (), /, preflight: Literal["auto", "no"] = "auto"
-) -> None:
-    """Distil the student: every arm with every seed, each recorded; finished runs are skipped.
-
-    Args:
-        preset: the job.
-        overrides: settings.
-        preflight: `auto` makes it before a job of 5000 steps or more, unless it continues one.
-    """
-    from dfmsd.preflight import wanted
-    from dfmsd.presets import resolve
-    from dfmsd.runs import execute_all, runs
-    from dfmsd.tables import arms_table
-
-    settings = resolve(preset, overrides)
-    if preflight == "auto" and wanted(settings):
-        _preflight(settings)
-    records = execute_all(settings)
-    last = runs(settings)[-1]
-    print(arms_table(records))
-    print(f"\nrecords: {last.records}\nlast student: {last.weights}")
-
-
-def preflight(preset: Preset, overrides: Overrides = (), /, images: int = 32) -> None:
-    """Look at a job before it runs: files, teachers, levels, balance, memory, speed.
-
-    Args:
-        preset: the job.
-        overrides: settings.
-        images: how many validation images are looked at.
-    """
-    from dfmsd.presets import resolve
-
-    _preflight(resolve(preset, overrides), images=images)
-
-
-def _preflight(settings: Any, **options: Any) -> None:
-    """Print the report of a preflight; ValueError when it refuses the job."""
-    from dfmsd.preflight import examine
-
-    report = examine(settings, **options)
-    print(report)
-    if report.reasons:
-        raise ValueError(f"preflight refused the job, {report.reasons[0]}")
-
-
-def experiment(name: Positional[str], overrides: Overrides = (), /) -> None:
-    """Run an experiment: every row with every seed that has no record yet, wherever it stopped.
-
-    Args:
-        name: which one; a wrong name lists them.
-        overrides: settings, e.g. jobs=2.
-    """
-    from dfmsd.runs import execute_experiment, experiment_runs, without_record
-
-    listed = experiment_runs(name, overrides)
-    had = len(listed) - len(without_record(listed))
-    execute_experiment(name, overrides)
-    print(f"{name}: {len(listed)} runs recorded beside {listed[0].records}, {had} of them before")
+from dfmsd.cli_jobs import Overrides, Preset
+from dfmsd.terminal import drawings, metrics_line, run
 
 
 def evaluate(
@@ -157,12 +50,12 @@ def evaluate(
     else:
         from dfmsd.recipes import load_detector
 
-        model, metadata = load_detector(checkpoint)
+        model, metadata = load_detector(checkpoint, head=True)
         if list(metadata["classes"]) != list(dataset.classes):
             detected, present = (", ".join(c) for c in (metadata["classes"], dataset.classes))
             raise ValueError(f"{checkpoint}: detects {detected}, but {root} has {present}")
         metrics = evaluate_detector(model, dataset)
-    print(_metrics(metrics))
+    print(metrics_line(metrics))
 
 
 def predict(
@@ -191,7 +84,7 @@ def predict(
     if not images:
         raise ValueError("predict: name at least one image")
     targets = drawings(images, out)
-    model, metadata = load_detector(checkpoint)
+    model, metadata = load_detector(checkpoint, head=True)
     pixels = [read_image(path, max_size=size) for path in images]
     out.mkdir(parents=True, exist_ok=True)
     for path, image, target in zip(images, pixels, targets, strict=True):
@@ -235,16 +128,11 @@ def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> N
     print(arms_table(found))
 
 
-COMMANDS: dict[str, Any] = {
-    command.__name__: command
-    for command in (train, preflight, distill, experiment, evaluate, predict, config, table)
-}
-
-
-def _metrics(metrics: dict[str, float | None]) -> str:
-    """The metrics on one line; a size class without objects shows as –."""
-    shown = (f"{k} {v:.3f}" if v is not None and v == v else f"{k} –" for k, v in metrics.items())
-    return "  ".join(shown)
+COMMANDS: dict[str, Any] = (
+    cli_jobs.COMMANDS
+    | {command.__name__: command for command in (evaluate, predict, config, table)}
+    | cli_models.COMMANDS
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -68,7 +68,7 @@ class Detector:
     trunk_arguments: str = "{}"
     """arguments of the trunk, as JSON"""
     weights: str = ""
-    """state dict of an ImageNet trunk; nothing is downloaded"""
+    """file with the state dict of an ImageNet trunk; `hub` fetches it"""
     strides: tuple[int, ...] = (4, 8, 16, 32)
     """strides of the pyramid levels taken from the trunk"""
     fpn_channels: int = 64

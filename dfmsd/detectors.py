@@ -116,7 +116,7 @@ def build_detector(
         head_convs: convolutions of a one-stage head, at most 4: 2, else 4.
         detector_arguments: passed on to torchvision's class (thresholds, counts); they win.
         trunk_arguments: passed on to the trunk's constructor.
-        weights: file with the trunk's state dict.
+        weights: file with the trunk's state dict, or "hub" to fetch it.
         frozen_norm: freeze the trunk's batch norms.
         frozen_stride: the trunk's layers up to this stride are not trained; 0 for none.
         resize: let torchvision's transform bring the images to `image_size` and `max_size`, and the

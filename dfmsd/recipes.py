@@ -21,6 +21,7 @@ from dfmsd.engine import History
 from dfmsd.evaluation import evaluate_detector
 from dfmsd.loading import Batches, augmentation
 from dfmsd.loss import DFMSDLoss
+from dfmsd.mmdet import build_teacher
 from dfmsd.optimise import Schedule
 from dfmsd.stages import Stage, run_stages
 from dfmsd.synthetic import SceneDataset
@@ -98,8 +99,12 @@ def detector_for(settings: Detector, data: Data, *, num_classes: int) -> nn.Modu
     return detector(settings, num_classes=num_classes, **sides)
 
 
-def load_detector(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A detector that dfmsd saved, in eval mode, and the metadata of its file.
+def load_detector(path: str | Path, *, head: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """A detector or a teacher of features that dfmsd saved, in eval mode, and its file's metadata.
+
+    Args:
+        path: the file.
+        head: refuse a teacher of features, which finds no boxes.
 
     Raises:
         CheckpointError: not a file of ours, or one of another model.
@@ -107,8 +112,11 @@ def load_detector(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     metadata = read_metadata(path)
     if not {"recipe", "classes"} <= metadata.keys():
         raise CheckpointError(f"{path}: names no recipe and classes; it was not saved by dfmsd")
+    if head and "mmdet" in metadata["recipe"]:
+        raise CheckpointError(f"{path}: a teacher of features; without a head it finds no boxes")
+    recipe = metadata["recipe"]
     try:
-        model = rebuild(metadata["recipe"])
+        model = build_teacher(recipe["mmdet"]) if "mmdet" in recipe else rebuild(recipe)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its recipe makes no detector ({error})") from error
     load_weights(model, path)

@@ -112,3 +112,9 @@ def drawings(images: Sequence[Path], out: Path) -> list[Path]:
         if target.resolve() in {path.resolve() for path in images}:
             raise ValueError(f"{target}: is one of the images; choose another folder with --out")
     return targets
+
+
+def metrics_line(metrics: dict[str, float | None]) -> str:
+    """The metrics on one line; a size class without objects shows as –."""
+    shown = (f"{k} {v:.3f}" if v is not None and v == v else f"{k} –" for k, v in metrics.items())
+    return "  ".join(shown)

@@ -63,7 +63,17 @@ def test_help_of_a_command_explains_every_argument(capsys, name):
     command = (COMMANDS | {f"data {k}": v for k, v in DATA_COMMANDS.items()})[name]
     text = " ".join(out.replace("│", " ").split())
     assert " ".join(command.__doc__.splitlines()[0].split()) in text
-    positional = {"root", "out", "overrides", "preset", "detector", "images", "records", "name"}
+    positional = {
+        "root",
+        "out",
+        "overrides",
+        "preset",
+        "detector",
+        "images",
+        "records",
+        "name",
+        "file",
+    }
     for option in set(command.__code__.co_varnames[: command.__code__.co_argcount]):
         kwonly = option not in positional or (name == "predict" and option == "out")
         kwonly |= name == "data scenes" and option == "images"
@@ -368,7 +378,7 @@ def test_the_drawing_shows_as_many_boxes_as_the_line_says(capsys, tmp_path, scen
         "labels": torch.tensor([1, 2, 3]),
         "scores": torch.tensor([0.9, 0.5, 0.49]),
     }
-    fake = lambda path: (lambda images: [found], {"classes": list("abcdef")})  # noqa: E731
+    fake = lambda path, head: (lambda images: [found], {"classes": list("abcdef")})  # noqa: E731
     monkeypatch.setattr("dfmsd.recipes.load_detector", fake)
     image = scenes / "val" / "000000.png"
     options = ["--checkpoint", "x", "--out", tmp_path, "--score", 0.5]
