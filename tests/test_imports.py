@@ -45,17 +45,21 @@ TABLE: dict[str, set[str]] = {
     "config": {"arms"},
     "overrides": {"config"},
     "presets": {"arms", "config", "overrides"},
-    "tables": {"arms", "config", "experiments", "identity", "presets", "results"},
+    "outcomes": {"arms", "config", "experiments", "identity", "presets", "results"},
+    "tables": {"arms", "outcomes", "results"},
+    "reports": {"experiments", "outcomes", "results", "tables"},
+    "published": {"results"},
     "panels": set(),
     "terminal": set(),
     "charts": {"boxes", "panels"},
     "boxes": set(),
+    "intervals": {"charts", "panels"},
     "keeps": {"boxes", "panels"},
     "maps": {"panels"},
     "overlays": {"boxes", "panels"},
     "plots": {"boxes", "charts", "panels"},
     "spectra": {"charts", "enhance", "panels"},
-    "viz": {"charts", "keeps", "maps", "overlays", "plots", "spectra"},
+    "viz": {"charts", "intervals", "keeps", "maps", "overlays", "plots", "spectra"},
     "lab": {"align", "backbones", "distill", "enhance", "masking"},
     "mosaic": set(),
     "shares": {"lab"},
@@ -95,7 +99,18 @@ TABLE: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
 }
-DRAWING = {"boxes", "charts", "keeps", "maps", "overlays", "panels", "plots", "spectra", "viz"}
+DRAWING = {
+    "boxes",
+    "charts",
+    "intervals",
+    "keeps",
+    "maps",
+    "overlays",
+    "panels",
+    "plots",
+    "spectra",
+    "viz",
+}
 LABORATORY = {"lab", "shares", "mosaic", "controls", "widgets"}
 ABOVE_RECIPES = DRAWING | LABORATORY | {"teachers", "runs", "terminal", "cli", "cli_data"}
 TABLE["recipes"] = set(TABLE) - ABOVE_RECIPES - {"__init__", "__main__"}
