@@ -168,6 +168,10 @@ def _pairs() -> dict[str, Row]:
             "Faster R-CNN, from a much stronger Swin", "one", (*LARGER, *chosen("dfmsd"))
         ),
     }
+    arm, settings = STAGED["dfmsd-early"]
+    first = ("weak_file=data/teachers/strong.safetensors", *settings, *chosen("dfmsd-early"))
+    title = "Faster R-CNN, from the strong Swin, then the much stronger"
+    rows["larger-early"] = Row(title, arm, (*LARGER, *first))
     for kind, title in (("retinanet", "RetinaNet"), ("fcos", "FCOS")):
         own, base = (f"student.kind={kind}", *TWICE), f"{kind}-none"
         rows[base] = Row(f"{title}, no distillation, twice the steps", "none", own, base)
