@@ -67,14 +67,17 @@ def tradeoff_figure(
     xlabel: str,
     ylabel: str,
     title: str = "",
+    yardstick: str | None = None,
 ) -> Figure:
-    """Figure of one point per name at (cost, gain), a cross of both intervals around it.
+    """Figure of one numbered point per name at (cost, gain), in a cross of both intervals.
 
     Args:
         points: name → (cost, gain), each (mean, interval); None: "not run", said in the legend.
         xlabel: what the cost is, with its unit.
         ylabel: what the gain is, with its unit.
         title: what to see.
+        yardstick: the point to which a dashed line runs from no cost and no gain, and on: who is
+            above it gains more for its cost. Without that point there is no line.
 
     Raises:
         ValueError: if `points` is empty, a value is NaN or infinite, or lies outside its interval.
@@ -84,17 +87,22 @@ def tradeoff_figure(
     axes.axhline(0, color="#444444", linewidth=1)
     axes.axvline(0, color="#444444", linewidth=1)
     for index, (name, point) in enumerate(points.items()):
-        colour = COLOURS[index % len(COLOURS)]
+        label, colour = f"{index + 1} {name}", COLOURS[index % len(COLOURS)]
         marker = "osD^vP*"[index // len(COLOURS) % 7]
         if point is None:
-            axes.errorbar([], [], fmt=marker, color=colour, label=f"{name}: not run")
+            axes.errorbar([], [], fmt=marker, color=colour, label=f"{label}: not run")
             continue
         for kind, value in zip(("cost", "gain"), point, strict=True):
             _check(f"points[{name!r}] {kind}", value)
         (x, wide), (y, high) = point
         errors = {"xerr": _sides(x, wide), "yerr": _sides(y, high)}
         line = {"color": colour, "linewidth": 1.1, "capsize": 2}
-        axes.errorbar(x, y, fmt=marker, markersize=7, label=name, **errors, **line)
+        axes.errorbar(x, y, fmt=marker, markersize=6, label=label, **errors, **line)
+        beside = {"textcoords": "offset points", "xytext": (4, 4), "fontsize": 8}
+        axes.annotate(str(index + 1), (x, y), color=colour, **beside)
+    if points.get(yardstick):
+        (x, _), (y, _) = points[yardstick]
+        axes.axline((0, 0), (x, y), color="#666666", linestyle="--", linewidth=1, zorder=1)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.25)
     legend_beside(axes)

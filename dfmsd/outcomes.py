@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from dfmsd.arms import ARMS
 from dfmsd.config import Settings, flat
@@ -18,8 +18,7 @@ from dfmsd.results import paired_difference, select
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
-@dataclass(frozen=True)
-class Gain:
+class Gain(NamedTuple):
     """The mean of paired differences."""
 
     mean: float
@@ -60,10 +59,10 @@ class Outcome:
         return gain_of([100 * d for d in paired_difference(self.records, self.base, metric)])
 
     def extra_cpu(self) -> Gain | None:
-        """CPU time beyond the base's in the same seeds, as a share of it."""
+        """Per cent of CPU time beyond the base's in the same seeds; None without one in common."""
         base = {record["seed"]: record["cpu_s"] for record in self.base}
         pairs = [(r["cpu_s"], base[r["seed"]]) for r in self.records if r["seed"] in base]
-        return gain_of([own / other - 1 for own, other in pairs])
+        return gain_of([100 * (own / other - 1) for own, other in pairs])
 
     def curve(self, metric: str = "AP") -> list[tuple[int, float]]:
         """(step, mean over the seeds in points) of the evaluations while training."""
@@ -119,7 +118,7 @@ def experiment_records(
     """
     plan = EXPERIMENTS[name]
     listed = [
-        (record, YOUNGER | deciding(record["settings"]))
+        (record, YOUNGER | deciding(record.get("settings", {})))
         for record in records
         if record.get("seed") in plan.seeds and record.get("arm") in ARMS
     ]

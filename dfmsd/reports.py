@@ -101,9 +101,9 @@ def cost_table(records: Iterable[dict[str, Any]], titles: Mapping[str, str]) -> 
                 title,
                 len(found),
                 spread([r["step_ms"] for r in found], scale=1, digits=0),
-                words(extra, 0).removesuffix(" *"),
+                words(extra, 0),
                 spread([r["memory_mb"] for r in found], scale=1, digits=0),
-                words(more, 0).removesuffix(" *"),
+                words(more, 0),
                 f"{found[0]['parameters']:,}",
             ]
         )

@@ -91,13 +91,13 @@ def outcomes_table(outcomes: Mapping[str, Outcome]) -> str:
         rows.append(
             [
                 outcome.title,
-                outcome.steps,
+                solid(outcome.steps),
                 count if count == outcome.seeds else f"{count} of {outcome.seeds}",
-                spread(outcome.values(), scale=1),
+                solid(spread(outcome.values(), scale=1)),
                 words(outcome.gain()),
-                *(spread(outcome.values(size), scale=1) for size in SIZES),
+                *(solid(spread(outcome.values(size), scale=1)) for size in SIZES),
                 f"{sum(r['cpu_s'] for r in outcome.records) / count:.0f}",
-                f"{100 * extra.mean:+.0f} %" if extra else "",
+                f"{extra.mean:+.0f} %" if extra else "",
             ]
         )
     header = ["student", "steps", "seeds", "AP", "gain (95 %)", *SIZES, "CPU s", "extra CPU"]
@@ -109,7 +109,7 @@ def detail_table(outcomes: Mapping[str, Outcome]) -> str:
     rows = [
         [
             outcome.title,
-            *(spread(outcome.values(metric), scale=1) for metric in ("AP50", "AP75")),
+            *(solid(spread(outcome.values(m), scale=1)) for m in ("AP50", "AP75")),
             *(words(outcome.gain(size)) for size in SIZES),
         ]
         for outcome in outcomes.values()
@@ -119,7 +119,10 @@ def detail_table(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def words(gain: Gain | None, digits: int = 1) -> str:
-    """`+3.0 (+1.2 to +4.8) *`: mean, interval if there is one, a star where it excludes 0."""
+    """`+3.0 (+1.2 to +4.8) *`: mean, interval if there is one, a star where it excludes 0.
+
+    Its spaces do not break, so that a cell of a table stays on one line.
+    """
     if gain is None:
         return ""
     shown = f"{gain.mean:+.{digits}f}"
@@ -127,7 +130,12 @@ def words(gain: Gain | None, digits: int = 1) -> str:
         return shown
     low, high = gain.interval
     star = " *" if gain.significant else ""
-    return f"{shown} ({low:+.{digits}f} to {high:+.{digits}f}){star}"
+    return solid(f"{shown} ({low:+.{digits}f} to {high:+.{digits}f}){star}")
+
+
+def solid(text: str) -> str:
+    """The same text, spaces that do not break."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def findings(outcomes: Mapping[str, Outcome], metric: str = "AP") -> str:
@@ -141,7 +149,7 @@ def findings(outcomes: Mapping[str, Outcome], metric: str = "AP") -> str:
         for outcome in outcomes.values():
             gain = outcome.gain(metric) if outcome.base_title == base else None
             if gain is not None:
-                text = f"{outcome.title} {words(gain).removesuffix(' *')}"
+                text = f"{outcome.title} {words(gain).rstrip('*').strip()}"
                 groups.setdefault(_verdict(gain), []).append((-gain.mean, text))
         for verdict in VERDICTS:
             if verdict in groups:

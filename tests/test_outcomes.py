@@ -23,7 +23,7 @@ from dfmsd.outcomes import (
     quantile,
 )
 from dfmsd.presets import resolve
-from dfmsd.tables import ap_by_arm, detail_table, findings, outcomes_table, words
+from dfmsd.tables import ap_by_arm, detail_table, findings, outcomes_table, solid, words
 
 METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 PLAN = Experiment(
@@ -69,6 +69,7 @@ def record(row, seed, ap, *, cpu=10.0, finished="2026-01-01T00:00:00Z", **more):
 
 
 def cells(table):
+    table = table.replace("\N{NO-BREAK SPACE}", " ")
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
 
 
@@ -187,8 +188,8 @@ def test_extra_cpu_is_paired():
     listed = [record("none", 0, 0.1, cpu=10.0), record("none", 1, 0.1, cpu=20.0)]
     listed += [record("pkd", 0, 0.1, cpu=15.0), record("pkd", 1, 0.1, cpu=40.0)]
     extra = experiment_outcomes("plan", listed)["pkd"].extra_cpu()
-    assert extra.mean == pytest.approx(0.75)  # 0.5 and 1
-    assert extra.interval == pytest.approx((0.75 - 12.706 * 0.25, 0.75 + 12.706 * 0.25))
+    assert extra.mean == pytest.approx(75)  # 50 and 100
+    assert extra.interval == pytest.approx((75 - 12.706 * 25, 75 + 12.706 * 25))
 
 
 def test_curve_is_the_mean_over_seeds_in_steps_of_the_whole_run():
@@ -256,8 +257,9 @@ def test_arms_name_their_steps_and_pair_equal_budgets():
 def test_words():
     assert words(None) == ""
     assert words(Gain(1.26, None)) == "+1.3"
-    assert words(Gain(-1.26, (-2.0, -0.52))) == "-1.3 (-2.0 to -0.5) *"
-    assert words(Gain(0.0, (-1.0, 1.0)), 0) == "+0 (-1 to +1)"
+    assert words(Gain(-1.26, (-2.0, -0.52))).split() == ["-1.3", "(-2.0", "to", "-0.5)", "*"]
+    assert words(Gain(0.0, (-1.0, 1.0)), 0) == solid("+0 (-1 to +1)")
+    assert " " not in solid("+0 (-1 to +1)")
     assert not Gain(1.0, (0.0, 2.0)).significant
     assert gain_of([]) is None
 

@@ -26,6 +26,7 @@ PUBLISHED = read_records(ROOT / "data/published.jsonl")
 
 
 def cells(table):
+    table = table.replace("\N{NO-BREAK SPACE}", " ")
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
 
 

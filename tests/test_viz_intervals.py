@@ -49,8 +49,24 @@ def test_tradeoff_stands_where_it_belongs():
     assert across.get_segments()[0].tolist() == [[8.0, 2.0], [13.0, 2.0]]
     assert up.get_segments()[0].tolist() == [[10.0, 1.0], [10.0, 2.5]]
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["a", "b", "c: not run"]
+    assert names == ["1 a", "2 b", "3 c: not run"]
+    assert [(text.get_text(), text.xy) for text in axes.texts] == [
+        ("1", places[0]),
+        ("2", places[1]),
+    ]
     assert_readable(figure)
+
+
+def test_the_yardstick_runs_through_its_point():
+    points = {"a": ((10.0, None), (2.0, None)), "b": ((20.0, None), (3.0, None)), "c": None}
+
+    def lines(yardstick):
+        figure = tradeoff_figure(points, xlabel="cost", ylabel="gain", yardstick=yardstick)
+        return [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+
+    (line,) = lines("a")
+    assert (line.get_xy1(), line.get_xy2()) == ((0, 0), (10.0, 2.0))
+    assert lines(None) == lines("c") == []
 
 
 def test_nothing_was_run_is_a_figure_too():
