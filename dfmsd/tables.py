@@ -14,7 +14,8 @@ VERDICTS = (
     "significantly higher",
     "not significant (the interval holds 0)",
     "significantly lower",
-    "one seed, so no interval",
+    "one seed in common, so no interval",
+    "no seed in common",
 )
 
 PAPER_FIGURE_3 = (
@@ -147,10 +148,11 @@ def findings(outcomes: Mapping[str, Outcome], metric: str = "AP") -> str:
     for base in dict.fromkeys(o.base_title for o in outcomes.values() if o.base_title):
         groups: dict[str, list[tuple[float, str]]] = {}
         for outcome in outcomes.values():
-            gain = outcome.gain(metric) if outcome.base_title == base else None
-            if gain is not None:
-                text = f"{outcome.title} {words(gain).rstrip('*').strip()}"
-                groups.setdefault(_verdict(gain), []).append((-gain.mean, text))
+            if outcome.base_title == base and outcome.records:
+                gain = outcome.gain(metric)
+                text = f"{outcome.title} {words(gain)}".rstrip("* \N{NO-BREAK SPACE}")
+                order = -gain.mean if gain else 0.0
+                groups.setdefault(_verdict(gain), []).append((order, text))
         for verdict in VERDICTS:
             if verdict in groups:
                 listed = "; ".join(text for _, text in sorted(groups[verdict]))
@@ -161,7 +163,9 @@ def findings(outcomes: Mapping[str, Outcome], metric: str = "AP") -> str:
     return "\n".join(lines)
 
 
-def _verdict(gain: Gain) -> str:
+def _verdict(gain: Gain | None) -> str:
+    if gain is None:
+        return VERDICTS[4]
     if gain.interval is None:
         return VERDICTS[3]
     if not gain.significant:

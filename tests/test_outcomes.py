@@ -173,7 +173,18 @@ def test_significant_is_said_only_where_the_interval_excludes_0():
 def test_one_seed_gives_no_interval_and_no_claim():
     text = findings(experiment_outcomes("plan", [r for r in full() if r["seed"] == 1]))
     assert "significant" not in text
-    assert "- AP against “no distillation”, one seed, so no interval: MGD +2.9; PKD +2.0." in text
+    assert (
+        "- AP against “no distillation”, one seed in common, so no interval: MGD +2.9; PKD +2.0."
+        in text
+    )
+
+
+def test_without_a_common_seed_there_is_no_gain():
+    apart = [r for r in full() if (r["seed"] == 0) == (r["arm"] == "none")]
+    text = findings(experiment_outcomes("plan", apart))
+    assert "- AP against “no distillation”, no seed in common: MGD; PKD." in text
+    rows = cells(outcomes_table(experiment_outcomes("plan", apart)))
+    assert [row[4] for row in rows[:3]] == ["", "", ""]
 
 
 def test_against_counts_from_another_row():
