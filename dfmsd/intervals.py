@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from dfmsd.charts import COLOURS, chart, legend_beside
 from dfmsd.panels import STYLE, WIDTH, filled
@@ -52,7 +53,7 @@ def differences_figure(
         axes.plot(mean, place, "o", color=colour, markerfacecolor=colour if clear else "white")
         text = f"{mean:+.{digits}f}" if row[1] else f"{mean:+.{digits}f} (no interval)"
         axes.annotate(text, (high, place), **beside)
-    span = max(ends) - min(ends) or 1.0
+    span = max(ends) - min(ends) or 10.0
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set(xlabel=xlabel, xlim=(min(ends) - 0.03 * span, max(ends) + 0.14 * span))
@@ -98,8 +99,9 @@ def tradeoff_figure(
         errors = {"xerr": _sides(x, wide), "yerr": _sides(y, high)}
         line = {"color": colour, "linewidth": 1.1, "capsize": 2}
         axes.errorbar(x, y, fmt=marker, markersize=6, label=label, **errors, **line)
-        beside = {"textcoords": "offset points", "xytext": (4, 4), "fontsize": 8}
-        axes.annotate(str(index + 1), (x, y), color=colour, **beside)
+        beside = {"textcoords": "offset points", "xytext": (4, 4), "fontsize": 8.5, "zorder": 5}
+        halo = [withStroke(linewidth=2.5, foreground="white")]
+        axes.annotate(str(index + 1), (x, y), path_effects=halo, **beside)
     if points.get(yardstick):
         (x, _), (y, _) = points[yardstick]
         axes.axline((0, 0), (x, y), color="#666666", linestyle="--", linewidth=1, zorder=1)
