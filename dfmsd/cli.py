@@ -112,16 +112,21 @@ def config(preset: Preset, overrides: Overrides = (), /) -> None:
 
 
 def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> None:
-    """Print the table of a records file: mean ± sd over the seeds, per arm.
+    """Print the tables of a records file: per arm, or per row when it is an experiment's.
 
     Args:
-        records: JSON-lines file of records.
+        records: JSON-lines file of records; an experiment takes those beside it into account.
     """
-    from dfmsd.results import read_records
+    from dfmsd.experiments import EXPERIMENTS
+    from dfmsd.reports import experiment_report
+    from dfmsd.results import read_folder, read_records
     from dfmsd.tables import arms_table, newest
 
     if not records.exists():
         raise FileNotFoundError(f"{records}: no such file; `dfmsd distill` names the one it writes")
+    if records.stem in EXPERIMENTS:
+        print(experiment_report(records.stem, read_folder(records.parent)))
+        return
     found = read_records(records)
     if not newest(found):
         raise ValueError(f"{records}: holds no record of `dfmsd distill`")

@@ -90,6 +90,17 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
+def read_folder(folder: str | Path) -> list[dict[str, Any]]:
+    """The records of every JSON-lines file of a folder, the newest last: experiments share runs.
+
+    Raises:
+        RecordError: as `read_records`.
+    """
+    files = sorted(Path(folder).glob("*.jsonl"))
+    records = [record for file in files for record in read_records(file)]
+    return sorted(records, key=lambda record: record.get("finished", ""))
+
+
 def append_record(path: str | Path, record: dict[str, Any]) -> None:
     """Add one record; readers see the old file or the new one, never a part of a line.
 

@@ -244,6 +244,20 @@ def test_a_file_in_place_of_a_folder_and_a_folder_in_place_of_a_file(capsys, tmp
     assert str(tmp_path) in refused(capsys, "evaluate", tmp_path, "--checkpoint", tmp_path)
 
 
+# --- table
+
+
+def test_the_table_of_an_experiment_is_its_report(capsys, tmp_path):
+    file = tmp_path / "scenes-ablation.jsonl"
+    file.write_text("")
+    status, out, _ = call(capsys, "table", file)
+    assert status == 0
+    assert "Which part of DFMSD helps?" in out
+    assert "**not run**" in out
+    file.write_text("{\n")
+    assert "scenes-ablation.jsonl, line 1" in refused(capsys, "table", file)
+
+
 # --- evaluate
 
 
