@@ -33,7 +33,12 @@ def _prepare_worker() -> None:
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes; Ctrl-C ends them, and the death of one is told in one line."""
     others = active_children()
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare_worker)
+    pool = ProcessPoolExecutor(
+        jobs,
+        mp_context=get_context("spawn"),
+        initializer=_prepare_worker,
+        max_tasks_per_child=1,  # the peak memory of a process is then the peak of its one run
+    )
     try:
         yield pool
     except BrokenProcessPool as error:
