@@ -66,7 +66,11 @@ def scenes(scale: str) -> Settings:
 
 
 def photos(scale: str) -> Settings:
-    """A COCO-format folder: Faster R-CNN teaches a smaller RetinaNet, ImageNet trunks."""
+    """A COCO-format folder: Faster R-CNN teaches a narrower one, ImageNet trunks.
+
+    Choice: a pilot on 448 photographs (seed 100, 400 steps, 3e-4 to 1e-3): RetinaNet at 3e-4 learns
+    nothing in 800 steps; Faster R-CNN at 1e-3, the trunk at a tenth of it, has 7 AP after 400.
+    """
     trunk = Detector(
         trunk="torchvision:mobilenet_v2",
         strides=(8, 16, 32),
@@ -74,7 +78,7 @@ def photos(scale: str) -> Settings:
         anchor_scale=0.4,
         frozen_norm=True,
     )
-    train = Train(steps=800, batch_size=4, lr=3e-4, evaluations=2)
+    train = Train(steps=600, batch_size=4, lr=1e-3, trunk=0.1, evaluations=2)
     quick = Settings(
         preset="photos",
         scale="quick",
@@ -83,11 +87,12 @@ def photos(scale: str) -> Settings:
         data=Data(
             kind="coco", root="data/coco", size=320, colour=0.3, zoom=(0.7, 1.4), val_images=0
         ),
-        student=replace(trunk, kind="retinanet", fpn_channels=48, anchor_scale=0.0),
+        student=replace(trunk, fpn_channels=48),
         weak=trunk,
         strong=trunk,
         train=train,
-        teach=replace(train, steps=2000),
+        teach=replace(train, steps=3000),
+        weak_steps=1000,
         jobs=2,
     )
     return {
@@ -98,6 +103,7 @@ def photos(scale: str) -> Settings:
             data=replace(quick.data, size=160, val_images=8, curve_images=4),
             train=replace(train, steps=6, batch_size=2, evaluations=1),
             teach=replace(train, steps=6, batch_size=2, evaluations=1),
+            weak_steps=3,
             jobs=1,
         ),
         "quick": quick,
@@ -107,6 +113,7 @@ def photos(scale: str) -> Settings:
             data=replace(quick.data, size=640, workers=4),
             train=replace(train, steps=10_000, batch_size=16, save_every=1000),
             teach=replace(train, steps=10_000, batch_size=16, save_every=1000),
+            weak_steps=3000,
             jobs=1,
         ),
     }[scale]
