@@ -204,6 +204,8 @@ class Settings:
     """training of the teachers, by `dfmsd train`"""
     weak_steps: int = 800
     """steps of the weaker teacher"""
+    inherit: Literal["no", "neck", "neck+head"] = "no"
+    """parts of the stronger teacher that the student of every row starts from"""
     teacher_images: int = 6000
     """generated scenes for the teachers; the student's are the first of them"""
     method: Method = field(default_factory=Method)

@@ -16,6 +16,7 @@ YOUNGER = {
     "method.factor": 1.0,
     "method.strides": (),
     "data.short": 0,
+    "inherit": "no",
     **{f"{name}.frozen_stride": 0 for name in ("student", "weak", "strong")},
     "train.trunk": 1.0,
     "teach.trunk": 1.0,

@@ -19,6 +19,7 @@ from dfmsd.arms import ARMS
 from dfmsd.config import Settings
 from dfmsd.distill import Distiller
 from dfmsd.engine import to_device
+from dfmsd.inheritance import inherit, listing
 from dfmsd.optimise import make_optimizer
 from dfmsd.probes import balance, cost, level_statistics, seen_features
 from dfmsd.recipes import (
@@ -98,6 +99,10 @@ def examine(settings: Settings, *, images: int = 32, steps: int = 4, seed: int =
     distiller = Distiller(student.to(world.device))
     if found:
         try:
+            if settings.inherit != "no":
+                copied = inherit(student, found[-1], settings.inherit.split("+"))
+                words = f"{len(copied)} tensors of the {settings.inherit}: {listing(copied)}"
+                report.add("inherited", words)
             compares = method(settings, student, found[-1])
         except ValueError as error:
             report.add("method", str(error), "refused")

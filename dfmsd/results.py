@@ -175,3 +175,16 @@ def paired_difference(
         for record in records
         if reference.get(record["seed"]) is not None and record["metrics"][metric] is not None
     ]
+
+
+def mean_losses(rows: list[dict[str, Any]], parts: int = 40) -> list[dict[str, float]]:
+    """The logged losses of a run averaged over at most `parts` stretches, for learning curves."""
+    length = max(1, -(-len(rows) // parts))
+    means = []
+    for first in range(0, len(rows), length):
+        stretch = [
+            row for row in rows[first : first + length] if row["stage"] == rows[first]["stage"]
+        ]
+        names = stretch[0].keys()
+        means.append({k: round(sum(row[k] for row in stretch) / len(stretch), 5) for k in names})
+    return means
