@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 import torchvision
@@ -23,6 +22,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FeaturePyramidNetwork, Permute
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from dfmsd.pretrained import load_trunk
 
 _PROBE = 256  # pixels
 
@@ -165,32 +166,6 @@ def _timm_body(
     return TimmBody(features, last), None, [channels[index] for index in chosen.values()]
 
 
-def load_trunk(body: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load into `body` its part of a whole classifier's state dict in file `path`.
-
-    Every tensor of `body` must be found with its shape, ValueError otherwise; the rest of the file
-    is left out. `.safetensors`, else a file for `torch.load(weights_only=True)`.
-    """
-    if os.fspath(path).endswith(".safetensors"):
-        state = safetensors.torch.load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state.get("model", state))
-    # timm flattens "layers.0" to "layers_0", torchvision's trunks sit under "features."
-    found = {key.removeprefix("features.").replace(".", "_"): value for key, value in state.items()}
-    wanted, missing = body.state_dict(), []
-    for key, value in wanted.items():
-        tensor = found.get(key.removeprefix("model.").replace(".", "_"))
-        if tensor is not None and tensor.shape == value.shape:
-            wanted[key] = tensor
-        elif not key.endswith("num_batches_tracked"):
-            shape = None if tensor is None else tuple(tensor.shape)
-            missing.append(f"{key} (expected {tuple(value.shape)}, found {shape})")
-    if missing:
-        raise ValueError(f"weights={path}: {len(missing)} missing, first {missing[:3]}")
-    body.load_state_dict(wanted, strict=True)
-
-
 def _cut(
     trunk: str, strides: Sequence[int], arguments: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, str] | None, list[int]]:
@@ -235,7 +210,7 @@ def build_backbone(
         channels: of every pyramid level; also the attribute `out_channels`.
         extra: "pool" adds one level by subsampling, "p6p7" two by convolution of the last level.
         trunk_arguments: passed on to the trunk's constructor.
-        weights: file with the state dict of the trunk's classifier; nothing is ever downloaded.
+        weights: file with the state dict of the trunk's classifier, or "hub" to fetch it.
         frozen_norm: turn the trunk's batch norms into FrozenBatchNorm2d (small batches).
 
     Raises:
@@ -254,7 +229,7 @@ def build_backbone(
         backbone = BackboneWithFPN(model, layers, widths, channels, extra_blocks=block)
         backbone.fpn.extra_blocks = block  # the class puts a pooling level where None was asked
     if weights is not None:
-        load_trunk(getattr(backbone.body, "features", backbone.body), weights)
+        load_trunk(getattr(backbone.body, "features", backbone.body), weights, trunk)
     if frozen_norm:
         freeze_batch_norm_2d(backbone.body)
     return backbone

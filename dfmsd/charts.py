@@ -60,7 +60,7 @@ def smoothed(values: Sequence[float], window: int) -> np.ndarray:
 
 @plt.rc_context(STYLE)
 def curves_figure(
-    series: Mapping[str, Sequence[tuple[int, float]]],
+    series: Mapping[str, Sequence[tuple[float, float]]],
     *,
     xlabel: str,
     ylabel: str,
@@ -68,6 +68,7 @@ def curves_figure(
     title: str = "",
     window: int | None = None,
     log: bool = False,
+    log_steps: bool = False,
 ) -> Figure:
     """Figure of learning curves: each a strong smoothed line over its faint raw one.
 
@@ -80,6 +81,7 @@ def curves_figure(
         window: values in the moving mean; None takes a twentieth of the curve. Below 3 the
             points themselves are drawn.
         log: logarithmic values.
+        log_steps: logarithmic steps, each written out; above 0.
 
     Raises:
         ValueError: if `series` is empty.
@@ -100,6 +102,11 @@ def curves_figure(
             axes.plot(steps, smoothed(values, wide), dash, color=colour, linewidth=1.8, label=name)
     mark_values(axes, marks)
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    if log_steps:
+        places = sorted({step for pairs in series.values() for step, _ in pairs})
+        axes.set_xscale("log")
+        axes.set_xticks(places, [f"{step:g}" for step in places])
+        axes.minorticks_off()
     axes.grid(alpha=0.25)
     legend_beside(axes)
     return figure

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +18,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dfmsd.mmdet import load_mmdet as load_mmdet  # its readers look for it here
+from dfmsd.strict import CheckpointError, load_state, mismatch
+
 PathLike = str | os.PathLike[str]
 _METADATA = "dfmsd"  # the one safetensors metadata key, holding JSON
 _STATISTICS = ("running_mean", "running_var")
-_UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile)
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be read, or whose tensors do not fit the model."""
 
 
 @contextmanager
@@ -76,25 +72,6 @@ def save_state(state: Mapping[str, Any], path: PathLike) -> None:
             if isinstance(error.__context__, OSError):  # torch hides "no space left on device"
                 raise error.__context__ from None
             raise
-
-
-def load_state(path: PathLike) -> dict[str, Any]:
-    """Return the state that `save_state` wrote, on the CPU; CheckpointError if it is not one."""
-    try:
-        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"{damaged} is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (RuntimeError, OSError, EOFError, ValueError, *_UNREADABLE) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not a readable state ({reason})") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: expected a dict, found {type(state).__name__}")
-    return state
 
 
 def _stored(key: str, value: Tensor, half: bool) -> Tensor:
@@ -166,18 +143,15 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no readable metadata ({error})") from error
 
 
-def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """Return one line on how two state dicts differ in keys and shapes, None when they agree."""
-    missing = [key for key in expected if key not in found]
-    unexpected = [key for key in found if key not in expected]
-    shapes = [
-        f"{key} (expected {tuple(value.shape)}, found {tuple(found[key].shape)})"
-        for key, value in expected.items()
-        if key in found and found[key].shape != value.shape
-    ]
-    groups = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    parts = [f"{len(g)} {name}: {', '.join(g[:3])}" for name, g in groups.items() if g]
-    return "; ".join(parts) or None
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Load a state dict into `model`, every key and shape exactly.
+
+    Raises CheckpointError, on one line beginning with `origin`, before `model` is touched.
+    """
+    difference = mismatch(model.state_dict(), tensors)
+    if difference:
+        raise CheckpointError(f"{origin}: does not fit {type(model).__name__}: {difference}")
+    model.load_state_dict(tensors, strict=True)
 
 
 def load_weights(model: nn.Module, path: PathLike) -> dict[str, Any]:
@@ -187,8 +161,5 @@ def load_weights(model: nn.Module, path: PathLike) -> dict[str, Any]:
     with the file and the first keys, before `model` is touched.
     """
     tensors, metadata = read_tensors(path), read_metadata(path)
-    difference = mismatch(model.state_dict(), tensors)
-    if difference:
-        raise CheckpointError(f"{path}: does not fit {type(model).__name__}: {difference}")
-    model.load_state_dict(tensors, strict=True)
+    load_tensors(model, tensors, str(path))
     return metadata

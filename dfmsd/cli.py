@@ -8,80 +8,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
-from dfmsd import cli_data
+from dfmsd import cli_data, cli_jobs, cli_models
 from dfmsd.cli_data import Split
-from dfmsd.terminal import drawings, run
-
-Preset = Annotated[Positional[Literal["scenes", "photos"]], arg(help="the job")]
-Overrides = Annotated[
-    Positional[tuple[str, ...]],
-    arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3"),
-]
-
-
-def train(
-    preset: Preset,
-    detector: Positional[Literal["weak", "strong", "student"]],
-    overrides: Overrides = (),
-    /,
-    save: Path | None = None,
-    seed: int = 0,
-) -> None:
-    """Train one detector of a preset without distillation: a teacher, or the student.
-
-    Args:
-        preset: the job.
-        detector: which of its detectors.
-        overrides: settings.
-        save: also write the weights here, in half precision (for shipping).
-        seed: of initialisation and data order.
-    """
-    from dfmsd.presets import resolve
-    from dfmsd.recipes import load_detector, save_detector
-    from dfmsd.teachers import train_detector
-
-    weights, metadata = train_detector(resolve(preset, overrides), detector, seed=seed)
-    if save is not None:
-        model, found = load_detector(weights)
-        save_detector(model, save, classes=found["classes"], metrics=found["metrics"], half=True)
-    print(f"{detector}: {_metrics(metadata['metrics'])}\nweights: {save or weights}")
-
-
-def distill(preset: Preset, overrides: Overrides = (), /) -> None:
-    """Distil the student: every arm with every seed, each recorded; finished runs are skipped.
-
-    Args:
-        preset: the job.
-        overrides: settings.
-    """
-    from dfmsd.presets import resolve
-    from dfmsd.runs import execute_all, runs
-    from dfmsd.tables import arms_table
-
-    settings = resolve(preset, overrides)
-    records = execute_all(settings)
-    last = runs(settings)[-1]
-    print(arms_table(records))
-    print(f"\nrecords: {last.records}\nlast student: {last.weights}")
-
-
-def experiment(name: Positional[str], overrides: Overrides = (), /) -> None:
-    """Run an experiment: every row with every seed that has no record yet, wherever it stopped.
-
-    Args:
-        name: which one; a wrong name lists them.
-        overrides: settings, e.g. jobs=2.
-    """
-    from dfmsd.runs import execute_experiment, experiment_runs, without_record
-
-    listed = experiment_runs(name, overrides)
-    had = len(listed) - len(without_record(listed))
-    execute_experiment(name, overrides)
-    print(f"{name}: {len(listed)} runs recorded beside {listed[0].records}, {had} of them before")
+from dfmsd.cli_jobs import Overrides, Preset
+from dfmsd.terminal import drawings, metrics_line, run
 
 
 def evaluate(
@@ -116,12 +50,12 @@ def evaluate(
     else:
         from dfmsd.recipes import load_detector
 
-        model, metadata = load_detector(checkpoint)
+        model, metadata = load_detector(checkpoint, head=True)
         if list(metadata["classes"]) != list(dataset.classes):
             detected, present = (", ".join(c) for c in (metadata["classes"], dataset.classes))
             raise ValueError(f"{checkpoint}: detects {detected}, but {root} has {present}")
         metrics = evaluate_detector(model, dataset)
-    print(_metrics(metrics))
+    print(metrics_line(metrics))
 
 
 def predict(
@@ -150,7 +84,7 @@ def predict(
     if not images:
         raise ValueError("predict: name at least one image")
     targets = drawings(images, out)
-    model, metadata = load_detector(checkpoint)
+    model, metadata = load_detector(checkpoint, head=True)
     pixels = [read_image(path, max_size=size) for path in images]
     out.mkdir(parents=True, exist_ok=True)
     for path, image, target in zip(images, pixels, targets, strict=True):
@@ -178,32 +112,32 @@ def config(preset: Preset, overrides: Overrides = (), /) -> None:
 
 
 def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> None:
-    """Print the table of a records file: mean ± sd over the seeds, per arm.
+    """Print the tables of a records file: per arm, or per row when it is an experiment's.
 
     Args:
-        records: JSON-lines file of records.
+        records: JSON-lines file of records; an experiment takes those beside it into account.
     """
-    from dfmsd.results import read_records
+    from dfmsd.experiments import EXPERIMENTS
+    from dfmsd.reports import experiment_report
+    from dfmsd.results import read_folder, read_records
     from dfmsd.tables import arms_table, newest
 
     if not records.exists():
         raise FileNotFoundError(f"{records}: no such file; `dfmsd distill` names the one it writes")
+    if records.stem in EXPERIMENTS:
+        print(experiment_report(records.stem, read_folder(records.parent)))
+        return
     found = read_records(records)
     if not newest(found):
         raise ValueError(f"{records}: holds no record of `dfmsd distill`")
     print(arms_table(found))
 
 
-COMMANDS: dict[str, Any] = {
-    command.__name__: command
-    for command in (train, distill, experiment, evaluate, predict, config, table)
-}
-
-
-def _metrics(metrics: dict[str, float | None]) -> str:
-    """The metrics on one line; a size class without objects shows as –."""
-    shown = (f"{k} {v:.3f}" if v is not None and v == v else f"{k} –" for k, v in metrics.items())
-    return "  ".join(shown)
+COMMANDS: dict[str, Any] = (
+    cli_jobs.COMMANDS
+    | {command.__name__: command for command in (evaluate, predict, config, table)}
+    | cli_models.COMMANDS
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

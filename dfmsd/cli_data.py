@@ -1,4 +1,4 @@
-"""`dfmsd data …`: check a COCO-format folder, or write generated scenes."""
+"""`dfmsd data …`: download COCO 2017, check a COCO-format folder, or write generated scenes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,28 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from dfmsd.archives import SOURCE
+
 Split = Literal["train", "val"]
+
+
+def data_coco(
+    root: Positional[Path], /, source: str = SOURCE, train: bool = True, keep: bool = True
+) -> None:
+    """Download COCO 2017, verify and unpack it; the same command continues where it stopped.
+
+    Args:
+        root: the folder for it, e.g. data/coco.
+        source: address of a mirror, or of a server of your own.
+        train: also the training images (19 GB).
+        keep: keep the archives; else each goes when it is unpacked.
+    """
+    from dfmsd.coco2017 import get_coco
+
+    counts = get_coco(root, source=source, train=train, keep=keep, say=print)
+    for split, (images, entries) in counts.items():
+        print(f"  {split}: {images} images, {entries} annotations")
+    print(f"`dfmsd data check {root}` reads every image once")
 
 
 def data_check(root: Positional[Path], /, split: Split | None = None) -> None:
@@ -48,7 +69,7 @@ def data_scenes(
 
 
 def data() -> None:
-    """Check a COCO-format folder, or write generated scenes: `dfmsd data --help`."""
+    """COCO 2017, the check of a COCO-format folder, generated scenes: `dfmsd data --help`."""
 
 
-COMMANDS: dict[str, Any] = {"check": data_check, "scenes": data_scenes}
+COMMANDS: dict[str, Any] = {"coco": data_coco, "check": data_check, "scenes": data_scenes}

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from dfmsd.arms import ARMS
-from dfmsd.config_engine import Engine
+from dfmsd.config_train import Engine as Engine
+from dfmsd.config_train import Train as Train
 
 Scale = Literal["smoke", "quick", "full"]
 SCALES: tuple[str, ...] = get_args(Scale)
@@ -38,6 +39,8 @@ class Data:
     """validation images for the evaluations during training"""
     size: int = 96
     """side of a scene, or the longest side to which photographs are reduced, pixels"""
+    short: int = 0
+    """the detector brings the shorter side to this, the longer to `size` at most; 0 = neither"""
     horizontal_flip: float = 0.5
     """probability"""
     vertical_flip: float = 0.0
@@ -67,7 +70,7 @@ class Detector:
     trunk_arguments: str = "{}"
     """arguments of the trunk, as JSON"""
     weights: str = ""
-    """state dict of an ImageNet trunk; nothing is downloaded"""
+    """file with the state dict of an ImageNet trunk; `hub` fetches it"""
     strides: tuple[int, ...] = (4, 8, 16, 32)
     """strides of the pyramid levels taken from the trunk"""
     fpn_channels: int = 64
@@ -76,6 +79,8 @@ class Detector:
     """factor on torchvision's anchor sizes; 0 chooses it by the image size"""
     frozen_norm: bool = False
     """batch norm keeps the statistics and scales of the trunk's weights"""
+    frozen_stride: int = 0
+    """the trunk is not trained up to this stride; 0 = all of it is"""
 
     def __post_init__(self) -> None:
         """Check the JSON early."""
@@ -85,38 +90,6 @@ class Detector:
             raise SettingsError(f"trunk_arguments={self.trunk_arguments!r}: not JSON") from error
         if not isinstance(arguments, dict):
             raise SettingsError(f"trunk_arguments={self.trunk_arguments!r}: not a JSON object")
-
-
-@dataclass(frozen=True)
-class Train:
-    """One training run."""
-
-    steps: int = 400
-    """steps that count as 1 in the arms (see `arms`)"""
-    batch_size: int = 8
-    """images per step, over all processes"""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW (0.9, 0.99) or SGD (momentum 0.9)"""
-    lr: float = 2e-3
-    """peak learning rate"""
-    trunk: float = 1.0
-    """share of the learning rate for the trunk"""
-    weight_decay: float = 0.05
-    """not applied to vectors"""
-    warmup: float = 0.1
-    """share of the steps with linear warm-up"""
-    schedule: Literal["cosine", "step"] = "cosine"
-    """cosine to 0, or x0.1 at 2/3 and 8/9 of the steps"""
-    schedule_over: Literal["stage", "run"] = "stage"
-    """the learning rate restarts with each stage, or runs over all of them"""
-    clip: float = 5.0
-    """largest gradient norm"""
-    save_every: int = 100
-    """steps between checkpoints"""
-    log_every: int = 1
-    """steps between rows of the log"""
-    evaluations: int = 4
-    """evaluations on `curve_images` during one run"""
 
 
 @dataclass(frozen=True)
@@ -201,6 +174,8 @@ class Settings:
     """training of the teachers, by `dfmsd train`"""
     weak_steps: int = 800
     """steps of the weaker teacher"""
+    inherit: Literal["no", "neck", "neck+head"] = "no"
+    """parts of the stronger teacher that the student of every row starts from"""
     teacher_images: int = 6000
     """generated scenes for the teachers; the student's are the first of them"""
     method: Method = field(default_factory=Method)
@@ -222,10 +197,6 @@ class Settings:
         """Refuse contradictions."""
         for arm in set(self.arms) - ARMS.keys():
             raise SettingsError(f"arms={arm}: no such arm{nearest(arm, list(ARMS))}")
-        if not self.engine.save_minutes >= 0:
-            raise SettingsError(
-                f"engine.save_minutes={self.engine.save_minutes}: must be at least 0"
-            )
         if self.data.kind == "coco" and not self.data.root:
             raise SettingsError("data.root: give the COCO-format folder, data.root=PATH")
         for key, several in (("seeds", self.seeds), ("arms", self.arms)):
@@ -233,7 +204,7 @@ class Settings:
                 raise SettingsError(f"{key}={several}: expected at least one, and none twice")
         for key, value in flat(self).items():
             least = int(key.split(".")[-1] in _POSITIVE[self.data.kind])
-            if type(value) is int and value < least:
+            if isinstance(value, int | float) and not value >= least:
                 raise SettingsError(f"{key}={value}: must be at least {least}")
 
 

@@ -1,7 +1,7 @@
 """Faster R-CNN, RetinaNet and FCOS over any backbone, and torchvision's stock detectors.
 
 All are torchvision's own classes, scaled: a 96-pixel image needs smaller anchors, fewer proposals
-and lighter heads than an 800-pixel one. Ours never resize their images; stock ones do.
+and lighter heads than an 800-pixel one. Ours resize their images only when told to; stock ones do.
 """
 
 from __future__ import annotations
@@ -10,20 +10,15 @@ import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.ops import MultiScaleRoIAlign
 
-from dfmsd.backbones import build_backbone
-
-_BIG = 512  # pixels; from this short side on, torchvision's COCO settings fit
+from dfmsd.backbones import build_backbone, measure_children
+from dfmsd.heads import BIG, anchor_sizes, default_anchor_scale, faster_rcnn, one_stage
 
 
 class KeepSizeTransform(detection.transform.GeneralizedRCNNTransform):
@@ -39,97 +34,26 @@ class KeepSizeTransform(detection.transform.GeneralizedRCNNTransform):
         return image, target
 
 
-def anchor_sizes(
-    kind: str, strides: Sequence[int], *, anchor_scale: float
-) -> tuple[tuple[float, ...], ...]:
-    """Return the anchor sizes in pixels of every level, for torchvision's AnchorGenerator.
-
-    Source: torchvision's COCO settings, times `anchor_scale`: Faster R-CNN one size of 8 strides a
-    level, RetinaNet three octave steps from 4 strides on, FCOS one reference size of 1 stride; cut
-    to integers when `anchor_scale` is 1, as torchvision does.
-    """
-    factor, steps = {"faster_rcnn": (8, 1), "retinanet": (4, 3), "fcos": (1, 1)}[kind]
-    bases = [factor * anchor_scale * stride for stride in strides]
-    cut = int if anchor_scale == 1 else float
-    return tuple(tuple(cut(base * 2 ** (k / 3)) for k in range(steps)) for base in bases)
-
-
-def default_anchor_scale(kind: str, image_size: int) -> float:
-    """Return the anchor scale for a short side of `image_size` pixels, 1 from 512 on.
-
-    Choice: proportional below 512, not under 5/16 (Faster R-CNN at 96: 10, 20, 40 and 80 pixels,
-    for objects of 8 to 44) and for FCOS 1/2 (6 positive cells an object; at 1/4 3, measured).
-    """
-    lowest = 0.5 if kind == "fcos" else 0.3125
-    return 1.0 if image_size >= _BIG else max(lowest, image_size / _BIG)
-
-
-def _faster_rcnn(
-    backbone: nn.Module, recipe: Mapping[str, Any], anchors: AnchorGenerator, settings: dict
-) -> nn.Module:
-    """Return a Faster R-CNN whose RoIs read the trunk's levels; light below 512 pixels."""
-    small, hidden = recipe["image_size"] < _BIG, recipe["head_channels"]
-    names, side = [str(level) for level in range(len(recipe["strides"]))], 5 if small else 7
-    scale, level = (recipe["image_size"] // 4, 3) if small else (224, 4)
-    pool = MultiScaleRoIAlign(names, side, 2, canonical_scale=scale, canonical_level=level)
-    counts = {"rpn_batch_size_per_image": 64, "box_batch_size_per_image": 48}
-    for phase in ("train", "test"):
-        counts |= {f"rpn_pre_nms_top_n_{phase}": 300, f"rpn_post_nms_top_n_{phase}": 100}
-    return detection.FasterRCNN(
-        backbone,
-        rpn_anchor_generator=anchors,
-        box_roi_pool=pool,
-        box_head=TwoMLPHead(backbone.out_channels * side**2, hidden),
-        box_predictor=FastRCNNPredictor(hidden, recipe["num_classes"] + 1),
-        **(counts if small else {}) | settings,
-    )
-
-
-def _one_stage(
-    backbone: nn.Module, recipe: Mapping[str, Any], anchors: AnchorGenerator, settings: dict
-) -> nn.Module:
-    """Return a RetinaNet (group norm below 512 pixels) or an FCOS.
-
-    Choice: FCOS samples centres within 1.5 strides at every anchor scale and reports scores from
-    0.05 on like the others (torchvision: 0.2): AP needs the low ones.
-    """
-    channels, slots, convs = backbone.out_channels, recipe["num_classes"] + 1, recipe["head_convs"]
-    if recipe["kind"] == "fcos":
-        head = detection.fcos.FCOSHead(channels, 1, slots, num_convs=convs)
-        settings = {"center_sampling_radius": 1.5 / recipe["anchor_scale"]} | settings
-        settings.setdefault("score_thresh", 0.05)
-    else:
-        norm = partial(nn.GroupNorm, 8) if recipe["image_size"] < _BIG else None
-        count = anchors.num_anchors_per_location()[0]
-        head = detection.retinanet.RetinaNetHead(channels, count, slots, norm_layer=norm)
-        for branch in (head.classification_head, head.regression_head):
-            branch.conv = branch.conv[:convs]  # torchvision always builds four
-    with (
-        torch.no_grad()
-    ):  # sigmoid heads have no use for slot 0: never give label 0, even untrained
-        head.classification_head.cls_logits.bias[::slots] = -20
-    kind = detection.FCOS if recipe["kind"] == "fcos" else detection.RetinaNet
-    return kind(backbone, slots, anchor_generator=anchors, head=head, **settings)
-
-
 def _assemble(recipe: Mapping[str, Any], weights: str | os.PathLike[str] | None) -> nn.Module:
     """Return the detector of a complete recipe, its trunk loaded from file `weights`."""
     kind, strides = recipe["kind"], recipe["strides"]
     names = ("trunk", "strides", "extra", "trunk_arguments", "frozen_norm")
     same = {name: recipe[name] for name in names}
     backbone = build_backbone(**same, channels=recipe["fpn_channels"], weights=weights)
+    freeze(backbone.body, recipe["frozen_stride"])
     extras = {None: 0, "pool": 1, "p6p7": 2}[recipe["extra"]]
     levels = [*strides, *(strides[-1] * 2 ** (step + 1) for step in range(extras))]
     sizes = anchor_sizes(kind, levels, anchor_scale=recipe["anchor_scale"])
     ratios = (1.0,) if kind == "fcos" else (0.5, 1.0, 2.0)
     settings = {"min_size": recipe["image_size"], "max_size": recipe["max_size"]}
     settings |= recipe["detector_arguments"]
-    build = _faster_rcnn if kind == "faster_rcnn" else _one_stage
+    build = faster_rcnn if kind == "faster_rcnn" else one_stage
     model = build(backbone, recipe, AnchorGenerator(sizes, (ratios,) * len(sizes)), settings)
-    plain = model.transform
-    model.transform = KeepSizeTransform(
-        plain.min_size, plain.max_size, plain.image_mean, plain.image_std, plain.size_divisible
-    )
+    if not recipe["resize"]:
+        plain = model.transform
+        model.transform = KeepSizeTransform(
+            plain.min_size, plain.max_size, plain.image_mean, plain.image_std, plain.size_divisible
+        )
     model.recipe = dict(recipe)
     return model
 
@@ -170,18 +94,20 @@ def build_detector(
     detector_arguments: Mapping[str, Any] | None = None,
     weights: str | os.PathLike[str] | None = None,
     frozen_norm: bool = False,
+    frozen_stride: int = 0,
+    resize: bool = False,
 ) -> nn.Module:
     """Return a torchvision detector over `trunk`, with its settings in the attribute `recipe`.
 
     `build_detector(**detector.recipe)` builds it again, without the trunk's `weights`. Labels are
-    1..num_classes; 0 is background, so heads have num_classes + 1 slots. Images are never resized.
+    1..num_classes; 0 is background, so heads have num_classes + 1 slots.
 
     Args:
         kind: "faster_rcnn", "retinanet" or "fcos".
         trunk: see `dfmsd.backbones.build_backbone`.
         num_classes: K real classes.
         image_size: short side in pixels of the images to come; sets the defaults of what follows.
-        max_size: long side in pixels, kept for a rebuild with torchvision's transform.
+        max_size: largest long side in pixels, where images are resized.
         strides: of the trunk's levels; by default (4, 8, 16, 32), one-stage (8, 16, 32).
         extra: levels on top; "auto": None below 512 pixels, else "pool" (one-stage "p6p7").
         fpn_channels: 64 below 512 pixels, else 256; a multiple of 8 (RetinaNet) or 32 (FCOS).
@@ -190,15 +116,18 @@ def build_detector(
         head_convs: convolutions of a one-stage head, at most 4: 2, else 4.
         detector_arguments: passed on to torchvision's class (thresholds, counts); they win.
         trunk_arguments: passed on to the trunk's constructor.
-        weights: file with the trunk's state dict.
+        weights: file with the trunk's state dict, or "hub" to fetch it.
         frozen_norm: freeze the trunk's batch norms.
+        frozen_stride: the trunk's layers up to this stride are not trained; 0 for none.
+        resize: let torchvision's transform bring the images to `image_size` and `max_size`, and the
+            detections back; by default images stay as the data set gives them.
 
     Raises:
         ValueError: unknown kind or trunk, or a number out of range.
     """
     if kind not in ("faster_rcnn", "retinanet", "fcos"):
         raise ValueError(f"kind={kind!r}: expected 'faster_rcnn', 'retinanet' or 'fcos'")
-    two_stage, small = kind == "faster_rcnn", image_size < _BIG
+    two_stage, small = kind == "faster_rcnn", image_size < BIG
     auto = None if small else "pool" if two_stage else "p6p7"
     recipe = {
         "kind": kind,
@@ -215,8 +144,27 @@ def build_detector(
         "trunk_arguments": dict(trunk_arguments or {}),
         "detector_arguments": dict(detector_arguments or {}),
         "frozen_norm": frozen_norm,
+        "frozen_stride": frozen_stride,
+        "resize": resize,
     }
     return _assemble(_checked(recipe), weights)
+
+
+def freeze(body: nn.Module, stride: int) -> None:
+    """Switch off the gradients of a trunk's children up to `stride`, e.g. 4: stem and first stage.
+
+    Raises:
+        ValueError: the trunk has no such stride.
+    """
+    if not stride:
+        return
+    levels = measure_children(body)
+    if stride not in levels:
+        raise ValueError(f"frozen_stride={stride}: the trunk has strides {sorted(levels)}")
+    for name, child in body.named_children():
+        child.requires_grad_(False)
+        if name == levels[stride][0]:
+            return
 
 
 def stock_detector(name: str, **arguments: Any) -> nn.Module:

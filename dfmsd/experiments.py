@@ -180,6 +180,12 @@ def _pairs() -> dict[str, Row]:
     return rows
 
 
+def _photos() -> dict[str, Row]:
+    """The rows of the scenes that the question needs, with the weights chosen there."""
+    keys = ("none", "mgd", "pkd", "dmkd", "cwd", "dfmsd", "dfmsd-early")
+    return {key: row for key, row in _methods().items() if key in keys}
+
+
 EXPERIMENTS = {
     "scenes-weights": Experiment(
         "Which weight does each method want, on a seed that no table reports?",
@@ -209,5 +215,8 @@ EXPERIMENTS = {
         },
         (0, 1, 2),
         SCENES,
+    ),
+    "photos-methods": Experiment(
+        "Does it help on real photographs?", "photos", _photos(), (0, 1, 2), ("scale=quick",)
     ),
 }

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dfmsd import presets_coco
 from dfmsd.config import (
     SCALES,
     Data,
@@ -65,7 +66,11 @@ def scenes(scale: str) -> Settings:
 
 
 def photos(scale: str) -> Settings:
-    """A COCO-format folder: Faster R-CNN teaches a smaller RetinaNet, ImageNet trunks."""
+    """A COCO-format folder: Faster R-CNN teaches a narrower one, ImageNet trunks.
+
+    Choice: pilots on 448 photographs. A RetinaNet at 3e-4 learns nothing in 800 steps; Faster R-CNN
+    has 7.3 AP after 400 steps at 1e-3, 8.0 at 2e-3, both with 1e-4 for the trunk, 6.4 with 3e-4.
+    """
     trunk = Detector(
         trunk="torchvision:mobilenet_v2",
         strides=(8, 16, 32),
@@ -73,7 +78,7 @@ def photos(scale: str) -> Settings:
         anchor_scale=0.4,
         frozen_norm=True,
     )
-    train = Train(steps=800, batch_size=4, lr=3e-4, evaluations=2)
+    train = Train(steps=600, batch_size=4, lr=2e-3, trunk=0.05, evaluations=2)
     quick = Settings(
         preset="photos",
         scale="quick",
@@ -82,11 +87,12 @@ def photos(scale: str) -> Settings:
         data=Data(
             kind="coco", root="data/coco", size=320, colour=0.3, zoom=(0.7, 1.4), val_images=0
         ),
-        student=replace(trunk, kind="retinanet", fpn_channels=48, anchor_scale=0.0),
+        student=replace(trunk, fpn_channels=48),
         weak=trunk,
         strong=trunk,
         train=train,
-        teach=replace(train, steps=2000),
+        teach=replace(train, steps=3000, lr=1e-3, trunk=0.1),
+        weak_steps=1000,
         jobs=2,
     )
     return {
@@ -97,6 +103,7 @@ def photos(scale: str) -> Settings:
             data=replace(quick.data, size=160, val_images=8, curve_images=4),
             train=replace(train, steps=6, batch_size=2, evaluations=1),
             teach=replace(train, steps=6, batch_size=2, evaluations=1),
+            weak_steps=3,
             jobs=1,
         ),
         "quick": quick,
@@ -106,12 +113,13 @@ def photos(scale: str) -> Settings:
             data=replace(quick.data, size=640, workers=4),
             train=replace(train, steps=10_000, batch_size=16, save_every=1000),
             teach=replace(train, steps=10_000, batch_size=16, save_every=1000),
+            weak_steps=3000,
             jobs=1,
         ),
     }[scale]
 
 
-PRESETS = {"scenes": scenes, "photos": photos}
+PRESETS = {"scenes": scenes, "photos": photos, **presets_coco.PRESETS}
 
 
 def _swin(depths: tuple[int, int, int, int]) -> str:
@@ -143,7 +151,7 @@ def resolve(
     """The settings of a preset with `key=value` overrides; `scale=…` among them chooses the scale.
 
     Args:
-        preset: "scenes" or "photos".
+        preset: one of `PRESETS`.
         overrides: `key=value` texts.
         scale: "smoke", "quick" or "full"; DFMSD_SCALE unless given.
         root: the project's folder as seen from here, for the preset's own files (notebooks: "..").
@@ -162,10 +170,19 @@ def resolve(
         if key == "preset" and value != preset:
             raise SettingsError(f"preset={value}: contradicts the preset {preset} named first")
     changes = {key: value for key, value in pairs if key not in ("scale", "preset")}
-    settings = PRESETS[preset](scale)
-    files = {
-        name: str(Path(root) / getattr(settings, name))
-        for name in ("out", "weak_file", "strong_file")
-        if getattr(settings, name)
-    }
-    return change(replace(settings, **files), changes)
+    return change(_rooted(PRESETS[preset](scale), Path(root)), changes)
+
+
+def _rooted(settings: Settings, root: Path) -> Settings:
+    """The settings with every file and folder of the preset as seen from where `root` is."""
+
+    def seen(path: str) -> str:
+        return str(root / path) if path else ""
+
+    names = ("out", "weak_file", "strong_file")
+    return replace(
+        settings,
+        **{name: seen(getattr(settings, name)) for name in names},
+        data=replace(settings.data, root=seen(settings.data.root)),
+        student=replace(settings.student, weights=seen(settings.student.weights)),
+    )

@@ -84,3 +84,9 @@ class Progress:
             self.tenths = 10 * step // self.total
             self.stream.write(self.line(step, note) + "\n")
             self.stream.flush()
+
+    def say(self, line: str) -> None:
+        """Write a line of its own, which the progress line does not replace."""
+        if self.show:
+            self.stream.write(("\r\x1b[2K" if self.stream.isatty() else "") + line + "\n")
+            self.stream.flush()

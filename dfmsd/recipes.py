@@ -22,6 +22,7 @@ from dfmsd.evaluation import evaluate_detector
 from dfmsd.history import History
 from dfmsd.loading import Batches, augmentation
 from dfmsd.loss import DFMSDLoss
+from dfmsd.mmdet import build_teacher
 from dfmsd.optimise import Schedule
 from dfmsd.preemption import stop_signals
 from dfmsd.scalars import tensorboard
@@ -40,10 +41,19 @@ def datasets(data: Data) -> tuple[Any, Any]:
             SceneDataset(data.train_images, size=data.size, seed=TRAIN_SEED),
             SceneDataset(data.val_images, size=data.size, seed=VAL_SEED),
         )
+    largest = None if data.short else data.size
     return tuple(
-        CocoDataset(data.root, split, max_size=data.size, cache=data.cache)
+        CocoDataset(data.root, split, max_size=largest, cache=data.cache)
         for split in ("train", "val")
     )
+
+
+def shown_size(data: Data, height: int, width: int) -> tuple[int, int]:
+    """(height, width) in which a detector of the settings sees an image of that size."""
+    if not data.short:
+        return height, width
+    factor = min(data.short / min(height, width), data.size / max(height, width))
+    return round(height * factor), round(width * factor)
 
 
 def batches(dataset: Any, data: Data, *, batch_size: int, seed: int) -> Batches:
@@ -56,30 +66,49 @@ def batches(dataset: Any, data: Data, *, batch_size: int, seed: int) -> Batches:
         dataset,
         batch_size,
         seed=seed,
-        sizes=dataset.sizes,
+        sizes=[shown_size(data, *size) for size in dataset.sizes],
         transform=transform,
         workers=data.workers,
     )
 
 
-def detector(settings: Detector, *, num_classes: int, image_size: int) -> nn.Module:
-    """A fresh detector of the settings."""
+def detector(
+    settings: Detector, *, num_classes: int, image_size: int, max_size: int | None = None
+) -> nn.Module:
+    """A fresh detector of the settings; with `max_size` it resizes its images."""
     return build_detector(
         settings.kind,
         settings.trunk,
         num_classes=num_classes,
         image_size=image_size,
+        max_size=max_size,
+        resize=max_size is not None,
         strides=settings.strides,
         fpn_channels=settings.fpn_channels,
         anchor_scale=settings.anchor_scale or None,
         trunk_arguments=json.loads(settings.trunk_arguments),
         weights=settings.weights or None,
         frozen_norm=settings.frozen_norm,
+        frozen_stride=settings.frozen_stride,
     )
 
 
-def load_detector(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A detector that dfmsd saved, in eval mode, and the metadata of its file.
+def detector_for(settings: Detector, data: Data, *, num_classes: int) -> nn.Module:
+    """A fresh detector of the settings, for the images of these data."""
+    sides = (
+        {"image_size": data.short, "max_size": data.size}
+        if data.short
+        else {"image_size": data.size}
+    )
+    return detector(settings, num_classes=num_classes, **sides)
+
+
+def load_detector(path: str | Path, *, head: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """A detector or a teacher of features that dfmsd saved, in eval mode, and its file's metadata.
+
+    Args:
+        path: the file.
+        head: refuse a teacher of features, which finds no boxes.
 
     Raises:
         CheckpointError: not a file of ours, or one of another model.
@@ -87,8 +116,11 @@ def load_detector(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     metadata = read_metadata(path)
     if not {"recipe", "classes"} <= metadata.keys():
         raise CheckpointError(f"{path}: names no recipe and classes; it was not saved by dfmsd")
+    if head and "mmdet" in metadata["recipe"]:
+        raise CheckpointError(f"{path}: a teacher of features; without a head it finds no boxes")
+    recipe = metadata["recipe"]
     try:
-        model = rebuild(metadata["recipe"])
+        model = build_teacher(recipe["mmdet"]) if "mmdet" in recipe else rebuild(recipe)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its recipe makes no detector ({error})") from error
     load_weights(model, path)

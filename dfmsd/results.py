@@ -90,6 +90,17 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
+def read_folder(folder: str | Path) -> list[dict[str, Any]]:
+    """The records of every JSON-lines file of a folder, the newest last: experiments share runs.
+
+    Raises:
+        RecordError: as `read_records`.
+    """
+    files = sorted(Path(folder).glob("*.jsonl"))
+    records = [record for file in files for record in read_records(file)]
+    return sorted(records, key=lambda record: record.get("finished", ""))
+
+
 def append_record(path: str | Path, record: dict[str, Any]) -> None:
     """Add one record; readers see the old file or the new one, never a part of a line.
 
@@ -164,3 +175,16 @@ def paired_difference(
         for record in records
         if reference.get(record["seed"]) is not None and record["metrics"][metric] is not None
     ]
+
+
+def mean_losses(rows: list[dict[str, Any]], parts: int = 40) -> list[dict[str, float]]:
+    """The logged losses of a run averaged over at most `parts` stretches, for learning curves."""
+    length = max(1, -(-len(rows) // parts))
+    means = []
+    for first in range(0, len(rows), length):
+        stretch = [
+            row for row in rows[first : first + length] if row["stage"] == rows[first]["stage"]
+        ]
+        names = stretch[0].keys()
+        means.append({k: round(sum(row[k] for row in stretch) / len(stretch), 5) for k in names})
+    return means

@@ -19,6 +19,7 @@ from dfmsd.config import Settings, SettingsError, nearest
 from dfmsd.experiments import EXPERIMENTS
 from dfmsd.history import History
 from dfmsd.identity import fingerprint
+from dfmsd.inheritance import inherit
 from dfmsd.keeping import found
 from dfmsd.presets import resolve
 from dfmsd.progress import Progress
@@ -26,11 +27,11 @@ from dfmsd.recipes import (
     accelerator,
     arm_stages,
     datasets,
-    detector,
+    detector_for,
     records_file,
     train_stages,
 )
-from dfmsd.results import append_record, environment, read_records
+from dfmsd.results import append_record, environment, mean_losses, read_records
 from dfmsd.teachers import teacher, teacher_run
 from dfmsd.workers import workers
 
@@ -117,12 +118,15 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
     settings, began, cpu = run.settings, time.time(), time.process_time()
     place = environment()
     resumed = bool(found(run.folder))
-    teachers = {name: teacher(settings, name, show=show) for name in ARMS[run.arm].teachers}
+    teachers = {name: teacher(settings, name, show=show) for name in _teachers(run)}
     world = accelerator(settings)
     data = datasets(settings.data)
     torch.manual_seed(run.seed)
-    size = settings.data.size
-    student = detector(settings.student, num_classes=len(data[0].classes), image_size=size)
+    classes = len(data[0].classes)
+    student = detector_for(settings.student, settings.data, num_classes=classes)
+    inherited = []
+    if settings.inherit != "no":
+        inherited = inherit(student, teachers["strong"], settings.inherit.split("+"))
     stages = arm_stages(settings, run.arm, student, teachers)
     run.folder.mkdir(parents=True, exist_ok=True)
     history = train_stages(
@@ -142,6 +146,7 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
         "scale": settings.scale,
         "arm": run.arm,
         **({"row": run.row} if run.row else {}),
+        **({"inherited": inherited} if inherited else {}),
         "seed": run.seed,
         "fingerprint": fingerprint(settings),
         "steps": [stage.schedule.steps for stage in stages],
@@ -151,7 +156,7 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
             for s, f in zip(stages, files, strict=True)
         ],
         "curve": history.evaluations,
-        "losses": _mean_losses(history),
+        "losses": mean_losses(history.rows),
         "wall_s": round(time.time() - began, 1),
         "cpu_s": round(time.process_time() - cpu, 1),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -167,18 +172,10 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
     return record
 
 
-def _mean_losses(history: History, parts: int = 40) -> list[dict[str, float]]:
-    """The logged losses averaged over at most `parts` stretches, for learning curves."""
-    rows = history.rows
-    length = max(1, -(-len(rows) // parts))
-    means = []
-    for first in range(0, len(rows), length):
-        stretch = [
-            row for row in rows[first : first + length] if row["stage"] == rows[first]["stage"]
-        ]
-        names = stretch[0].keys()
-        means.append({k: round(sum(row[k] for row in stretch) / len(stretch), 5) for k in names})
-    return means
+def _teachers(run: Run) -> list[str]:
+    """Names of the teachers that a run needs: those of its arm, and whom its student inherits."""
+    heir = {"strong"} if run.settings.inherit != "no" else set()
+    return sorted({*ARMS[run.arm].teachers, *heir})
 
 
 def execute_all(settings: Settings, *, show: bool = True) -> list[dict[str, Any]]:
@@ -217,7 +214,7 @@ def _execute(listed: list[Run], jobs: int, *, show: bool) -> list[dict[str, Any]
     needed = {
         (name, teacher_run(run.settings, name)[1]): run.settings
         for run in listed
-        for name in ARMS[run.arm].teachers
+        for name in _teachers(run)
         if not run.done()
     }
     for (name, _), settings in sorted(needed.items(), key=lambda item: item[0]):

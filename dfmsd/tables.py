@@ -1,19 +1,22 @@
-"""Records → the tables of README and notebooks, beside what the paper states."""
+"""Records → the tables of README and notebooks, as Markdown."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dfmsd.arms import ARMS
-from dfmsd.config import Settings, flat
-from dfmsd.experiments import EXPERIMENTS
-from dfmsd.identity import PLACES, YOUNGER
-from dfmsd.presets import resolve
+from dfmsd.outcomes import Gain, Outcome, arm_outcomes, newest
 from dfmsd.results import markdown_table, paired_difference, select, spread
 
 SIZES = ("AP_S", "AP_M", "AP_L")
+VERDICTS = (
+    "significantly higher",
+    "not significant (the interval holds 0)",
+    "significantly lower",
+    "one seed in common, so no interval",
+    "no seed in common",
+)
 
 PAPER_FIGURE_3 = (
     ("Faster R-CNN R50, no distillation", 38.4),
@@ -22,16 +25,6 @@ PAPER_FIGURE_3 = (
     ("straight from Swin-S", 42.3),
 )
 """COCO val2017 AP as figure 3 of the paper states it."""
-
-
-def newest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records with the settings of the newest one (preset, scale and fingerprint)."""
-    runs = [record for record in records if record.get("arm") in ARMS]
-    if not runs:
-        return []
-    last = max(runs, key=lambda record: record["finished"])
-    keys = ("preset", "scale", "fingerprint")
-    return [record for record in runs if all(record[k] == last[k] for k in keys)]
 
 
 def arms_table(records: Iterable[dict[str, Any]]) -> str:
@@ -77,100 +70,104 @@ def paper_table() -> str:
 
 def ap_by_arm(records: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
     """Row title with its steps → AP (0..100) of each seed, for a figure of the same rows."""
-    listed = newest(records)
-    rows = {}
-    for name, arm in ARMS.items():
-        found = select(listed, arm=name)
-        if found:
-            steps = " + ".join(map(str, found[0]["steps"]))
-            rows[f"{arm.title}, {steps}"] = [100 * record["metrics"]["AP"] for record in found]
-    return rows
+    return {
+        outcome.title: outcome.values()
+        for outcome in arm_outcomes(records).values()
+        if outcome.records
+    }
 
 
-# Student's t at 97.5 %, by degrees of freedom
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+def outcomes_table(outcomes: Mapping[str, Outcome]) -> str:
+    """Markdown: one row per outcome; AP as mean ± sd, the paired gain with its 95 % interval.
 
-
-def interval(differences: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of paired differences, by Student's t; None for fewer than 2.
-
-    Raises:
-        ValueError: for more than ten differences.
+    A star after the interval says that it excludes 0. `extra CPU` is the mean share of CPU time
+    beyond that of the row which the gain is counted from. Rows without a record say "not run".
     """
-    count = len(differences)
-    if count < 2:
-        return None
-    if count - 1 > len(_T):
-        raise ValueError(f"differences: got {count}, expected at most {len(_T) + 1}")
-    middle = statistics.fmean(differences)
-    half = _T[count - 2] * statistics.stdev(differences) / count**0.5
-    return middle - half, middle + half
-
-
-def fits(record: dict[str, Any], settings: Settings) -> bool:
-    """Whether a record was made under these settings, as far as they can change a result.
-
-    Files and folders are left out, because a reader of records need not have them.
-    """
-    had = YOUNGER | flat(record["settings"])
-    for key, value in flat(settings).items():
-        if key in PLACES or key.endswith(("_file", "weights", "root")):
-            continue
-        found = had.get(key)
-        if (tuple(found) if isinstance(found, list) else found) != value:
-            return False
-    return True
-
-
-def experiment_records(
-    name: str, records: Iterable[dict[str, Any]]
-) -> dict[str, list[dict[str, Any]]]:
-    """Row of an experiment → its newest record per seed, in order of the seed; none: not run."""
-    plan, listed = EXPERIMENTS[name], list(records)
-    found = {}
-    for key, row in plan.rows.items():
-        settings = resolve(plan.preset, [*plan.settings, *row.settings])
-        own = [r for r in listed if r["seed"] in plan.seeds and fits(r, settings)]
-        found[key] = select(own, arm=row.arm)
-    return found
-
-
-def experiment_table(
-    name: str, records: Iterable[dict[str, Any]], *, base: str = "none", metric: str = "AP"
-) -> str:
-    """Markdown: one row per row of the experiment; AP as mean ± sd, the gain with its interval.
-
-    The gain is the mean difference to the row `base` in the same seeds, with its 95 % interval by
-    Student's t. Rows without a record say "not run".
-    """
-    found = experiment_records(name, records)
     rows = []
-    for key, row in EXPERIMENTS[name].rows.items():
-        if not found[key]:
-            rows.append([row.title, "not run", *[""] * 10])
+    for outcome in outcomes.values():
+        if not outcome.records:
+            rows.append([outcome.title, "not run", *[""] * 8])
             continue
-        gain = paired_difference(found[key], found[base], metric) if key != base else []
-        metrics = [record["metrics"] for record in found[key]]
-        count = len(found[key])
+        extra, count = outcome.extra_cpu(), len(outcome.records)
         rows.append(
             [
-                row.title,
-                " + ".join(map(str, found[key][0]["steps"])),
-                count,
-                spread([m[metric] for m in metrics]),
-                _gain(gain),
-                *(spread([m[part] for m in metrics]) for part in ("AP50", "AP75", *SIZES)),
-                f"{sum(r['cpu_s'] for r in found[key]) / count:.0f}",
-                f"{max(r['peak_memory_mb'] for r in found[key])}",
+                outcome.title,
+                solid(outcome.steps),
+                count if count == outcome.seeds else f"{count} of {outcome.seeds}",
+                solid(spread(outcome.values(), scale=1)),
+                words(outcome.gain()),
+                *(solid(spread(outcome.values(size), scale=1)) for size in SIZES),
+                f"{sum(r['cpu_s'] for r in outcome.records) / count:.0f}",
+                f"{extra.mean:+.0f} %" if extra else "",
             ]
         )
-    header = ["student", "steps", "seeds", metric, "gain (95 %)", "AP50", "AP75", *SIZES]
-    return markdown_table([*header, "CPU s", "MB"], rows)
+    header = ["student", "steps", "seeds", "AP", "gain (95 %)", *SIZES, "CPU s", "extra CPU"]
+    return markdown_table(header, rows)
 
 
-def _gain(differences: Sequence[float]) -> str:
-    if not differences:
+def detail_table(outcomes: Mapping[str, Outcome]) -> str:
+    """Markdown: AP50 and AP75, and the gain by size of the objects with its 95 % interval."""
+    rows = [
+        [
+            outcome.title,
+            *(solid(spread(outcome.values(m), scale=1)) for m in ("AP50", "AP75")),
+            *(words(outcome.gain(size)) for size in SIZES),
+        ]
+        for outcome in outcomes.values()
+        if outcome.records
+    ]
+    return markdown_table(["student", "AP50", "AP75", *(f"{s}: gain (95 %)" for s in SIZES)], rows)
+
+
+def words(gain: Gain | None, digits: int = 1) -> str:
+    """`+3.0 (+1.2 to +4.8) *`: mean, interval if there is one, a star where it excludes 0.
+
+    Its spaces do not break, so that a cell of a table stays on one line.
+    """
+    if gain is None:
         return ""
-    middle, ends = statistics.fmean(differences), interval(differences)
-    words = f"{100 * middle:+.1f}"
-    return words if ends is None else f"{words} ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})"
+    shown = f"{gain.mean:+.{digits}f}"
+    if gain.interval is None:
+        return shown
+    low, high = gain.interval
+    star = " *" if gain.significant else ""
+    return solid(f"{shown} ({low:+.{digits}f} to {high:+.{digits}f}){star}")
+
+
+def solid(text: str) -> str:
+    """The same text, spaces that do not break."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def findings(outcomes: Mapping[str, Outcome], metric: str = "AP") -> str:
+    """Markdown list: which rows gain or lose significantly, which do not, which were not run.
+
+    "Significant" is said only where the 95 % interval of the paired gain excludes 0.
+    """
+    lines = []
+    for base in dict.fromkeys(o.base_title for o in outcomes.values() if o.base_title):
+        groups: dict[str, list[tuple[float, str]]] = {}
+        for outcome in outcomes.values():
+            if outcome.base_title == base and outcome.records:
+                gain = outcome.gain(metric)
+                text = f"{outcome.title} {words(gain)}".rstrip("* \N{NO-BREAK SPACE}")
+                order = -gain.mean if gain else 0.0
+                groups.setdefault(_verdict(gain), []).append((order, text))
+        for verdict in VERDICTS:
+            if verdict in groups:
+                listed = "; ".join(text for _, text in sorted(groups[verdict]))
+                lines.append(f"- {metric} against “{base}”, {verdict}: {listed}.")
+    missing = [outcome.title for outcome in outcomes.values() if not outcome.records]
+    if missing:
+        lines.append(f"- Not run: {'; '.join(missing)}.")
+    return "\n".join(lines)
+
+
+def _verdict(gain: Gain | None) -> str:
+    if gain is None:
+        return VERDICTS[4]
+    if gain.interval is None:
+        return VERDICTS[3]
+    if not gain.significant:
+        return VERDICTS[1]
+    return VERDICTS[0 if gain.mean > 0 else 2]

@@ -17,7 +17,7 @@ from dfmsd.config import Settings, SettingsError, flat
 from dfmsd.recipes import (
     accelerator,
     datasets,
-    detector,
+    detector_for,
     load_detector,
     records_file,
     schedule,
@@ -67,7 +67,7 @@ def train_detector(
         read_records(records_file(settings))  # a broken file is better known before the training
         data = datasets(own.data)
         torch.manual_seed(seed)
-        model = detector(own.student, num_classes=len(data[0].classes), image_size=own.data.size)
+        model = detector_for(own.student, own.data, num_classes=len(data[0].classes))
         folder.mkdir(parents=True, exist_ok=True)
         stage = Stage("task only", schedule(own.train, steps=own.train.steps))
         history = train_stages(

@@ -40,7 +40,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except KeyboardInterrupt:
-        _say("interrupted; the same command continues a training run")
+        _say("interrupted; the same command continues a training run or a download")
         raise SystemExit(130) from None
     except PreemptedError as error:
         _say(message(error))
@@ -126,3 +126,9 @@ def drawings(images: Sequence[Path], out: Path) -> list[Path]:
         if target.resolve() in {path.resolve() for path in images}:
             raise ValueError(f"{target}: is one of the images; choose another folder with --out")
     return targets
+
+
+def metrics_line(metrics: dict[str, float | None]) -> str:
+    """The metrics on one line; a size class without objects shows as –."""
+    shown = (f"{k} {v:.3f}" if v is not None and v == v else f"{k} –" for k, v in metrics.items())
+    return "  ".join(shown)

@@ -8,6 +8,7 @@ which colour-blind readers can tell apart.
 from __future__ import annotations
 
 from dfmsd.charts import bars_figure, curves_figure, stacked_figure
+from dfmsd.intervals import differences_figure, tradeoff_figure
 from dfmsd.keeps import keep_masks_figure, masks_figure
 from dfmsd.maps import feature_maps_figure, heat_over_image, levels_figure
 from dfmsd.overlays import detections_figure, pictures_figure, regions_figure, scene_sheet
@@ -19,6 +20,7 @@ __all__ = [
     "channels_figure",
     "curves_figure",
     "detections_figure",
+    "differences_figure",
     "feature_maps_figure",
     "heat_over_image",
     "histograms_figure",
@@ -32,4 +34,5 @@ __all__ = [
     "scene_sheet",
     "spectrum_figure",
     "stacked_figure",
+    "tradeoff_figure",
 ]

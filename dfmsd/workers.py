@@ -37,7 +37,12 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     Ctrl-C, SIGTERM and SIGUSR1 end them with a SIGTERM, at which a training saves.
     """
     others = active_children()
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare_worker)
+    pool = ProcessPoolExecutor(
+        jobs,
+        mp_context=get_context("spawn"),
+        initializer=_prepare_worker,
+        max_tasks_per_child=1,  # the peak memory of a process is then the peak of its one run
+    )
     try:
         with stop_signals():
             yield pool

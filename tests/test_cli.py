@@ -63,7 +63,17 @@ def test_help_of_a_command_explains_every_argument(capsys, name):
     command = (COMMANDS | {f"data {k}": v for k, v in DATA_COMMANDS.items()})[name]
     text = " ".join(out.replace("│", " ").split())
     assert " ".join(command.__doc__.splitlines()[0].split()) in text
-    positional = {"root", "out", "overrides", "preset", "detector", "images", "records", "name"}
+    positional = {
+        "root",
+        "out",
+        "overrides",
+        "preset",
+        "detector",
+        "images",
+        "records",
+        "name",
+        "file",
+    }
     for option in set(command.__code__.co_varnames[: command.__code__.co_argcount]):
         kwonly = option not in positional or (name == "predict" and option == "out")
         kwonly |= name == "data scenes" and option == "images"
@@ -234,6 +244,20 @@ def test_a_file_in_place_of_a_folder_and_a_folder_in_place_of_a_file(capsys, tmp
     assert str(tmp_path) in refused(capsys, "evaluate", tmp_path, "--checkpoint", tmp_path)
 
 
+# --- table
+
+
+def test_the_table_of_an_experiment_is_its_report(capsys, tmp_path):
+    file = tmp_path / "scenes-ablation.jsonl"
+    file.write_text("")
+    status, out, _ = call(capsys, "table", file)
+    assert status == 0
+    assert "Which part of DFMSD helps?" in out
+    assert "**not run**" in out
+    file.write_text("{\n")
+    assert "scenes-ablation.jsonl, line 1" in refused(capsys, "table", file)
+
+
 # --- evaluate
 
 
@@ -368,7 +392,7 @@ def test_the_drawing_shows_as_many_boxes_as_the_line_says(capsys, tmp_path, scen
         "labels": torch.tensor([1, 2, 3]),
         "scores": torch.tensor([0.9, 0.5, 0.49]),
     }
-    fake = lambda path: (lambda images: [found], {"classes": list("abcdef")})  # noqa: E731
+    fake = lambda path, head: (lambda images: [found], {"classes": list("abcdef")})  # noqa: E731
     monkeypatch.setattr("dfmsd.recipes.load_detector", fake)
     image = scenes / "val" / "000000.png"
     options = ["--checkpoint", "x", "--out", tmp_path, "--score", 0.5]

@@ -11,14 +11,8 @@ from torchvision.models.detection.retinanet import _default_anchorgen
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
 
-from dfmsd.detectors import (
-    anchor_sizes,
-    build_detector,
-    default_anchor_scale,
-    parameter_count,
-    rebuild,
-    stock_detector,
-)
+from dfmsd.detectors import build_detector, parameter_count, rebuild, stock_detector
+from dfmsd.heads import anchor_sizes, default_anchor_scale
 
 KINDS = ("faster_rcnn", "retinanet", "fcos")
 SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 3}
@@ -185,6 +179,47 @@ def test_head_convolutions(kind, convs):
     head = build(kind, head_convs=convs).head
     for branch in (head.classification_head, head.regression_head):
         assert sum(part.dim() == 4 for part in branch.conv.parameters()) == convs
+
+
+def test_resize_is_that_of_torchvision_and_detections_come_back():
+    model = build(resize=True, image_size=128, max_size=160)
+    stock = GeneralizedRCNNTransform(128, 160, [0.5] * 3, [0.2] * 3)
+    image, box = torch.rand(3, 60, 100), target((10, 20, 50, 40))
+    seen, (moved,) = model.transform([image], [box])
+    wide, (expected,) = stock([image], [box])
+    # 160 / 100 is less than 128 / 60, so the long side decides: 96 x 160
+    assert seen.image_sizes == wide.image_sizes == [(96, 160)]
+    torch.testing.assert_close(moved["boxes"], torch.tensor([[16.0, 32, 80, 64]]))
+    torch.testing.assert_close(moved["boxes"], expected["boxes"])
+    with torch.no_grad():
+        (found,) = model.eval()([image])
+    assert (found["boxes"] <= torch.tensor([100.0, 60, 100, 60])).all()
+    again = rebuild(json.loads(json.dumps(model.recipe)))
+    assert again.transform.min_size == (128,)
+    assert type(again.transform) is GeneralizedRCNNTransform
+
+
+@pytest.mark.parametrize(("stride", "frozen"), [(2, 1), (4, 2), (8, 3)])
+def test_the_trunk_is_frozen_up_to_a_stride(stride, frozen):
+    model = build_detector(
+        "retinanet", "torchvision:resnet18", num_classes=3, frozen_stride=stride, frozen_norm=True
+    )
+    images = [torch.rand(3, 64, 64)]
+    sum(model(images, [target((5, 6, 30, 25))]).values()).backward()
+    trained = {
+        n.split(".")[0] for n, p in model.backbone.body.named_parameters() if p.grad is not None
+    }
+    stages = [{"conv1"}, {"layer1"}, {"layer2"}, {"layer3"}, {"layer4"}]
+    assert trained == set().union(*stages[frozen:])
+    other = [p for n, p in model.named_parameters() if "backbone.body" not in n]
+    assert all(p.grad is not None for p in other)
+
+
+def test_a_stride_that_the_trunk_does_not_have_cannot_be_frozen():
+    with pytest.raises(
+        ValueError, match=r"frozen_stride=3: the trunk has strides \[2, 4, 8, 16, 32\]"
+    ):
+        build_detector("fcos", "torchvision:resnet18", num_classes=3, frozen_stride=3)
 
 
 def test_parameter_count():

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from command_line import TINY, call, refused, teachers
 
-from dfmsd import runs, tables
+from dfmsd import runs
 from dfmsd.experiments import CHOSEN, EXPERIMENTS, HELD_OUT, MULTIPLES, Experiment, Row
-from dfmsd.presets import resolve
 from dfmsd.results import read_records
-from dfmsd.tables import experiment_records, experiment_table, fits, interval
 
 ROOT = Path(__file__).parent.parent
 SMALL = Experiment(
@@ -98,69 +96,3 @@ def test_what_has_a_record_is_not_run_again(small, monkeypatch, capsys):
     assert "4 of them before" in output
     assert small.read_bytes() == before
     assert len(began) == 5
-
-
-def record(row, seed, ap, **changes):
-    settings = resolve("scenes", [*SMALL.settings, *SMALL.rows[row].settings])
-    return {
-        "arm": SMALL.rows[row].arm,
-        "seed": seed,
-        "steps": [4],
-        "metrics": dict.fromkeys(("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L"), ap),
-        "cpu_s": 10.0,
-        "peak_memory_mb": 500,
-        "settings": json.loads(json.dumps(asdict(settings) | changes)),
-    }
-
-
-def test_the_table_pairs_seeds_and_says_what_was_not_run(monkeypatch):
-    monkeypatch.setitem(EXPERIMENTS, "small", SMALL)
-    listed = [record("none", 0, 0.10), record("none", 1, 0.20)]
-    lines = experiment_table("small", listed).splitlines()
-    assert "| not run |" in lines[3]
-    listed += [record("pkd", 0, 0.14), record("pkd", 1, 0.22), record("pkd", 2, 0.9)]
-    pkd = experiment_table("small", listed).splitlines()[3].split("|")[1:-1]
-    # differences 4 and 2: mean 3, sd √2, half = 12.706 · √2 / √2
-    assert [cell.strip() for cell in pkd[:5]] == [
-        "PKD",
-        "4",
-        "2",
-        "18.0 ± 5.7",
-        "+3.0 (-9.7 to +15.7)",
-    ]
-
-
-def test_records_of_other_settings_do_not_count(monkeypatch):
-    monkeypatch.setitem(EXPERIMENTS, "small", SMALL)
-    other = record("pkd", 0, 0.5)
-    other["settings"]["train"]["lr"] = 0.5
-    assert experiment_records("small", [other]) == {"none": [], "pkd": []}
-    settings = resolve("scenes")
-    old = json.loads(json.dumps(asdict(settings)))
-    for young in ("name", "factor"):
-        del old["method"][young]
-    assert fits({"settings": old}, settings)
-    assert not fits(
-        {"settings": old}, replace(settings, method=replace(settings.method, name="pkd"))
-    )
-
-
-def test_interval():
-    low, high = interval([1.0, 2.0, 3.0])
-    assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
-    assert interval([1.0]) is None
-    with pytest.raises(ValueError, match=r"differences: got 11, expected at most 10"):
-        interval([0.0] * 11)
-
-
-def test_the_quantiles_of_t():
-    """Against the incomplete integral of the density, by a fine sum."""
-    import math
-
-    import torch
-
-    for freedom, quantile in enumerate(tables._T, start=1):
-        x = torch.linspace(0, quantile, 200_001, dtype=torch.float64)
-        log = torch.distributions.StudentT(torch.tensor(float(freedom)).double()).log_prob(x)
-        assert 0.5 + torch.trapezoid(log.exp(), x).item() == pytest.approx(0.975, abs=2e-5)
-        assert math.isfinite(quantile)

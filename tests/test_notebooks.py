@@ -76,3 +76,24 @@ def test_it_runs_at_smoke_scale(path, tmp_path):
     subprocess.run(
         [*command, *options, path], check=True, env=os.environ | {"DFMSD_SCALE": "smoke"}
     )
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("number", ["09", "11"])
+def test_the_tables_can_be_made_from_no_record_at_all(number, tmp_path):
+    (path,) = (file for file in FILES if file.stem.startswith(number))
+    for folder in ("notebooks", "data/results"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "data/teachers").symlink_to(ROOT / "data/teachers")
+    (tmp_path / "data/published.jsonl").symlink_to(ROOT / "data/published.jsonl")
+    source = tmp_path / "notebooks" / path.name
+    source.write_bytes(path.read_bytes())
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute"]
+    subprocess.run(
+        [*command, "--inplace", "--ExecutePreprocessor.timeout=600", source],
+        check=True,
+        env=os.environ | {"DFMSD_SCALE": "smoke", "PYTHONPATH": str(ROOT)},
+    )
+    text = source.read_text()
+    assert text.count("not run") > 20
+    assert "Made from 1" not in text

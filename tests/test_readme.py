@@ -33,7 +33,7 @@ def test_the_ten_lines_run_as_printed_but_for_the_downloads():
 
 
 def test_commands_and_settings_of_the_readme_exist():
-    named = set(re.findall(r"dfmsd (?!data)(\w+)", TEXT)) | set(
+    named = set(re.findall(r"dfmsd (?!data)(\w[\w-]*)", TEXT)) | set(
         re.findall(r"dfmsd data (\w+)", TEXT)
     )
     assert named <= {*COMMANDS, *DATA_COMMANDS, "COMMAND"} | {"distill"}

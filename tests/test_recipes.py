@@ -24,13 +24,15 @@ from dfmsd.recipes import (
     batches,
     datasets,
     detector,
+    detector_for,
     evaluate,
     load_detector,
     method,
     records_file,
     schedule,
+    shown_size,
 )
-from dfmsd.synthetic import SceneDataset
+from dfmsd.synthetic import SceneDataset, write_coco
 from dfmsd.teachers import teacher, teacher_run
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +76,21 @@ def test_the_settings_choose_method_weight_and_levels(name):
     assert set(part.weights) <= set(losses)
     with pytest.raises(ValueError, match="no level in common"):
         method(resolve("scenes", [f"method.name={name}", "method.strides=4"]), student, strong)
+
+
+def test_short_makes_the_detector_resize_and_groups_by_what_it_sees(tmp_path):
+    write_coco(tmp_path / "data", train=4, val=2, size=60)
+    chosen = ["scale=smoke", f"data.root={tmp_path / 'data'}", "data.short=96", "data.size=128"]
+    settings = resolve("photos", chosen)
+    train, _ = datasets(settings.data)
+    assert {image.shape for image, _ in train} == {(3, 60, 60)}
+    model = detector_for(settings.student, settings.data, num_classes=6)
+    seen, _ = model.transform([train[0][0]])
+    assert seen.image_sizes == [(96, 96)]
+    assert set(batches(train, settings.data, batch_size=2, seed=0).groups) == {(3, 3)}
+    # by hand: 128 / 200 is less than 96 / 100
+    assert shown_size(settings.data, 100, 200) == (64, 128)
+    assert shown_size(replace(settings.data, short=0), 100, 200) == (100, 200)
 
 
 def test_arms_without_teacher_and_lengths():

@@ -176,6 +176,17 @@ def test_curves_hold_raw_and_smoothed_values_and_marks():
     assert_readable(figure)
 
 
+def test_curves_over_logarithmic_steps_write_each_of_them():
+    pairs = [(0.1, 1.0), (3.0, 3.0), (1.0, 2.0)]
+    figure = viz.curves_figure({"a": pairs}, xlabel="×", ylabel="AP", log_steps=True)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.1", "1", "3"]
+    assert axes.get_xticks().tolist() == [0.1, 1.0, 3.0]
+    assert_readable(figure)
+    assert_readable(viz.curves_figure({"a": []}, xlabel="×", ylabel="AP", log_steps=True))
+
+
 @pytest.mark.parametrize("window", [1, 3, 4, 50])
 def test_smoothing_equals_a_naive_loop(window):
     values = [1.0, 4.0, float("nan"), 2.0, float("inf"), 8.0, -3.0]

@@ -1,0 +1,118 @@
+"""The config that mmdetection stores in a checkpoint as Python text: read, never run."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """Return name → value of the assignments in `text`, {} when it is no whole config.
+
+    Literals, `dict(...)` and names assigned before are understood; any other value is None. A text
+    with `_base_`, or with a name assigned twice, is a part of a config: its rest is not there.
+    """
+    try:
+        statements = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+    except (SyntaxError, ValueError):
+        return {}
+    known: dict[str, Any] = {}
+    for statement in statements:
+        (name,) = statement.targets[:1]
+        if not isinstance(name, ast.Name):
+            continue
+        if name.id in ("_base_", *known):
+            return {}
+        known[name.id] = _value(statement.value, known)
+    return known
+
+
+def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
+    """Return what an expression says, None where it is not plain data."""
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(item, known) for item in node.elts]
+    if isinstance(node, ast.Dict):
+        keys = [key and _value(key, known) for key in node.keys]
+        return _merged(zip(keys, (_value(item, known) for item in node.values), strict=True))
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict":
+        return _merged((word.arg, _value(word.value, known)) for word in node.keywords)
+    if isinstance(node, ast.Name):
+        return known.get(node.id)
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return None
+
+
+def _merged(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """Return the dict of `pairs`; a value under None is a dict that was put in with `**`."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if isinstance(key, str):
+            found[key] = value
+        elif key is None and isinstance(value, dict):
+            found |= value
+    return found
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    """Return all dicts in a nested value, outer ones first."""
+    if isinstance(value, dict):
+        yield value
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _dicts(item)
+
+
+def _pixels(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return mean, std and order of the pixels; mmdetection 3 says them in the model, 2 in data."""
+    found, turns = config["model"].get("data_preprocessor"), "bgr_to_rgb"
+    if not isinstance(found, dict) or "mean" not in found:
+        steps = (step for step in _dicts(dict(config)) if step.get("type") == "Normalize")
+        found, turns = next(steps, {}), "to_rgb"
+    if not found.get("mean") or not found.get("std"):
+        return {}
+    # mmdetection's defaults: 3 keeps BGR, 2 turns to RGB
+    rgb = found.get(turns, turns == "to_rgb")
+    return {"mean": found["mean"], "std": found["std"], "order": "rgb" if rgb else "bgr"}
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `config` says of what shapes cannot tell; only keys that it settles.
+
+    Keys: `style` ("pytorch", "caffe"), `source` of the first extra level ("input", "output"),
+    `relu` before the later ones, `levels` of the pyramid, `mean`, `std` and `order`
+    ("rgb", "bgr") of the pixels in 0..255, and `other`, what changes the features unseen.
+    """
+    model = config.get("model") if isinstance(config.get("model"), dict) else {}
+    backbone, neck = (model.get(part) for part in ("backbone", "neck"))
+    if not isinstance(backbone, dict) or not isinstance(neck, dict):
+        return {}
+    convs = neck.get("add_extra_convs", False)
+    if convs is True:  # before mmdetection 2.8 a second word said which
+        convs = "on_input" if neck.get("extra_convs_on_inputs", True) else "on_output"
+    found = {
+        "style": backbone.get("style", "pytorch"),
+        "source": convs.removeprefix("on_") if isinstance(convs, str) else None,
+        "relu": neck.get("relu_before_extra_convs", False),
+        "levels": neck.get("num_outs"),
+        "other": _other(backbone, neck),
+    }
+    return {key: value for key, value in (found | _pixels(config)).items() if value is not None}
+
+
+def _other(backbone: Mapping[str, Any], neck: Mapping[str, Any]) -> list[str]:
+    """Return the settings that no shape shows and that are not the usual ones."""
+    usual = [("backbone", backbone, {"conv_cfg": None, "qk_scale": None})]
+    usual += [("backbone", backbone, {"dilations": [1, 1, 1, 1]})]
+    usual += [("neck", neck, {"conv_cfg": None, "act_cfg": None, "end_level": -1})]
+    usual += [("neck", neck, {"upsample_cfg": {"mode": "nearest"}})]
+    found = [
+        f"{part}.{key}={values[key]}"
+        for part, values, wanted in usual
+        for key, expected in wanted.items()
+        if values.get(key, expected) != expected
+    ]
+    lateral = neck.get("add_extra_convs") == "on_lateral"
+    return found + ["neck.add_extra_convs=on_lateral"] * lateral

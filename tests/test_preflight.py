@@ -1,0 +1,198 @@
+"""Preflight: what is measured is what a plain computation gives, and what is wrong is named."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from command_line import TINY, call, everything, refused, teachers
+from tiny import tiny_detector, tiny_images
+
+from dfmsd import preflight
+from dfmsd.align import alignment_loss
+from dfmsd.distill import Distiller, feature_channels
+from dfmsd.loss import DFMSDLoss
+from dfmsd.optimise import make_optimizer
+from dfmsd.preflight import examine, wanted
+from dfmsd.presets import resolve
+from dfmsd.probes import balance, cost, level_statistics, seen_features
+from dfmsd.recipes import save_detector
+
+
+def pair():
+    student, teacher = tiny_detector(seed=0), tiny_detector("faster_rcnn", seed=1)
+    method = DFMSDLoss(feature_channels(student), feature_channels(teacher))
+    return Distiller(student, teacher, method)
+
+
+def test_level_statistics_by_hand():
+    a = torch.tensor([[1.0, 3.0], [5.0, 7.0]])[None]  # one channel, mean 4, population variance 5
+    same = level_statistics([a[None], a[None]])
+    assert same["constant"] == pytest.approx(1)
+    assert same["mean"] == pytest.approx(4)
+    assert same["sd"] == pytest.approx((40 / 7) ** 0.5)
+    opposite = level_statistics([a[None], 8 - a[None]])  # the mean picture is flat
+    assert opposite["constant"] == pytest.approx(0)
+    # half of it is the same: pictures ±1 plus an own ±1 of opposite sign in the second image
+    b, c = (
+        torch.tensor([[1.0, 1, -1, -1]])[None, None],
+        torch.tensor([[1.0, -1, 1, -1]])[None, None],
+    )
+    assert level_statistics([b + c, b - c])["constant"] == pytest.approx(0.5)
+    dead = torch.cat([a[None], torch.full((1, 1, 2, 2), 9.0)], 1)
+    assert level_statistics([dead, dead])["dead"] == 0.5
+    assert level_statistics([dead])["constant"] != level_statistics([dead])["constant"]  # NaN
+
+
+def test_seen_features_are_what_the_method_compares():
+    distiller, (images, targets) = pair(), tiny_images(1)
+    torch.manual_seed(0)
+    ours, theirs = seen_features(distiller.student, distiller.teacher, [(images[0], targets[0])])
+    losses = distiller.train()(images, targets)
+    by_hand = [
+        alignment_loss(distiller.method.adapters[str(s)](ours[s][0]), theirs[s][0])
+        for s in (8, 16, 32)
+    ]
+    torch.testing.assert_close(
+        losses["alignment"], torch.stack(by_hand).mean(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_balance_is_that_of_two_separate_backwards():
+    distiller, batch = pair(), tiny_images(2)
+    torch.manual_seed(3)
+    found = balance(distiller, batch)
+    gradients, sums = [], []
+    for distilled in (True, False):
+        torch.manual_seed(3)
+        distiller.zero_grad()
+        total = 0
+        for name, loss in distiller(*batch).items():
+            if (name in distiller.weights) == distilled:
+                total = total + distiller.weights.get(name, 1.0) * loss
+        total.backward()
+        sums.append(total.item())
+        trunk = distiller.student.backbone.parameters()
+        gradients.append(torch.cat([p.grad.flatten() for p in trunk if p.grad is not None]))
+    assert found["ratio"] == pytest.approx(sums[0] / sums[1], rel=1e-3)
+    norms = [gradient.norm().item() for gradient in gradients]
+    assert found["gradient_ratio"] == pytest.approx(norms[0] / norms[1], rel=1e-3)
+    cosine = (gradients[0] @ gradients[1] / (norms[0] * norms[1])).item()
+    assert found["cosine"] == pytest.approx(cosine, abs=1e-3)
+
+
+def test_cost_counts_images_and_waiting():
+    distiller = Distiller(tiny_detector())
+    calls = []
+
+    def arrivals():
+        while True:
+            time.sleep(0.2 if calls else 0)
+            yield tiny_images(3)
+
+    found = cost(
+        distiller,
+        make_optimizer(distiller),
+        arrivals(),
+        steps=2,
+        place=lambda batch: calls.append(1) or batch,
+        autocast=contextlib.nullcontext,
+    )
+    assert len(calls) == 3  # one of them is not timed
+    assert found["images_s"] < 3 / 0.2
+    assert found["waiting"] > 0.1
+    assert found["peak_gib"] == 0
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    teachers(tmp_path)
+    return tmp_path
+
+
+def test_a_teacher_that_detects_nothing_is_refused(place):
+    report = examine(resolve("scenes", TINY), images=2, steps=1)
+    assert [reason.split(":")[0] for reason in report.reasons] == ["teacher weak", "teacher strong"]
+    assert "AP 0.0 on 2 validation images" in report.reasons[0]
+
+
+def of_other_classes(path):
+    model = tiny_detector("faster_rcnn", seed=1, strides=(4, 8, 16, 32), classes=2)
+    save_detector(model, path, classes=["cat", "dog"])
+
+
+def test_the_whole_report(place, capsys):
+    for name in ("weak", "strong"):
+        of_other_classes(place / f"{name}.safetensors")
+    before = everything(place)
+    status, out, err = call(capsys, "preflight", "scenes", *TINY, "--images", 2)
+    assert (status, err) == (0, "")
+    said = [line[9:].split(":")[0] for line in out.splitlines()]
+    parts = {"data", "job", "student", "teacher weak", "teacher strong", "balance", "speed"}
+    assert parts <= set(said)
+    assert "other classes than the data have" in out
+    assert "8 training and 4 validation images, 6 classes" in out
+    assert "two, 4 steps of 2 images, 1.0 epochs" in out
+    assert "| 4 |" in out
+    assert everything(place) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "part", "words"),
+    [
+        (
+            ["weak_file=none.safetensors"],
+            "teacher weak",
+            "weak_file=none.safetensors: no such file",
+        ),
+        (["weak_file=broken.safetensors"], "teacher weak", "broken.safetensors"),
+        (["student.weights=none.pth"], "data and student", "none.pth"),
+        (["method.match=index", "method.strides=64"], "method", "no level in common"),
+    ],
+)
+def test_what_is_wrong_is_named(place, monkeypatch, capsys, settings, part, words):
+    monkeypatch.setattr(preflight, "evaluate", lambda *_, **__: {"AP": 1.0})
+    (place / "broken.safetensors").write_bytes(b"no weights")
+    report = examine(resolve("scenes", [*TINY, *settings]), images=2, steps=1)
+    assert any(r.startswith(part) and words in r for r in report.reasons), report
+    line = refused(capsys, "preflight", "scenes", *TINY, *settings)
+    assert line.startswith("dfmsd: preflight refused the job, ")
+    assert words in line
+
+
+def test_a_long_job_begins_with_it_and_a_continued_one_does_not(place, capsys):
+    settings = resolve("scenes", [*TINY, "train.steps=5000", "arms=none"])
+    assert wanted(settings)
+    assert not wanted(replace(settings, train=replace(settings.train, steps=4999)))
+    line = refused(capsys, "distill", "scenes", *TINY, "train.steps=5000", "weak_file=none")
+    assert "preflight refused the job, teacher weak: weak_file=none: no such file" in line
+    folder = preflight.runs(settings)[0].folder
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text("")
+    assert not wanted(settings)
+
+
+def test_levels_without_anything_to_teach_are_named(place, monkeypatch):
+    monkeypatch.setattr(preflight, "evaluate", lambda *_, **__: {"AP": 1.0})
+    real = preflight.seen_features
+
+    def doctored(*arguments):
+        student, teacher = real(*arguments)
+        first = teacher[8][0]
+        teacher[8] = [first + 0.01 * image for image in teacher[8]]
+        teacher[16] = [0 * image + 3 for image in teacher[16]]
+        teacher[32][0] = teacher[32][0] / 0
+        return student, teacher
+
+    monkeypatch.setattr(preflight, "seen_features", doctored)
+    report = examine(resolve("scenes", [*TINY, "arms=one"]), images=3, steps=1)
+    notes = {part: words for part, verdict, words in report.findings if verdict != "ok"}
+    assert "nearly the same picture for every image" in notes["stride 8"]
+    assert notes["stride 8"].endswith("method.strides=4,16,32")
+    assert "of the teacher's channels never change" in notes["stride 16"]
+    assert report.reasons == ["stride 32: features are not finite"]
+    assert "images_s" not in report.numbers

@@ -1,0 +1,85 @@
+"""The presets at full scale: the field's recipe, by hand, and students that can be built."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dfmsd import cli, presets
+from dfmsd.arms import ARMS
+from dfmsd.distill import feature_channels
+from dfmsd.presets import PRESETS, resolve
+from dfmsd.presets_coco import PRESETS as COCO
+from dfmsd.recipes import arm_stages, detector_for
+
+
+def test_the_command_line_offers_every_preset():
+    literal = typing.get_args(typing.get_args(cli.Preset)[0])
+    assert list(literal) == list(PRESETS)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "quick", "full"])
+@pytest.mark.parametrize("name", COCO)
+def test_what_a_scale_may_change(name, scale):
+    full, settings = resolve(name, scale="full"), resolve(name, scale=scale)
+    assert (settings.preset, settings.scale) == (name, scale)
+    assert settings.student == full.student
+    assert (settings.data.short, settings.data.size) == (800, 1333)
+    assert settings.method == full.method
+    assert settings.train.lr == full.train.lr
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_the_doc_says_source_expected_memory_and_time(name):
+    words = COCO[name].__doc__
+    assert words.index("Expected, COCO val2017") < words.index("Memory and time")
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_the_student_is_that_of_the_field(name):
+    settings = resolve(name, ["student.weights="], scale="full")
+    model = detector_for(settings.student, settings.data, num_classes=80)
+    two_stage = name.startswith("faster_rcnn")
+    strides = [4, 8, 16, 32, 64] if two_stage else [8, 16, 32, 64, 128]
+    assert feature_channels(model) == dict.fromkeys(strides, 256)
+    frozen = {
+        n.split(".")[0] for n, p in model.backbone.body.named_parameters() if not p.requires_grad
+    }
+    # the stem and the first stage; frozen batch norms have no parameters
+    assert frozen == {"conv1", "layer1"}
+    assert not any(type(part).__name__ == "BatchNorm2d" for part in model.backbone.body.modules())
+    small, large = torch.rand(3, 480, 640), torch.rand(3, 300, 640)
+    seen, _ = model.transform([small, large])
+    # by hand: 800 / 480 and 1333 / 640 (less than 800 / 300)
+    assert seen.image_sizes == [(800, 1066), (624, 1333)]
+
+
+def test_one_times_and_two_times():
+    settings = resolve("faster_rcnn_r50_swin_sal", scale="full")
+    for arm, steps in (("none", [90_000]), ("none-long", [180_000])):
+        (stage,) = arm_stages(settings, arm, None, {})
+        assert [stage.schedule.steps] == steps
+        ends = {1: 59_999, 0.1: 79_999, 0.01: 89_999}
+        for factor, step in ends.items():
+            assert stage.schedule.factor(step * sum(ARMS[arm].lengths)) == pytest.approx(factor)
+    lengths = [round(90_000 * length) for length in ARMS["two-long"].lengths]
+    assert lengths == [90_000, 90_000]
+    assert stage.schedule.factor(0) == pytest.approx(1 / 2000)
+    assert settings.train.lr == 0.02
+    assert resolve("fcos_r50", scale="full").train.lr == 0.01
+
+
+def test_files_of_a_preset_are_seen_from_the_notebooks():
+    near, far = (resolve("fcos_r50", root=root, scale="full") for root in (".", ".."))
+    assert near.strong_file == "data/teachers/mask_rcnn_swin_s.safetensors"
+    for field in ("strong_file", "weak_file", "out"):
+        assert getattr(far, field) == f"../{getattr(near, field)}"
+    assert (far.data.root, far.student.weights) == (
+        f"../{near.data.root}",
+        f"../{near.student.weights}",
+    )
+    assert presets.resolve("scenes", root="..").student.weights == ""
+    assert replace(far.data, root=near.data.root) == near.data

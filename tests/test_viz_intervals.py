@@ -1,0 +1,89 @@
+"""Figures of intervals: every mean and every end is where it belongs, and can be read."""
+
+from __future__ import annotations
+
+import pytest
+from figures import assert_readable, texts
+from matplotlib.container import ErrorbarContainer
+
+from dfmsd.viz import differences_figure, tradeoff_figure
+
+ROWS = {
+    "above": (2.0, (1.0, 3.0)),
+    "holds 0": (-0.5, (-2.0, 1.0)),
+    "one seed": (4.0, None),
+    "nothing": None,
+}
+
+
+def test_differences_stand_where_they_belong():
+    figure = differences_figure(ROWS, xlabel="AP", title="differences")
+    (axes,) = figure.axes
+    lines = [line for line in axes.lines if line.get_linewidth() == 2]
+    spans = [tuple(line.get_xdata()) for line in lines]
+    assert spans == [(1.0, 3.0), (-2.0, 1.0), (4.0, 4.0)]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in dots] == [2.0, -0.5, 4.0]
+    assert [line.get_ydata()[0] for line in dots] == [0, 1, 2]
+    filled = [line.get_markerfacecolor() != "white" for line in dots]
+    assert filled == [True, False, False]
+    shown = [text.get_text() for text in texts(figure)]
+    assert {"+2.0", "-0.5", "+4.0 (no interval)", "not run"} <= set(shown)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(ROWS)
+    assert axes.yaxis_inverted()
+    assert_readable(figure)
+
+
+def test_tradeoff_stands_where_it_belongs():
+    points = {
+        "a": ((10.0, (8.0, 13.0)), (2.0, (1.0, 2.5))),
+        "b": ((20.0, None), (3.0, None)),
+        "c": None,
+    }
+    figure = tradeoff_figure(points, xlabel="cost", ylabel="gain", title="gain against cost")
+    (axes,) = figure.axes
+    bars = [c for c in axes.containers if isinstance(c, ErrorbarContainer)][:2]
+    places = [(bar.lines[0].get_xdata()[0], bar.lines[0].get_ydata()[0]) for bar in bars]
+    assert places == [(10.0, 2.0), (20.0, 3.0)]
+    across, up = bars[0].lines[2]
+    assert across.get_segments()[0].tolist() == [[8.0, 2.0], [13.0, 2.0]]
+    assert up.get_segments()[0].tolist() == [[10.0, 1.0], [10.0, 2.5]]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["1 a", "2 b", "3 c: not run"]
+    assert [(text.get_text(), text.xy) for text in axes.texts] == [
+        ("1", places[0]),
+        ("2", places[1]),
+    ]
+    assert_readable(figure)
+
+
+def test_the_yardstick_runs_through_its_point():
+    points = {"a": ((10.0, None), (2.0, None)), "b": ((20.0, None), (3.0, None)), "c": None}
+
+    def lines(yardstick):
+        figure = tradeoff_figure(points, xlabel="cost", ylabel="gain", yardstick=yardstick)
+        return [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+
+    (line,) = lines("a")
+    assert (line.get_xy1(), line.get_xy2()) == ((0, 0), (10.0, 2.0))
+    assert lines(None) == lines("c") == []
+
+
+def test_nothing_was_run_is_a_figure_too():
+    assert_readable(differences_figure(dict.fromkeys("abc"), xlabel="AP", title="none"))
+    figure = tradeoff_figure(dict.fromkeys("abc"), xlabel="x", ylabel="y", title="none")
+    assert len(figure.axes[0].get_legend().get_texts()) == 3
+
+
+@pytest.mark.parametrize(
+    "bad", [(1.0, (2.0, 3.0)), (float("nan"), None), (0.0, (-1.0, float("inf")))]
+)
+def test_bad_values_are_named(bad):
+    with pytest.raises(ValueError, match=r"rows\['x'\]: got"):
+        differences_figure({"x": bad}, xlabel="AP")
+    with pytest.raises(ValueError, match=r"points\['x'\] gain: got"):
+        tradeoff_figure({"x": ((1.0, None), bad)}, xlabel="x", ylabel="y")
+    with pytest.raises(ValueError, match="rows: got no entry"):
+        differences_figure({}, xlabel="AP")
+    with pytest.raises(ValueError, match="points: got no entry"):
+        tradeoff_figure({}, xlabel="x", ylabel="y")
