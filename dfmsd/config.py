@@ -204,7 +204,7 @@ class Settings:
                 raise SettingsError(f"{key}={several}: expected at least one, and none twice")
         for key, value in flat(self).items():
             least = int(key.split(".")[-1] in _POSITIVE[self.data.kind])
-            if isinstance(value, int | float) and not value >= least:
+            if (type(value) is int or key == "engine.save_minutes") and not value >= least:
                 raise SettingsError(f"{key}={value}: must be at least {least}")
 
 

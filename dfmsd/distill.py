@@ -20,7 +20,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from dfmsd.align import Context
 from dfmsd.backbones import frozen_modes
-from dfmsd.normalisers import counting, whole_batch
+from dfmsd.together import counting, whole_batch
 
 
 @dataclass

@@ -19,8 +19,8 @@ from dfmsd.arms import ARMS
 from dfmsd.config import Settings
 from dfmsd.distill import Distiller
 from dfmsd.engine import to_device
+from dfmsd.engine.optimise import make_optimizer
 from dfmsd.inheritance import inherit, listing
-from dfmsd.optimise import make_optimizer
 from dfmsd.probes import balance, cost, level_statistics, seen_features
 from dfmsd.recipes import (
     accelerator,

@@ -14,21 +14,16 @@ from dfmsd.arms import ARMS
 from dfmsd.baselines import BASELINES
 from dfmsd.checkpoints import CheckpointError, load_weights, read_metadata, save_weights
 from dfmsd.coco import CocoDataset
-from dfmsd.computation import lay_out, share_norms
 from dfmsd.config import Data, Detector, Settings, Train
 from dfmsd.detectors import build_detector, rebuild
 from dfmsd.distill import feature_channels
+from dfmsd.engine.optimise import Schedule
+from dfmsd.engine.stages import Stage
 from dfmsd.evaluation import evaluate_detector
-from dfmsd.history import History
 from dfmsd.loading import Batches, augmentation
 from dfmsd.loss import DFMSDLoss
 from dfmsd.mmdet import build_teacher
-from dfmsd.optimise import Schedule
-from dfmsd.preemption import stop_signals
-from dfmsd.scalars import tensorboard
-from dfmsd.stages import Stage, run_stages
 from dfmsd.synthetic import SceneDataset
-from dfmsd.together import nobody_lost
 
 TRAIN_SEED, VAL_SEED = 1, 2
 """Seeds of the generated scenes; the validation scenes are never trained on."""
@@ -204,78 +199,3 @@ def arm_stages(
             )
         )
     return listed
-
-
-def train_stages(
-    model: nn.Module,
-    stages: list[Stage],
-    settings: Settings,
-    data: tuple[Any, Any],
-    *,
-    folder: Path,
-    seed: int,
-    title: str,
-    show: bool,
-    world: Any,
-) -> History:
-    """The history, after running the stages; each leaves `stageN.safetensors` with its metrics.
-
-    Raises:
-        PreemptedError: SIGTERM or SIGUSR1 came; the run is saved.
-        ChildProcessError: a loader process or another process of this run has ended.
-    """
-    train, engine, (train_set, val_set) = settings.train, settings.engine, data
-    kept = History()
-    lengths = [stage.schedule.steps for stage in stages]
-    main = world.is_main_process
-    for part in [model, *(stage.teacher for stage in stages if stage.teacher is not None)]:
-        lay_out(part, channels_last=engine.channels_last, compiled=engine.compile)
-    if engine.sync_norm:
-        share_norms(model, world.device)
-
-    def after_stage(number: int, stage: Stage, student: nn.Module, history: History) -> None:
-        limit = settings.data.val_images or None
-        metrics = evaluate(student, val_set, settings.data, limit=limit, accelerator=world)
-        kept.rows, kept.evaluations = history.rows, history.evaluations
-        if main:
-            export(student, folder / f"stage{number + 1}.safetensors", metrics=metrics)
-
-    def export(student: nn.Module, path: Path, **extra: Any) -> None:
-        save_detector(student, path, classes=train_set.classes, **extra)
-
-    def glance(distiller: nn.Module) -> dict[str, float]:
-        limit = settings.data.curve_images or None
-        return evaluate(distiller.student, val_set, settings.data, limit=limit, accelerator=world)
-
-    with stop_signals() as stop, nobody_lost():
-        run_stages(
-            model,
-            stages,
-            batches(train_set, settings.data, batch_size=train.batch_size, seed=seed),
-            optimizer={
-                "name": train.optimizer,
-                "weight_decay": train.weight_decay,
-                "trunk": train.trunk,
-            },
-            folder=folder,
-            export=export,
-            after_stage=after_stage,
-            accelerator=world,
-            seed=seed,
-            clip=train.clip,
-            accumulate=engine.accumulate,
-            draws=engine.draws,
-            save_every=train.save_every,
-            save_minutes=engine.save_minutes,
-            stop=stop,
-            log_every=train.log_every,
-            watch=tensorboard(folder / "tensorboard", lengths) if engine.tensorboard else None,
-            evaluate=glance,
-            evaluate_every=max(1, sum(lengths) // train.evaluations) if train.evaluations else 0,
-            title=title,
-            show=show,
-        )
-    world.wait_for_everyone()
-    if main and not kept.rows:  # all was done when a kill came before the record
-        kept = History.load(folder / "log.jsonl", before=(len(stages), 0))
-    return kept

@@ -16,11 +16,10 @@ import torch
 from dfmsd.arms import ARMS
 from dfmsd.checkpoints import read_metadata
 from dfmsd.config import Settings, SettingsError, nearest
+from dfmsd.engine.keeping import found
 from dfmsd.experiments import EXPERIMENTS
-from dfmsd.history import History
 from dfmsd.identity import fingerprint
 from dfmsd.inheritance import inherit
-from dfmsd.keeping import found
 from dfmsd.presets import resolve
 from dfmsd.progress import Progress
 from dfmsd.recipes import (
@@ -29,10 +28,10 @@ from dfmsd.recipes import (
     datasets,
     detector_for,
     records_file,
-    train_stages,
 )
 from dfmsd.results import append_record, environment, mean_losses, read_records
 from dfmsd.teachers import teacher, teacher_run
+from dfmsd.training import train_stages
 from dfmsd.workers import workers
 
 

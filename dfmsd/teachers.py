@@ -14,6 +14,7 @@ from torch import nn
 
 from dfmsd.checkpoints import read_metadata
 from dfmsd.config import Settings, SettingsError, flat
+from dfmsd.engine.stages import Stage
 from dfmsd.recipes import (
     accelerator,
     datasets,
@@ -21,10 +22,9 @@ from dfmsd.recipes import (
     load_detector,
     records_file,
     schedule,
-    train_stages,
 )
 from dfmsd.results import append_record, environment, read_records
-from dfmsd.stages import Stage
+from dfmsd.training import train_stages
 
 TEACHERS = ("weak", "strong")
 

@@ -4,6 +4,10 @@ With one process every function gives back what it got. With several each is a c
 processes must call it, in the same order. A loss that every process computes from these sums, and
 whose gradients are averaged over the processes (as DistributedDataParallel does), has the value
 and the gradient that one process would find with the whole batch.
+
+torchvision's losses of RetinaNet and of the RPN are means over images and need nothing; but Faster
+R-CNN divides by the number of regions it sampled and FCOS by the number of positive cells, and
+these differ from process to process: see `counting` and `whole_batch`.
 """
 
 from __future__ import annotations
@@ -14,7 +18,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.roi_heads import RoIHeads
+
+REGIONS = ("loss_classifier", "loss_box_reg")
 
 
 def processes() -> int:
@@ -70,3 +78,55 @@ def average(count: Tensor) -> Tensor:
     once the processes' results are averaged.
     """
     return count if processes() == 1 else _Sum.apply(count.detach().float()) / processes()
+
+
+@contextmanager
+def counting(detector: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Context that fills a dict, loss → how many regions or cells this process divided it by.
+
+    Args:
+        detector: a torchvision detector, which runs once in the context.
+    """
+    counts: dict[str, Tensor] = {}
+    heads = getattr(detector, "roi_heads", None)
+    if isinstance(heads, RoIHeads):
+
+        def regions(_module: nn.Module, _inputs: tuple, output: tuple) -> None:
+            count = output[0].new_tensor(float(len(output[0])))
+            counts.update(dict.fromkeys(REGIONS, count))
+
+        hook = heads.box_predictor.register_forward_hook(regions)
+        try:
+            yield counts
+        finally:
+            hook.remove()
+    elif isinstance(detector, FCOS):
+        compute = detector.head.compute_loss
+
+        def cells(targets: Any, outputs: Any, anchors: Any, matched: list[Tensor]) -> Any:
+            count = torch.stack([(match >= 0).sum() for match in matched]).sum().float()
+            losses = compute(targets, outputs, anchors, matched)
+            counts.update(dict.fromkeys(losses, count))
+            return losses
+
+        detector.head.compute_loss = cells
+        try:
+            yield counts
+        finally:
+            del detector.head.compute_loss  # the class's own shows again
+    else:
+        yield counts
+
+
+def whole_batch(losses: dict[str, Tensor], counts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The losses as if divided by the counts of the whole batch, once averaged over processes.
+
+    Choice: what one process would compute; plain data-parallel training (torchvision's) takes the
+    mean of the processes' means.
+    """
+    if processes() == 1:
+        return losses
+    scaled = dict(losses)
+    for name, count in counts.items():  # torchvision divides by at least 1
+        scaled[name] = losses[name] * count.clamp_min(1) / average(count).clamp_min(1 / processes())
+    return scaled

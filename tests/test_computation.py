@@ -10,8 +10,8 @@ from tiny import tiny_detector, tiny_images
 from torch import nn
 
 from dfmsd.checkpoints import load_weights, save_weights
-from dfmsd.computation import lay_out, share_norms
 from dfmsd.distill import Distiller, feature_channels
+from dfmsd.engine.steps import lay_out, share_norms
 from dfmsd.loss import DFMSDLoss
 
 

@@ -142,9 +142,9 @@ def test_every_setting_says_what_it_is():
     import ast
     import inspect
 
-    from dfmsd import config, config_engine
+    from dfmsd import config, config_train
 
-    for module in (config, config_engine):
+    for module in (config, config_train):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(
                 module.__dict__[node.name]

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.ops import stochastic_depth
 
-from dfmsd.draws import ImageDraws, image_seed, step_seed
+from dfmsd.engine.draws import ImageDraws, image_seed, step_seed
 from dfmsd.masking import spatial_keep
 
 SEEDS = [11, 22, 33, 44]

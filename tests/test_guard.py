@@ -10,8 +10,8 @@ from tiny import Line, TinyBatches
 
 from dfmsd.checkpoints import load_state
 from dfmsd.engine import fit
-from dfmsd.guard import NonFiniteLossError, check_finite, evidence, total_loss
-from dfmsd.optimise import Schedule, make_optimizer
+from dfmsd.engine.guard import NonFiniteLossError, check_finite, evidence, total_loss
+from dfmsd.engine.optimise import Schedule, make_optimizer
 
 NAN = float("nan")
 

@@ -20,10 +20,10 @@ from torch import nn
 
 from dfmsd import checkpoints
 from dfmsd.checkpoints import CheckpointError, load_state, load_weights, save_state, save_weights
-from dfmsd.keeping import Keeper, found, newest
-from dfmsd.optimise import Schedule
+from dfmsd.engine.keeping import Keeper, found, newest
+from dfmsd.engine.optimise import Schedule
+from dfmsd.engine.stages import Stage, run_stages
 from dfmsd.recipes import load_detector, save_detector
-from dfmsd.stages import Stage, run_stages
 
 
 def export(model, path, **place):
@@ -138,7 +138,7 @@ def test_a_run_begun_under_the_old_name_goes_on(tmp_path):
 
 def test_when_a_checkpoint_is_due(tmp_path, monkeypatch):
     clock = [1000.0]
-    monkeypatch.setattr("dfmsd.keeping.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("dfmsd.engine.keeping.time.monotonic", lambda: clock[0])
     every, hourly, never = keeper(tmp_path, steps=3), keeper(tmp_path, minutes=60), keeper(tmp_path)
     assert [every.due(done, pause=False) for done in (1, 2, 3, 6)] == [False, False, True, True]
     assert [kept.due(1, pause=True) for kept in (every, hourly, never)] == [True, True, False]

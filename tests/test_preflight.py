@@ -14,8 +14,8 @@ from tiny import tiny_detector, tiny_images
 from dfmsd import preflight
 from dfmsd.align import alignment_loss
 from dfmsd.distill import Distiller, feature_channels
+from dfmsd.engine.optimise import make_optimizer
 from dfmsd.loss import DFMSDLoss
-from dfmsd.optimise import make_optimizer
 from dfmsd.preflight import examine, wanted
 from dfmsd.presets import resolve
 from dfmsd.probes import balance, cost, level_statistics, seen_features

@@ -22,15 +22,15 @@ from dfmsd.checkpoints import load_weights, save_weights
 from dfmsd.detectors import build_detector
 from dfmsd.distill import Distiller, feature_channels
 from dfmsd.engine import fit
+from dfmsd.engine.guard import NonFiniteLossError
+from dfmsd.engine.keeping import found, newest
+from dfmsd.engine.optimise import Schedule, make_optimizer
+from dfmsd.engine.preemption import PreemptedError, stop_signals
+from dfmsd.engine.stages import Stage, run_stages
 from dfmsd.evaluation import evaluate_detector
-from dfmsd.guard import NonFiniteLossError
-from dfmsd.keeping import found, newest
 from dfmsd.loading import Batches
 from dfmsd.loss import DFMSDLoss
-from dfmsd.optimise import Schedule, make_optimizer
-from dfmsd.preemption import PreemptedError, stop_signals
 from dfmsd.results import read_records
-from dfmsd.stages import Stage, run_stages
 from dfmsd.synthetic import SceneDataset
 from dfmsd.together import nobody_lost
 

@@ -19,9 +19,9 @@ from dfmsd import recipes, runs, steps
 from dfmsd import teachers as teachers_module
 from dfmsd.checkpoints import read_tensors
 from dfmsd.cli import main
+from dfmsd.engine.keeping import newest
 from dfmsd.evaluation import KEYS
 from dfmsd.identity import fingerprint
-from dfmsd.keeping import newest
 from dfmsd.presets import resolve
 from dfmsd.results import PACKAGES, read_records
 

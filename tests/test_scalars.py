@@ -8,9 +8,9 @@ import types
 import pytest
 from tiny import LineDetector, TinyBatches
 
-from dfmsd.optimise import Schedule
-from dfmsd.scalars import tensorboard
-from dfmsd.stages import Stage, run_stages
+from dfmsd.engine.history import tensorboard
+from dfmsd.engine.optimise import Schedule
+from dfmsd.engine.stages import Stage, run_stages
 
 
 class Writer:

@@ -16,9 +16,9 @@ from several import alone, start
 from tiny import LineDetector, TinyBatches
 
 from dfmsd.checkpoints import load_state, load_weights, save_weights
-from dfmsd.keeping import found
-from dfmsd.optimise import Schedule
-from dfmsd.stages import Stage, run_stages
+from dfmsd.engine.keeping import found
+from dfmsd.engine.optimise import Schedule
+from dfmsd.engine.stages import Stage, run_stages
 
 
 def export(model, path, **place):

@@ -14,7 +14,7 @@ from dfmsd.baselines import BASELINES
 from dfmsd.baselines.pkd import standard_score
 from dfmsd.generate import reconstruction_loss
 from dfmsd.loss import DFMSDLoss
-from dfmsd.normalisers import counting, whole_batch
+from dfmsd.together import counting, whole_batch
 
 SIZES = [(64, 64), (64, 64), (48, 64), (64, 40)]  # the first process sees no padding
 

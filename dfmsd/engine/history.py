@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,3 +47,34 @@ class History:
                 file.write(json.dumps(row) + "\n")
         if watch is not None:
             watch(row)
+
+
+def tensorboard(folder: Path, lengths: Sequence[int]) -> Callable[[dict[str, float]], None]:
+    """A function that writes one row of the log as scalars, counting steps over all stages.
+
+    What a run that was interrupted wrote beyond its checkpoint is taken back.
+
+    Args:
+        folder: takes the event files.
+        lengths: steps of each stage.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "engine.tensorboard=True: needs the package tensorboard (pip install tensorboard)"
+        ) from error
+    writers: list[SummaryWriter] = []
+
+    def write(row: dict[str, float]) -> None:
+        step = sum(lengths[: row["stage"]]) + row["step"]
+        if not writers:  # the first step is known only now
+            writers.append(SummaryWriter(str(folder), purge_step=step))
+        for name, value in row.items():
+            if name not in ("stage", "step"):
+                writers[0].add_scalar(name, value, step)
+
+    return write

@@ -17,14 +17,14 @@ from accelerate.utils import broadcast
 from torch import nn
 
 from dfmsd.checkpoints import CheckpointError
-from dfmsd.draws import step_seed
-from dfmsd.guard import evidence
-from dfmsd.history import History, Row
-from dfmsd.keeping import Export, Keeper
-from dfmsd.optimise import Schedule
-from dfmsd.preemption import Stop
+from dfmsd.engine.draws import step_seed
+from dfmsd.engine.guard import evidence
+from dfmsd.engine.history import History, Row
+from dfmsd.engine.keeping import Export, Keeper
+from dfmsd.engine.optimise import Schedule
+from dfmsd.engine.preemption import Stop
+from dfmsd.engine.steps import Batch, Draws, Place, backward, to_device
 from dfmsd.progress import Progress
-from dfmsd.steps import Batch, Draws, Place, backward, to_device
 
 
 class Batches(Protocol):

@@ -12,9 +12,9 @@ from torch import nn
 
 from dfmsd.checkpoints import CheckpointError, mismatch
 from dfmsd.distill import Distiller
-from dfmsd.engine import Batches, History, fit
-from dfmsd.keeping import Export, Keeper
-from dfmsd.optimise import Schedule, make_optimizer
+from dfmsd.engine.keeping import Export, Keeper
+from dfmsd.engine.loop import Batches, History, fit
+from dfmsd.engine.optimise import Schedule, make_optimizer
 
 
 @dataclass
