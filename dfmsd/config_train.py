@@ -18,6 +18,8 @@ class Train:
     """AdamW (0.9, 0.99) or SGD (momentum 0.9)"""
     lr: float = 2e-3
     """peak learning rate"""
+    batch_of_lr: int = 0
+    """batch that `lr` is meant for, scaled linearly for another `batch_size`; 0 = any"""
     trunk: float = 1.0
     """share of the learning rate for the trunk"""
     weight_decay: float = 0.05
@@ -36,6 +38,12 @@ class Train:
     """steps between rows of the log"""
     evaluations: int = 4
     """evaluations on `curve_images` during one run"""
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate at this batch size. Source: Goyal et al., arXiv 1706.02677."""
+        same = self.batch_of_lr in (0, self.batch_size)
+        return self.lr if same else self.lr * self.batch_size / self.batch_of_lr
 
 
 @dataclass(frozen=True)

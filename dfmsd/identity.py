@@ -19,6 +19,8 @@ YOUNGER = {
     "data.short": 0,
     "inherit": "no",
     **{f"{name}.frozen_stride": 0 for name in ("student", "weak", "strong")},
+    "train.batch_of_lr": 0,
+    "teach.batch_of_lr": 0,
     "train.trunk": 1.0,
     "teach.trunk": 1.0,
     "engine.accumulate": 1,

@@ -140,13 +140,22 @@ def schedule(train: Train, *, steps: int, offset: int = 0, total: int | None = N
     whole = total or steps
     return Schedule(
         steps=steps,
-        lr=train.lr,
+        lr=train.peak,
         warmup=round(train.warmup * whole),
         kind=train.schedule,
         milestones=(whole * 2 // 3, whole * 8 // 9),
         offset=offset if total else 0,
         total=total,
     )
+
+
+def scaled_rate(train: Train) -> str:
+    """One line on how the learning rate follows from the batch; empty when it does not."""
+    if train.peak == train.lr:
+        return ""
+    size, meant = train.batch_size, train.batch_of_lr
+    rate = f"learning rate {train.lr:g} × {size} / {meant} = {train.peak:g}"
+    return f"{rate}: batch {size}, recipe for {meant}"
 
 
 def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Module:

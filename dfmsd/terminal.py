@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from dfmsd.engine.preemption import STATUS, PreemptedError
+from dfmsd.preemption import STATUS, PreemptedError
 
 Command = Callable[..., None]
 

@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from dfmsd.config import Settings
+from dfmsd.config import Settings, Train
 from dfmsd.engine import History, Stage, run_stages
 from dfmsd.engine.history import tensorboard
-from dfmsd.engine.preemption import stop_signals
 from dfmsd.engine.steps import lay_out, share_norms
+from dfmsd.preemption import stop_signals
 from dfmsd.recipes import batches, evaluate, save_detector
 from dfmsd.together import nobody_lost
+
+
+def optimizer_options(train: Train) -> dict[str, Any]:
+    """What `make_optimizer` takes, but for the learning rate."""
+    return {"name": train.optimizer, "weight_decay": train.weight_decay, "trunk": train.trunk}
+
+
+def step_options(settings: Settings) -> dict[str, Any]:
+    """What `fit` takes to make its steps as the settings say."""
+    engine = settings.engine
+    return {
+        "clip": settings.train.clip,
+        "accumulate": engine.accumulate,
+        "draws": engine.draws,
+    }
+
+
+def prepare(
+    settings: Settings, student: nn.Module, teachers: Iterable[nn.Module], device: torch.device
+) -> None:
+    """Lay student and teachers out as the settings say; weights keep their names and values.
+
+    Raises:
+        ValueError: the device cannot compute it so.
+    """
+    engine = settings.engine
+    for detector in (student, *teachers):
+        lay_out(detector, channels_last=engine.channels_last, compiled=engine.compile)
+    if engine.sync_norm:
+        share_norms(student, device)
 
 
 def train_stages(
@@ -38,10 +70,8 @@ def train_stages(
     kept = History()
     lengths = [stage.schedule.steps for stage in stages]
     main = world.is_main_process
-    for part in [model, *(stage.teacher for stage in stages if stage.teacher is not None)]:
-        lay_out(part, channels_last=engine.channels_last, compiled=engine.compile)
-    if engine.sync_norm:
-        share_norms(model, world.device)
+    teachers = [stage.teacher for stage in stages if stage.teacher is not None]
+    prepare(settings, model, teachers, world.device)
 
     def after_stage(number: int, stage: Stage, student: nn.Module, history: History) -> None:
         limit = settings.data.val_images or None
@@ -62,19 +92,12 @@ def train_stages(
             model,
             stages,
             batches(train_set, settings.data, batch_size=train.batch_size, seed=seed),
-            optimizer={
-                "name": train.optimizer,
-                "weight_decay": train.weight_decay,
-                "trunk": train.trunk,
-            },
+            optimizer=optimizer_options(train),
             folder=folder,
             export=export,
             after_stage=after_stage,
             accelerator=world,
             seed=seed,
-            clip=train.clip,
-            accumulate=engine.accumulate,
-            draws=engine.draws,
             save_every=train.save_every,
             save_minutes=engine.save_minutes,
             stop=stop,
@@ -84,6 +107,7 @@ def train_stages(
             evaluate_every=max(1, sum(lengths) // train.evaluations) if train.evaluations else 0,
             title=title,
             show=show,
+            **step_options(settings),
         )
     world.wait_for_everyone()
     if main and not kept.rows:  # all was done when a kill came before the record

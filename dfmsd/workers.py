@@ -13,7 +13,7 @@ from multiprocessing import active_children, get_context, parent_process
 
 import torch
 
-from dfmsd.engine.preemption import PreemptedError, stop_signals
+from dfmsd.preemption import PreemptedError, stop_signals
 from dfmsd.results import commit
 
 

@@ -17,7 +17,7 @@ from tiny import Line, TinyBatches
 from dfmsd.engine import fit
 from dfmsd.engine.keeping import newest
 from dfmsd.engine.optimise import Schedule, make_optimizer
-from dfmsd.engine.preemption import STATUS, PreemptedError, Stop, stop_signals
+from dfmsd.preemption import STATUS, PreemptedError, Stop, stop_signals
 from dfmsd.results import read_records
 from dfmsd.terminal import run
 

@@ -1,8 +1,8 @@
 """The training engine: one loop for every recipe, survival, one teacher after another.
 
 `loop` is the loop; `steps` what one step does, `draws` what is random in it, `guard` what happens
-to losses that are not finite; `keeping` the checkpoints, `history` the log, `preemption` the
-signals; `optimise` optimiser and learning rate; `stages` the loop over teachers.
+to losses that are not finite; `keeping` the checkpoints, `history` the log; `optimise` optimiser
+and learning rate; `stages` the loop over teachers.
 """
 
 from dfmsd.engine.draws import step_seed as step_seed

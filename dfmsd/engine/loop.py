@@ -1,7 +1,7 @@
 """One training loop for every recipe: precision, clipping, finite guard, exact resume.
 
-The loop is here; what one step does is in `steps`, what is kept in `keeping` and `history`, how a
-run is stopped in `guard` and `preemption`.
+The loop is here; what one step does is in `steps`, what is kept in `keeping` and `history`, what
+ends a run early in `guard` and `dfmsd.preemption`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from dfmsd.engine.guard import evidence
 from dfmsd.engine.history import History, Row
 from dfmsd.engine.keeping import Export, Keeper
 from dfmsd.engine.optimise import Schedule
-from dfmsd.engine.preemption import Stop
 from dfmsd.engine.steps import Batch, Draws, Place, backward, to_device
+from dfmsd.preemption import Stop
 from dfmsd.progress import Progress
 
 
