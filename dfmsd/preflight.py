@@ -109,7 +109,8 @@ def examine(settings: Settings, *, images: int = 32, steps: int = 4, seed: int =
         except ValueError as error:
             report.add("method", str(error), "refused")
             return report
-        seen = seen_features(student, found[-1], to_batch(samples, world.device))
+        shown = to_device(tuple(map(list, zip(*samples, strict=True))), world.device)
+        seen = seen_features(student, found[-1], list(zip(*shown, strict=True)))
         _say_levels(report, seen, compares.pairs)
         distiller = Distiller(student, found[-1], compares).to(world.device)
     if not report.reasons:
@@ -123,12 +124,6 @@ def wanted(settings: Settings) -> bool:
     lengths = [sum(ARMS[arm].lengths) * settings.train.steps for arm in settings.arms]
     begun = any((run.folder / "log.jsonl").exists() for run in runs(settings))
     return max(lengths) >= LONG and not begun
-
-
-def to_batch(samples: list[Any], device: torch.device) -> list[Any]:
-    """The samples on `device`."""
-    images, targets = to_device(tuple(map(list, zip(*samples, strict=True))), device)
-    return list(zip(images, targets, strict=True))
 
 
 def _say_job(report: Preflight, settings: Settings, data: tuple[Any, Any], arm: str) -> None:
@@ -244,8 +239,8 @@ def _say_steps(
     report.add("speed", words, "note" if numbers["waiting"] > 0.05 else "ok")
     if numbers["peak_gib"]:
         whole = torch.cuda.get_device_properties(world.device).total_memory / 2**30
-        words = f"{numbers['peak_gib']:.1f} of {whole:.0f} GiB at {each} images at a time"
-        report.add("memory", words)
+        peak = f"{numbers['peak_gib']:.1f} of {whole:.0f} GiB"
+        report.add("memory", f"{peak}, {each} images at a time")
 
 
 def _say_balance(report: Preflight, settings: Settings, found: dict[str, float]) -> None:
