@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from dfmsd.config import Settings, flat
 
@@ -38,10 +39,15 @@ def _content(file: str, _changed: int) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
+def without_younger(flat_settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings but for the younger ones that do what was done before them."""
+    return {k: v for k, v in flat_settings.items() if k not in YOUNGER or v != YOUNGER[k]}
+
+
 def fingerprint(settings: Settings) -> str:
     """Twelve digits of every setting that can change a result; files count by their content."""
     kept = {k: v for k, v in flat(settings).items() if k not in PLACES}
-    kept = {k: v for k, v in kept.items() if k not in YOUNGER or v != YOUNGER[k]}
+    kept = without_younger(kept)
     kept["data.root"] = Path(settings.data.root).name
     for key, value in kept.items():
         if value and key.endswith(("_file", "weights")) and Path(value).is_file():

@@ -15,6 +15,7 @@ from torch import nn
 from dfmsd.checkpoints import read_metadata
 from dfmsd.config import Settings, SettingsError, flat
 from dfmsd.engine.stages import Stage
+from dfmsd.identity import without_younger
 from dfmsd.recipes import (
     accelerator,
     datasets,
@@ -50,6 +51,7 @@ def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settin
         data = replace(data, train_images=settings.teacher_images)
     own = replace(settings, data=data, train=train, student=getattr(settings, name))
     parts = {k: v for k, v in flat(own).items() if k.split(".")[0] in ("data", "train", "student")}
+    parts = without_younger(parts)
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     folder = Path(settings.out) / f"{settings.preset}-{settings.scale}-{name}-{key}"
     return own, folder.with_name(f"{folder.name}-seed{seed}") if seed else folder

@@ -107,7 +107,8 @@ def test_fingerprint_changes_with_results_and_not_with_places(tmp_path):
     base = resolve("scenes")
     for place in ("out=x", "records=y", "jobs=2", "seeds=4", "arms=none", "device=cpu"):
         assert fingerprint(resolve("scenes", [place])) == fingerprint(base), place
-    for change in ("train.lr=1", "method.strength=0", "data.size=64", "precision=bf16"):
+    results = ("train.lr=1", "method.strength=0", "data.size=64", "precision=bf16")
+    for change in (*results, "train.batch_of_lr=1"):
         assert fingerprint(resolve("scenes", [change])) != fingerprint(base), change
     for place in ("engine.save_minutes=5", "engine.tensorboard=true"):
         assert fingerprint(resolve("scenes", [place])) == fingerprint(base), place

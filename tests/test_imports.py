@@ -79,7 +79,7 @@ TABLE: dict[str, set[str]] = {
     "controls": {"lab"},
     "widgets": {"controls", "distill", "images", "lab", "mosaic", "shares"},
     "training": {"config", "engine", "preemption", "recipes", "together"},
-    "teachers": {"checkpoints", "config", "engine", "recipes", "results", "training"},
+    "teachers": {"checkpoints", "config", "engine", "identity", "recipes", "results", "training"},
     "runs": {
         "arms",
         "checkpoints",

@@ -198,6 +198,14 @@ def test_what_is_wrong_is_named(place, monkeypatch, capsys, settings, part, word
     assert words in line
 
 
+def test_distill_says_that_the_learning_rate_is_another(place, capsys):
+    how = (*TINY, "arms=none", "train.steps=1", "train.evaluations=0")
+    for scaled, times in (("train.batch_of_lr=4", 1), ("train.batch_of_lr=0", 0)):
+        status, out, _ = call(capsys, "distill", "scenes", *how, scaled)
+        assert status == 0
+        assert out.count("learning rate 0.002 × 2 / 4 = 0.001: batch 2, recipe for 4\n") == times
+
+
 def test_a_long_job_begins_with_it_and_a_continued_one_does_not(place, capsys):
     settings = resolve("scenes", [*TINY, "train.steps=5000", "arms=none"])
     assert wanted(settings)

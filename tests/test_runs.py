@@ -15,10 +15,11 @@ import torch
 from coco_folder import box, content, write
 from command_line import TINY, call, everything, refused, teachers
 
-from dfmsd import recipes, runs, steps
+from dfmsd import runs, training
 from dfmsd import teachers as teachers_module
 from dfmsd.checkpoints import read_tensors
 from dfmsd.cli import main
+from dfmsd.engine import steps
 from dfmsd.engine.keeping import newest
 from dfmsd.evaluation import KEYS
 from dfmsd.identity import fingerprint
@@ -165,8 +166,8 @@ def interrupt(monkeypatch, owner, name, *, at):
     [
         (steps, "total_loss", 2),  # in the first stage
         (steps, "total_loss", 4),  # in the second
-        (recipes, "save_detector", 4),  # a student beside a checkpoint
-        (recipes, "evaluate", 3),  # the second stage is trained, its student not saved yet
+        (training, "save_detector", 4),  # a student beside a checkpoint
+        (training, "evaluate", 3),  # the second stage is trained, its student not saved yet
         (runs, "append_record", 1),  # saved, not recorded yet
     ],
 )
@@ -325,7 +326,7 @@ def test_val_images_limits_the_photographs_too(fresh, monkeypatch):
         counted.append(len(dataset.truth()["images"][:limit]))
         return dict.fromkeys(KEYS, 0.0)
 
-    monkeypatch.setattr(recipes, "evaluate", counting)
+    monkeypatch.setattr(training, "evaluate", counting)
     texts = ["scale=smoke", "data.root=photos", "data.size=64", "arms=none", "out=runs"]
     texts += ["student.trunk=timm:resnet10t", "train.steps=1", "data.curve_images=1"]
     for limit, expected in ((2, 2), (0, 3)):
