@@ -25,12 +25,8 @@ def optimizer_options(train: Train) -> dict[str, Any]:
 
 def step_options(settings: Settings) -> dict[str, Any]:
     """What `fit` takes to make its steps as the settings say."""
-    engine = settings.engine
-    return {
-        "clip": settings.train.clip,
-        "accumulate": engine.accumulate,
-        "draws": engine.draws,
-    }
+    how = settings.engine
+    return {"clip": settings.train.clip, "accumulate": how.accumulate, "draws": how.draws}
 
 
 def prepare(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from command_line import TINY, teachers
 from several import alone, launch, together
-from tiny import CNN, Line, LineDetector, TinyBatches, tiny_images
+from tiny import CNN, Line, LineDetector, TinyBatches, tiny_detector, tiny_images
 
 from dfmsd.baselines import BASELINES
 from dfmsd.checkpoints import load_weights, save_weights
@@ -30,6 +30,7 @@ from dfmsd.evaluation import evaluate_detector
 from dfmsd.loading import Batches
 from dfmsd.loss import DFMSDLoss
 from dfmsd.preemption import PreemptedError, stop_signals
+from dfmsd.recipes import save_detector
 from dfmsd.results import read_records
 from dfmsd.synthetic import SceneDataset
 from dfmsd.together import nobody_lost
@@ -319,6 +320,25 @@ def test_torchrun_gives_the_records_of_one_process(tmp_path):
         assert (mine["arm"], mine["fingerprint"]) == (yours["arm"], yours["fingerprint"])
         for row, other in zip(mine["losses"], yours["losses"], strict=True):
             assert row == pytest.approx(other, rel=1e-5, abs=1e-5)  # rounded to five digits
+
+
+@pytest.mark.slow
+def test_every_process_takes_part_in_the_preflight(tmp_path):
+    for name in ("weak", "strong"):  # of other classes: their AP is not asked for
+        model = tiny_detector("faster_rcnn", seed=1, strides=(4, 8, 16, 32), classes=2)
+        save_detector(model, tmp_path / f"{name}.safetensors", classes=["cat", "dog"])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "dfmsd"]
+    done = subprocess.run(
+        [*command, "preflight", "scenes", *OPTIONS, "--images", "2"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for part in ("balance: ", "speed: ", "4 steps of 2 images"):
+        assert done.stdout.count(part) == 1
 
 
 @pytest.mark.slow
