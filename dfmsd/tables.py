@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dfmsd.arms import ARMS
@@ -117,6 +117,22 @@ def detail_table(outcomes: Mapping[str, Outcome]) -> str:
         if outcome.records
     ]
     return markdown_table(["student", "AP50", "AP75", *(f"{s}: gain (95 %)" for s in SIZES)], rows)
+
+
+def gains_table(outcomes: Mapping[str, Outcome], metrics: Sequence[str] = ("AP", "AP_S")) -> str:
+    """Markdown: one row per outcome; each metric as mean ± sd, and its gain with the interval."""
+    rows = []
+    for outcome in outcomes.values():
+        count = len(outcome.records)
+        row = [
+            outcome.title,
+            count if count in (0, outcome.seeds) else f"{count} of {outcome.seeds}",
+        ]
+        for metric in metrics:
+            row += [solid(spread(outcome.values(metric), scale=1)), words(outcome.gain(metric))]
+        rows.append(row if count else [outcome.title, "not run", *[""] * (2 * len(metrics))])
+    columns = [column for metric in metrics for column in (metric, f"{metric}: gain (95 %)")]
+    return markdown_table(["student", "seeds", *columns], rows)
 
 
 def words(gain: Gain | None, digits: int = 1) -> str:

@@ -23,7 +23,15 @@ from dfmsd.outcomes import (
     quantile,
 )
 from dfmsd.presets import resolve
-from dfmsd.tables import ap_by_arm, detail_table, findings, outcomes_table, solid, words
+from dfmsd.tables import (
+    ap_by_arm,
+    detail_table,
+    findings,
+    gains_table,
+    outcomes_table,
+    solid,
+    words,
+)
 
 METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 PLAN = Experiment(
@@ -141,6 +149,19 @@ def test_detail_table_by_hand():
         "+3.0 (+0.5 to +5.5) *",
         "",
     ]
+
+
+def test_gains_table_by_hand():
+    changed = [r for r in full() if r["arm"] != "none-long" and (r["arm"], r["seed"]) != ("one", 2)]
+    for one in changed:
+        if one["arm"] == "one":
+            one["metrics"] = one["metrics"] | {"AP_S": 0.0}
+    none, pkd, _, base, _ = cells(gains_table(experiment_outcomes("plan", changed)))
+    assert none == ["no distillation", "3", "15.0 ± 5.0", "", "15.0 ± 5.0", ""]
+    # differences 4 and 2: half 12.706; AP_S: -10 and -20, half 12.706 · 5
+    assert pkd[1:4] == ["2 of 3", "18.0 ± 5.7", "+3.0 (-9.7 to +15.7)"]
+    assert pkd[4:] == ["0.0 ± 0.0", "-15.0 (-78.5 to +48.5)"]
+    assert base[1:] == ["not run", "", "", "", ""]
 
 
 def test_significant_is_said_only_where_the_interval_excludes_0():
