@@ -80,7 +80,8 @@ def ap_by_arm(records: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
 def outcomes_table(outcomes: Mapping[str, Outcome]) -> str:
     """Markdown: one row per outcome; AP as mean ± sd, the paired gain with its 95 % interval.
 
-    A star after the interval says that it excludes 0. `extra CPU` is the mean share of CPU time
+    A star after the interval says that it excludes 0. CPU seconds are those of the runs that were
+    never interrupted; `extra CPU` is the mean share of CPU time
     beyond that of the row which the gain is counted from. Rows without a record say "not run".
     """
     rows = []
@@ -88,7 +89,7 @@ def outcomes_table(outcomes: Mapping[str, Outcome]) -> str:
         if not outcome.records:
             rows.append([outcome.title, "not run", *[""] * 8])
             continue
-        extra, count = outcome.extra_cpu(), len(outcome.records)
+        extra, count, times = outcome.extra_cpu(), len(outcome.records), outcome.cpu().values()
         rows.append(
             [
                 outcome.title,
@@ -97,7 +98,7 @@ def outcomes_table(outcomes: Mapping[str, Outcome]) -> str:
                 solid(spread(outcome.values(), scale=1)),
                 words(outcome.gain()),
                 *(solid(spread(outcome.values(size), scale=1)) for size in SIZES),
-                f"{sum(r['cpu_s'] for r in outcome.records) / count:.0f}",
+                f"{sum(times) / len(times):.0f}" if times else "",
                 f"{extra.mean:+.0f} %" if extra else "",
             ]
         )

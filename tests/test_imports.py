@@ -35,10 +35,7 @@ TABLE: dict[str, set[str]] = {
     "distill": {"align", "backbones", "together"},
     "inheritance": set(),
     "annotations": set(),
-    "download": {"progress"},
-    "unpack": {"annotations", "download", "progress"},
-    "archives": {"download", "unpack"},
-    "coco2017": {"annotations", "archives", "download", "unpack"},
+    "download": {"annotations", "progress"},
     "images": {"annotations"},
     "coco": {"annotations", "images"},
     "synthetic": set(),
@@ -62,22 +59,9 @@ TABLE: dict[str, set[str]] = {
     "tables": {"arms", "outcomes", "results"},
     "reports": {"experiments", "outcomes", "results", "tables"},
     "published": {"results"},
-    "panels": set(),
     "terminal": {"preemption"},
-    "charts": {"boxes", "panels"},
-    "boxes": set(),
-    "intervals": {"charts", "panels"},
-    "keeps": {"boxes", "panels"},
-    "maps": {"panels"},
-    "overlays": {"boxes", "panels"},
-    "plots": {"boxes", "charts", "panels"},
-    "spectra": {"charts", "enhance", "panels"},
-    "viz": {"charts", "intervals", "keeps", "maps", "overlays", "plots", "spectra"},
-    "lab": {"align", "backbones", "distill", "enhance", "masking"},
-    "mosaic": set(),
-    "shares": {"lab"},
-    "controls": {"lab"},
-    "widgets": {"controls", "distill", "images", "lab", "mosaic", "shares"},
+    "viz": {"enhance"},
+    "widgets": {"align", "backbones", "distill", "enhance", "images", "masking"},
     "training": {"config", "engine", "preemption", "recipes", "together"},
     "teachers": {"checkpoints", "config", "engine", "identity", "recipes", "results", "training"},
     "runs": {
@@ -96,7 +80,7 @@ TABLE: dict[str, set[str]] = {
         "training",
         "workers",
     },
-    "cli_data": {"annotations", "archives", "coco", "coco2017", "synthetic"},
+    "cli_data": {"annotations", "coco", "download", "synthetic"},
     "cli_jobs": {"preflight", "presets", "recipes", "runs", "tables", "teachers", "terminal"},
     "cli_models": {"checkpoints", "detectors", "pretrained", "recipes"},
     "cli": {
@@ -132,23 +116,9 @@ TABLE: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
 }
-DRAWING = {
-    "boxes",
-    "charts",
-    "intervals",
-    "keeps",
-    "maps",
-    "overlays",
-    "panels",
-    "plots",
-    "spectra",
-    "viz",
-}
-LABORATORY = {"lab", "shares", "mosaic", "controls", "widgets"}
 PRINTING = {"cli", "cli_data", "cli_jobs", "cli_models", "__main__"}
-ABOVE_RECIPES = (
-    DRAWING | LABORATORY | PRINTING | {"teachers", "training", "runs"} | {"terminal", "preflight"}
-)
+ABOVE_RECIPES = {"preflight", "runs", "teachers", "terminal", "training", "viz", "widgets"}
+ABOVE_RECIPES |= PRINTING
 TABLE["recipes"] = set(TABLE) - ABOVE_RECIPES - {"__init__"}
 
 FILES = sorted(LIBRARY.rglob("*.py"))

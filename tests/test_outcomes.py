@@ -136,6 +136,20 @@ def test_a_row_with_a_seed_missing_tells_it_and_pairs_the_rest():
     assert pkd[4] == "+3.0 (-9.7 to +15.7)"
 
 
+def test_interrupted_runs_do_not_count_as_fast():
+    found = full()
+    for one in found:
+        if one["arm"] == "one" and one["seed"] == 0:
+            one |= {"cpu_s": 1.0, "resumed": True}
+        elif one["arm"] == "none":
+            one |= {"resumed": one["seed"] == 1}
+    none, pkd, *_ = cells(outcomes_table(experiment_outcomes("plan", found)))
+    assert (none[8], pkd[8], pkd[9]) == ("10", "20", "+100 %")  # PKD: seed 2 alone has a base
+    for one in found:
+        one["resumed"] = True
+    assert cells(outcomes_table(experiment_outcomes("plan", found)))[1][8:] == ["", ""]
+
+
 def test_detail_table_by_hand():
     changed = full()
     for one in changed:
