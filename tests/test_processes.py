@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,10 +300,12 @@ OPTIONS += ("train.optimizer=sgd", "train.lr=1e-2")
 
 @pytest.mark.slow
 def test_torchrun_gives_the_records_of_one_process(tmp_path):
+    files = tmp_path / "files"
+    files.mkdir()
+    teachers(files)
     for name, launcher in (("one", []), ("two", ["torch.distributed.run", "--nproc_per_node=2"])):
         folder = tmp_path / name
-        folder.mkdir()
-        teachers(folder)
+        shutil.copytree(files, folder)  # two savings of one model may order the file differently
         command = [sys.executable, *(f for m in launcher[:1] for f in ("-m", m)), *launcher[1:]]
         done = subprocess.run(
             [*command, "-m", "dfmsd", "distill", "scenes", *OPTIONS, "jobs=2"],
