@@ -23,6 +23,7 @@ from dfmsd.loading import Batches, augmentation
 from dfmsd.loss import DFMSDLoss
 from dfmsd.mmdet import build_teacher
 from dfmsd.optimise import Schedule
+from dfmsd.presets_coco import require
 from dfmsd.stages import Stage, run_stages
 from dfmsd.synthetic import SceneDataset
 
@@ -72,6 +73,7 @@ def detector(
     settings: Detector, *, num_classes: int, image_size: int, max_size: int | None = None
 ) -> nn.Module:
     """A fresh detector of the settings; with `max_size` it resizes its images."""
+    require("weights", settings.weights)
     return build_detector(
         settings.kind,
         settings.trunk,

@@ -75,7 +75,7 @@ TABLE: dict[str, set[str]] = {
     "shares": {"lab"},
     "controls": {"lab"},
     "widgets": {"controls", "distill", "images", "lab", "mosaic", "shares"},
-    "teachers": {"checkpoints", "config", "recipes", "results", "stages"},
+    "teachers": {"checkpoints", "config", "presets_coco", "recipes", "results", "stages"},
     "runs": {
         "arms",
         "checkpoints",
@@ -119,6 +119,7 @@ TABLE: dict[str, set[str]] = {
         "engine",
         "inheritance",
         "optimise",
+        "presets_coco",
         "probes",
         "recipes",
         "results",
