@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +19,7 @@ from dfmsd.distill import Distiller
 from dfmsd.engine import make_optimizer, to_device
 from dfmsd.engine.steps import parts
 from dfmsd.inheritance import inherit, listing
+from dfmsd.presets_coco import require
 from dfmsd.probes import balance, cost, level_statistics, seen_features
 from dfmsd.recipes import (
     accelerator,
@@ -153,10 +153,10 @@ def _teacher(
         report.add(part, f"{name}_file is empty: the teacher will be trained first", "note")
         return None
     try:
+        require(f"{name}_file", file)
         model, metadata = load_detector(file)
     except (ValueError, OSError) as error:
-        absent = f"{name}_file={file}: no such file"
-        report.add(part, str(error) if Path(file).exists() else absent, "refused")
+        report.add(part, str(error), "refused")
         return None
     stated = (metadata.get("metrics") or {}).get("AP", math.nan)
     count = sum(p.numel() for p in model.parameters()) / 1e6

@@ -8,6 +8,7 @@ few images, to see that it runs at all.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from dfmsd.config import Data, Detector, Settings, Train
 
@@ -19,6 +20,34 @@ SWIN_S = "data/teachers/mask_rcnn_swin_s.safetensors"
 """mmdetection's Mask R-CNN Swin-S, 48.2 AP, made by `dfmsd import-mmdet`."""
 FASTER_V2 = "data/teachers/fasterrcnn_resnet50_fpn_v2.safetensors"
 """torchvision's Faster R-CNN v2, 46.7 AP."""
+
+_MMDET = "make it with `dfmsd import-mmdet FILE --out {}`, FILE being mmdetection's %s"
+_ORIGINS = {
+    RESNET: "get https://download.pytorch.org/models/resnet50-0676ba61.pth (torchvision's "
+    "IMAGENET1K_V1, 98 MB), or let student.weights=hub fetch it",
+    SWIN_T: _MMDET % "mask_rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco_20210906_131725-bacf6f7b.pth",
+    SWIN_S: _MMDET % "mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco_20210903_104808-b92c91f1.pth",
+    FASTER_V2: "make it with `dfmsd import-torchvision fasterrcnn_resnet50_fpn_v2 --out {}`",
+}
+"""How to get the files of these presets; {} stands for the file."""
+
+
+def require(field: str, file: str, otherwise: str = "") -> None:
+    """Nothing, when the file is there or none is named ("", "hub").
+
+    Args:
+        field: the setting that names it.
+        file: the file.
+        otherwise: how to get one that is not of these presets.
+
+    Raises:
+        FileNotFoundError: it is not there; the message says how to get it.
+    """
+    if file in ("", "hub") or Path(file).exists():
+        return
+    known = (words for origin, words in _ORIGINS.items() if Path(origin).name == Path(file).name)
+    words = next((f'{w.format(file)} (README, "Full COCO")' for w in known), otherwise)
+    raise FileNotFoundError(f"{field}={file}: no such file{words and '; ' + words}")
 
 
 def faster_rcnn_r50_swin_sal(scale: str) -> Settings:

@@ -23,6 +23,7 @@ from dfmsd.evaluation import evaluate_detector
 from dfmsd.loading import Batches, augmentation
 from dfmsd.loss import DFMSDLoss
 from dfmsd.mmdet import build_teacher
+from dfmsd.presets_coco import require
 from dfmsd.synthetic import SceneDataset
 
 TRAIN_SEED, VAL_SEED = 1, 2
@@ -71,6 +72,7 @@ def detector(
     settings: Detector, *, num_classes: int, image_size: int, max_size: int | None = None
 ) -> nn.Module:
     """A fresh detector of the settings; with `max_size` it resizes its images."""
+    require("weights", settings.weights)
     return build_detector(
         settings.kind,
         settings.trunk,

@@ -16,6 +16,7 @@ from dfmsd.checkpoints import read_metadata
 from dfmsd.config import Settings, SettingsError, flat
 from dfmsd.engine.stages import Stage
 from dfmsd.identity import without_younger
+from dfmsd.presets_coco import require
 from dfmsd.recipes import (
     accelerator,
     datasets,
@@ -111,10 +112,7 @@ def teacher(settings: Settings, name: str, *, show: bool = True) -> nn.Module:
         FileNotFoundError: the file is not there; the message says how to make it.
     """
     file = getattr(settings, f"{name}_file")
-    if file and not Path(file).exists():
-        raise FileNotFoundError(
-            f"{name}_file={file}: no such file; make it with `dfmsd train {settings.preset} "
-            f"{name} scale=quick --save {file}`, or set {name}_file= to train it on the way"
-        )
+    ours = f"make it with `dfmsd train {settings.preset} {name} scale=quick --save {file}`, "
+    require(f"{name}_file", file, f"{ours}or set {name}_file= to train it on the way")
     path = Path(file) if file else train_detector(settings, name, show=show)[0]
     return load_detector(path)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from dataclasses import replace
 
@@ -11,9 +12,13 @@ import torch
 from dfmsd import cli, presets
 from dfmsd.arms import ARMS
 from dfmsd.distill import feature_channels
+from dfmsd.preflight import Preflight, _teacher
 from dfmsd.presets import PRESETS, resolve
 from dfmsd.presets_coco import PRESETS as COCO
+from dfmsd.presets_coco import require
 from dfmsd.recipes import arm_stages, detector_for
+from dfmsd.teachers import teacher
+from dfmsd.terminal import parse
 
 
 def test_the_command_line_offers_every_preset():
@@ -85,3 +90,49 @@ def test_files_of_a_preset_are_seen_from_the_notebooks():
     )
     assert presets.resolve("scenes", root="..").student.weights == ""
     assert replace(far.data, root=near.data.root) == near.data
+
+
+def words_of_absence(name, project):
+    """What teachers, preflight and the student's construction say when the files are missing."""
+    settings = resolve(name, scale="full", root=project)
+    said = []
+    for teacher_name in ("weak", "strong"):
+        if getattr(settings, f"{teacher_name}_file"):
+            with pytest.raises(FileNotFoundError) as caught:
+                teacher(settings, teacher_name)
+            report = Preflight()
+            _teacher(report, settings, teacher_name, None, 1, None)
+            assert report.reasons == [f"teacher {teacher_name}: {caught.value}"]
+            said.append(str(caught.value))
+    with pytest.raises(FileNotFoundError) as caught:
+        detector_for(settings.student, settings.data, num_classes=80)
+    return [*said, str(caught.value)]
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_a_missing_file_says_how_to_get_it(name, tmp_path):
+    *teachers, trunk = words_of_absence(name, tmp_path)
+    assert trunk.startswith(f"weights={tmp_path}/data/weights/resnet50-0676ba61.pth: no such file;")
+    assert "download.pytorch.org/models/resnet50-0676ba61.pth" in trunk
+    assert "student.weights=hub" in trunk
+    assert len(teachers) == (1 if name == "retinanet_r50_from_faster_rcnn_v2" else 2)
+    for line in (*teachers, trunk):
+        assert "dfmsd train" not in line
+        assert line.endswith('(README, "Full COCO")')
+        assert "\n" not in line
+    for line in teachers:  # the command it names exists, and writes the very file
+        file = re.match(r"(?:weak|strong)_file=(.*?): no such file; ", line)[1]
+        command = re.search(r"`dfmsd (.*?)`", line)[1].split()
+        parse(cli.COMMANDS, command, prog="dfmsd", description="")
+        assert command[command.index("--out") + 1] == file
+        kind = "import-torchvision" if name.endswith("faster_rcnn_v2") else "import-mmdet"
+        assert command[0] == kind
+
+
+def test_another_missing_file_is_to_be_trained(tmp_path):
+    settings = resolve("scenes", [f"weak_file={tmp_path}/own.safetensors"], scale="smoke")
+    with pytest.raises(FileNotFoundError, match="make it with `dfmsd train scenes weak"):
+        teacher(settings, "weak")
+    with pytest.raises(FileNotFoundError) as caught:
+        require("weights", "own.pth")
+    assert str(caught.value) == "weights=own.pth: no such file"
