@@ -22,12 +22,12 @@ from pathlib import Path
 
 import torch
 
-from dfmsd.engine import run_stages
 from dfmsd.experiments import TITLES, chosen
 from dfmsd.presets import resolve
 from dfmsd.recipes import arm_stages, batches, datasets, detector
 from dfmsd.reports import cost_table
 from dfmsd.results import append_record, environment
+from dfmsd.stages import run_stages
 from dfmsd.teachers import teacher
 from dfmsd.training import optimizer_options, step_options
 

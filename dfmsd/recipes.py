@@ -18,12 +18,12 @@ from dfmsd.config import Data, Detector, Settings, Train
 from dfmsd.detectors import build_detector, rebuild
 from dfmsd.distill import feature_channels
 from dfmsd.engine.optimise import Schedule
-from dfmsd.engine.stages import Stage
 from dfmsd.evaluation import evaluate_detector
 from dfmsd.loading import Batches, augmentation
 from dfmsd.loss import DFMSDLoss
 from dfmsd.mmdet import build_teacher
 from dfmsd.presets_coco import require
+from dfmsd.stages import Stage
 from dfmsd.synthetic import SceneDataset
 
 TRAIN_SEED, VAL_SEED = 1, 2

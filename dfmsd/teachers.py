@@ -14,7 +14,6 @@ from torch import nn
 
 from dfmsd.checkpoints import read_metadata
 from dfmsd.config import Settings, SettingsError, flat
-from dfmsd.engine.stages import Stage
 from dfmsd.identity import without_younger
 from dfmsd.presets_coco import require
 from dfmsd.recipes import (
@@ -26,6 +25,7 @@ from dfmsd.recipes import (
     schedule,
 )
 from dfmsd.results import append_record, environment, read_records
+from dfmsd.stages import Stage
 from dfmsd.training import train_stages
 
 TEACHERS = ("weak", "strong")

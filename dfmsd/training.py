@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from dfmsd.config import Settings, Train
-from dfmsd.engine import History, Stage, run_stages
+from dfmsd.engine import History
 from dfmsd.engine.history import tensorboard
 from dfmsd.engine.steps import lay_out, share_norms
 from dfmsd.preemption import stop_signals
 from dfmsd.recipes import batches, evaluate, save_detector
+from dfmsd.stages import Stage, run_stages
 from dfmsd.together import nobody_lost
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from dfmsd import cli
 from dfmsd.cli import COMMANDS, drawings
-from dfmsd.cli_data import COMMANDS as DATA_COMMANDS
-from dfmsd.terminal import unframed
+from dfmsd.cli.data import COMMANDS as DATA_COMMANDS
+from dfmsd.cli.terminal import unframed
 
 NAMES = {"data", *COMMANDS}
 

@@ -45,7 +45,8 @@ TABLE: dict[str, set[str]] = {
     "sampling": set(),
     "loading": {"sampling"},
     "preemption": set(),
-    "engine": {"checkpoints", "distill", "preemption", "progress"},
+    "engine": {"checkpoints", "preemption", "progress"},
+    "stages": {"checkpoints", "distill", "engine"},
     "arms": set(),
     "experiments": set(),
     "identity": {"config"},
@@ -59,10 +60,9 @@ TABLE: dict[str, set[str]] = {
     "tables": {"arms", "outcomes", "results"},
     "reports": {"experiments", "outcomes", "results", "tables"},
     "published": {"results"},
-    "terminal": {"preemption"},
     "viz": {"enhance"},
     "widgets": {"align", "backbones", "distill", "enhance", "images", "masking"},
-    "training": {"config", "engine", "preemption", "recipes", "together"},
+    "training": {"config", "engine", "preemption", "recipes", "stages", "together"},
     "teachers": {
         "checkpoints",
         "config",
@@ -71,6 +71,7 @@ TABLE: dict[str, set[str]] = {
         "presets_coco",
         "recipes",
         "results",
+        "stages",
         "training",
     },
     "runs": {
@@ -89,24 +90,27 @@ TABLE: dict[str, set[str]] = {
         "training",
         "workers",
     },
-    "cli_data": {"annotations", "coco", "download", "synthetic"},
-    "cli_jobs": {"preflight", "presets", "recipes", "runs", "tables", "teachers", "terminal"},
-    "cli_models": {"checkpoints", "detectors", "pretrained", "recipes"},
     "cli": {
-        "cli_data",
-        "cli_jobs",
-        "cli_models",
+        "annotations",
+        "checkpoints",
         "coco",
         "config",
+        "detectors",
+        "download",
         "evaluation",
         "experiments",
         "images",
+        "preemption",
+        "preflight",
         "presets",
+        "pretrained",
         "recipes",
         "reports",
         "results",
+        "runs",
+        "synthetic",
         "tables",
-        "terminal",
+        "teachers",
         "viz",
     },
     "probes": {"distill", "engine"},
@@ -126,7 +130,7 @@ TABLE: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
 }
-PRINTING = {"cli", "cli_data", "cli_jobs", "cli_models", "__main__"}
+PRINTING = {"cli", "__main__"}
 ABOVE_RECIPES = {"preflight", "runs", "teachers", "terminal", "training", "viz", "widgets"}
 ABOVE_RECIPES |= PRINTING
 TABLE["recipes"] = set(TABLE) - ABOVE_RECIPES - {"__init__"}

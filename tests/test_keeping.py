@@ -22,8 +22,8 @@ from dfmsd import checkpoints
 from dfmsd.checkpoints import CheckpointError, load_state, load_weights, save_state, save_weights
 from dfmsd.engine.keeping import Keeper, found, newest
 from dfmsd.engine.optimise import Schedule
-from dfmsd.engine.stages import Stage, run_stages
 from dfmsd.recipes import load_detector, save_detector
+from dfmsd.stages import Stage, run_stages
 
 
 def export(model, path, **place):

@@ -11,6 +11,7 @@ import torch
 
 from dfmsd import cli, presets
 from dfmsd.arms import ARMS
+from dfmsd.cli.terminal import parse
 from dfmsd.distill import feature_channels
 from dfmsd.preflight import Preflight, _teacher
 from dfmsd.presets import PRESETS, resolve
@@ -18,7 +19,6 @@ from dfmsd.presets_coco import PRESETS as COCO
 from dfmsd.presets_coco import require
 from dfmsd.recipes import arm_stages, detector_for
 from dfmsd.teachers import teacher
-from dfmsd.terminal import parse
 
 
 def test_the_command_line_offers_every_preset():

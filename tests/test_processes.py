@@ -26,13 +26,13 @@ from dfmsd.engine import fit
 from dfmsd.engine.guard import NonFiniteLossError
 from dfmsd.engine.keeping import found, newest
 from dfmsd.engine.optimise import Schedule, make_optimizer
-from dfmsd.engine.stages import Stage, run_stages
 from dfmsd.evaluation import evaluate_detector
 from dfmsd.loading import Batches
 from dfmsd.loss import DFMSDLoss
 from dfmsd.preemption import PreemptedError, stop_signals
 from dfmsd.recipes import save_detector
 from dfmsd.results import read_records
+from dfmsd.stages import Stage, run_stages
 from dfmsd.synthetic import SceneDataset
 from dfmsd.together import nobody_lost
 

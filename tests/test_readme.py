@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_images
 
 from dfmsd.cli import COMMANDS
-from dfmsd.cli_data import COMMANDS as DATA_COMMANDS
+from dfmsd.cli.data import COMMANDS as DATA_COMMANDS
 from dfmsd.outcomes import against, experiment_outcomes
 from dfmsd.presets import resolve
 from dfmsd.results import read_folder

@@ -10,7 +10,7 @@ from tiny import LineDetector, TinyBatches
 
 from dfmsd.engine.history import tensorboard
 from dfmsd.engine.optimise import Schedule
-from dfmsd.engine.stages import Stage, run_stages
+from dfmsd.stages import Stage, run_stages
 
 
 class Writer:

@@ -9,15 +9,15 @@ import pytest
 import torch
 from tiny import TinyBatches, tiny_detector
 
+from dfmsd import stages as module
 from dfmsd.checkpoints import CheckpointError, save_state
 from dfmsd.distill import Distiller, feature_channels
-from dfmsd.engine import stages as module
 from dfmsd.engine.draws import step_seed
 from dfmsd.engine.history import History
 from dfmsd.engine.keeping import newest
 from dfmsd.engine.optimise import Schedule
-from dfmsd.engine.stages import Stage, run_stages
 from dfmsd.loss import DFMSDLoss
+from dfmsd.stages import Stage, run_stages
 
 STEPS, LR = 3, 1e-2
 

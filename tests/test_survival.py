@@ -18,7 +18,7 @@ from tiny import LineDetector, TinyBatches
 from dfmsd.checkpoints import load_state, load_weights, save_weights
 from dfmsd.engine.keeping import found
 from dfmsd.engine.optimise import Schedule
-from dfmsd.engine.stages import Stage, run_stages
+from dfmsd.stages import Stage, run_stages
 
 
 def export(model, path, **place):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from dfmsd.terminal import metrics_line
+from dfmsd.cli.terminal import metrics_line
 
 Preset = Annotated[
     Positional[

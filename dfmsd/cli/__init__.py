@@ -12,10 +12,12 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from dfmsd import cli_data, cli_jobs, cli_models
-from dfmsd.cli_data import Split
-from dfmsd.cli_jobs import Overrides, Preset
-from dfmsd.terminal import drawings, metrics_line, run
+from dfmsd.cli import data as cli_data
+from dfmsd.cli import jobs as cli_jobs
+from dfmsd.cli import models as cli_models
+from dfmsd.cli.data import Split
+from dfmsd.cli.jobs import Overrides, Preset
+from dfmsd.cli.terminal import drawings, metrics_line, run
 
 
 def evaluate(
