@@ -22,13 +22,14 @@ from pathlib import Path
 
 import torch
 
+from dfmsd.engine import run_stages
 from dfmsd.experiments import TITLES, chosen
 from dfmsd.presets import resolve
 from dfmsd.recipes import arm_stages, batches, datasets, detector
 from dfmsd.reports import cost_table
 from dfmsd.results import append_record, environment
-from dfmsd.stages import run_stages
 from dfmsd.teachers import teacher
+from dfmsd.training import optimizer_options, step_options
 
 ROOT = Path(__file__).parent.parent
 METHODS = {"none": "no distillation", **{k: v for k, v in TITLES.items() if "stages" not in v}}
@@ -46,9 +47,9 @@ def measure(name: str, steps: int) -> dict:
     teachers = {"strong": teacher(settings, "strong")} if arm == "one" else {}
     stages = arm_stages(settings, arm, student, teachers)
     source = batches(data, settings.data, batch_size=settings.train.batch_size, seed=0)
-    optimizer = {"name": settings.train.optimizer, "weight_decay": settings.train.weight_decay}
+    options = {"optimizer": optimizer_options(settings.train), **step_options(settings)}
     began = time.process_time()
-    run_stages(student, stages, source, optimizer=optimizer, clip=settings.train.clip, show=False)
+    run_stages(student, stages, source, show=False, **options)
     method = stages[0].method
     return {
         "cost_of": name,

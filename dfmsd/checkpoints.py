@@ -27,6 +27,17 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 @contextmanager
+def named(path: PathLike) -> Iterator[None]:
+    """Context in which an error of the system that names no file (disk full) names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextmanager
 def atomic_file(path: PathLike) -> Iterator[BinaryIO]:
     """Context with a binary handle whose content replaces file `path` at the end.
 
@@ -37,7 +48,7 @@ def atomic_file(path: PathLike) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as handle:
+        with named(path), temporary.open("wb") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -55,7 +66,12 @@ def write_atomic(path: PathLike, content: bytes | str) -> None:
 def save_state(state: Mapping[str, Any], path: PathLike) -> None:
     """Write a training state (tensors, numbers, text, lists, dicts) to `path`, atomically."""
     with atomic_file(path) as handle:
-        torch.save(dict(state), handle)
+        try:
+            torch.save(dict(state), handle)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides "no space left on device"
+                raise error.__context__ from None
+            raise
 
 
 def _stored(key: str, value: Tensor, half: bool) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from dfmsd.archives import SOURCE
+from dfmsd.download.archives import SOURCE
 
 Split = Literal["train", "val"]
 
@@ -23,7 +23,7 @@ def data_coco(
         train: also the training images (19 GB).
         keep: keep the archives; else each goes when it is unpacked.
     """
-    from dfmsd.coco2017 import get_coco
+    from dfmsd.download.coco2017 import get_coco
 
     counts = get_coco(root, source=source, train=train, keep=keep, say=print)
     for split, (images, entries) in counts.items():

@@ -68,12 +68,15 @@ def distill(
     """
     from dfmsd.preflight import wanted
     from dfmsd.presets import resolve
+    from dfmsd.recipes import scaled_rate
     from dfmsd.runs import execute_all, runs
     from dfmsd.tables import arms_table
 
     settings = resolve(preset, overrides)
     if preflight == "auto" and wanted(settings):
         _preflight(settings)
+    elif line := scaled_rate(settings.train):
+        print(line)
     records = execute_all(settings)
     last = runs(settings)[-1]
     print(arms_table(records))

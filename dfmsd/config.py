@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from dfmsd.arms import ARMS
+from dfmsd.config_train import Engine as Engine
+from dfmsd.config_train import Train as Train
 
 Scale = Literal["smoke", "quick", "full"]
 SCALES: tuple[str, ...] = get_args(Scale)
-_COUNTS = ("steps", "batch_size", "save_every", "log_every", "jobs", "size")
+_COUNTS = ("steps", "batch_size", "save_every", "log_every", "jobs", "size", "accumulate")
 _POSITIVE = {"coco": _COUNTS, "scenes": (*_COUNTS, "train_images", "val_images")}
 
 
@@ -88,38 +90,6 @@ class Detector:
             raise SettingsError(f"trunk_arguments={self.trunk_arguments!r}: not JSON") from error
         if not isinstance(arguments, dict):
             raise SettingsError(f"trunk_arguments={self.trunk_arguments!r}: not a JSON object")
-
-
-@dataclass(frozen=True)
-class Train:
-    """One training run."""
-
-    steps: int = 400
-    """steps that count as 1 in the arms (see `arms`)"""
-    batch_size: int = 8
-    """images per step and process"""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW (0.9, 0.99) or SGD (momentum 0.9)"""
-    lr: float = 2e-3
-    """peak learning rate"""
-    trunk: float = 1.0
-    """share of the learning rate for the trunk"""
-    weight_decay: float = 0.05
-    """not applied to vectors"""
-    warmup: float = 0.1
-    """share of the steps with linear warm-up"""
-    schedule: Literal["cosine", "step"] = "cosine"
-    """cosine to 0, or x0.1 at 2/3 and 8/9 of the steps"""
-    schedule_over: Literal["stage", "run"] = "stage"
-    """the learning rate restarts with each stage, or runs over all of them"""
-    clip: float = 5.0
-    """largest gradient norm"""
-    save_every: int = 100
-    """steps between checkpoints"""
-    log_every: int = 1
-    """steps between rows of the log"""
-    evaluations: int = 4
-    """evaluations on `curve_images` during one run"""
 
 
 @dataclass(frozen=True)
@@ -218,8 +188,10 @@ class Settings:
     """the GPU when there is one, or the CPU"""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """mixed precision"""
+    engine: Engine = field(default_factory=Engine)
+    """how a run is computed, divided and kept"""
     jobs: int = 1
-    """runs at a time, one CPU thread each when more than one"""
+    """runs at a time, one CPU thread each when more than one; with torchrun one after another"""
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
@@ -232,7 +204,7 @@ class Settings:
                 raise SettingsError(f"{key}={several}: expected at least one, and none twice")
         for key, value in flat(self).items():
             least = int(key.split(".")[-1] in _POSITIVE[self.data.kind])
-            if type(value) is int and value < least:
+            if (type(value) is int or key == "engine.save_minutes") and not value >= least:
                 raise SettingsError(f"{key}={value}: must be at least {least}")
 
 

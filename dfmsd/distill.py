@@ -20,6 +20,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from dfmsd.align import Context
 from dfmsd.backbones import frozen_modes
+from dfmsd.together import counting, whole_batch
 
 
 @dataclass
@@ -182,14 +183,18 @@ class Distiller(nn.Module):
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """In train mode the named, unweighted losses; in eval mode the student's detections.
 
+        On several processes the average of their losses is that of the whole batch.
+
         Args:
             images: list of (3, H, W) in 0..1.
             targets: one dict per image with `boxes` (n, 4) xyxy in pixels and `labels` (n,).
         """
-        if not self.training or self.teacher is None:
+        if not self.training:
             return self.student(images, targets)
-        with tap(self.student) as seen:
-            losses = dict(self.student(images, targets))
+        with tap(self.student) as seen, counting(self.student) as counts:
+            losses = whole_batch(dict(self.student(images, targets)), counts)
+        if self.teacher is None:
+            return losses
         context = Context(
             images=seen.images.tensors, sizes=seen.images.image_sizes, targets=seen.targets
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor, nn
 
@@ -214,6 +214,9 @@ def evaluate_detector(
 ) -> dict[str, float]:
     """COCO AP of `model` on `dataset`, every process taking its share of the images.
 
+    The processes share whole batches of those that one process would make (what a detector finds
+    in an image depends, through padding, on its batch), so the metrics are the very same.
+
     Args:
         model: a torchvision detector.
         dataset: has `truth()` (a COCO-format dict) and gives (image, target).
@@ -226,12 +229,16 @@ def evaluate_detector(
     truth = dataset.truth()
     images = truth["images"][:limit]
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    share = list(range(len(images)))[rank::world]
+    share = [i for i in range(len(images)) if i // batch_size % world == rank]
     predictions = predict(model, dataset, indices=share, batch_size=batch_size)
     results = detections(predictions, [images[i]["id"] for i in share])
     if world > 1:
-        results = gather_object(results)
+        order = {image["id"]: place for place, image in enumerate(images)}
+        results = sorted(gather_object(results), key=lambda entry: order[entry["image_id"]])
     known = {image["id"] for image in images}
     kept = [entry for entry in truth["annotations"] if entry["image_id"] in known]
     truth = truth | {"images": images, "annotations": kept}
-    return coco_metrics(truth, results, small=small, medium=medium)
+    metrics = None
+    if rank == 0:
+        metrics = coco_metrics(truth, results, small=small, medium=medium)
+    return broadcast_object_list([metrics])[0] if world > 1 else metrics

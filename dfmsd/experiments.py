@@ -182,7 +182,7 @@ def _pairs() -> dict[str, Row]:
 
 def _photos() -> dict[str, Row]:
     """The rows of the scenes that the question needs, with the weights chosen there."""
-    keys = ("none", "mgd", "pkd", "dmkd", "cwd", "dfmsd", "dfmsd-early")
+    keys = ("none", "mgd", "pkd", "dmkd", "dfmsd", "dfmsd-early")
     return {key: row for key, row in _methods().items() if key in keys}
 
 

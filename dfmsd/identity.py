@@ -6,10 +6,12 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from dfmsd.config import Settings, flat
 
 PLACES = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
+PLACES |= {"engine.save_minutes", "engine.tensorboard"}
 """Settings that change no result."""
 YOUNGER = {
     "method.name": "dfmsd",
@@ -18,8 +20,15 @@ YOUNGER = {
     "data.short": 0,
     "inherit": "no",
     **{f"{name}.frozen_stride": 0 for name in ("student", "weak", "strong")},
+    "train.batch_of_lr": 0,
+    "teach.batch_of_lr": 0,
     "train.trunk": 1.0,
     "teach.trunk": 1.0,
+    "engine.accumulate": 1,
+    "engine.draws": "step",
+    "engine.channels_last": False,
+    "engine.compile": False,
+    "engine.sync_norm": False,
 }
 """Settings younger than the first records, with the value that does what was done before them."""
 
@@ -30,10 +39,15 @@ def _content(file: str, _changed: int) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
+def without_younger(flat_settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings but for the younger ones that do what was done before them."""
+    return {k: v for k, v in flat_settings.items() if k not in YOUNGER or v != YOUNGER[k]}
+
+
 def fingerprint(settings: Settings) -> str:
     """Twelve digits of every setting that can change a result; files count by their content."""
     kept = {k: v for k, v in flat(settings).items() if k not in PLACES}
-    kept = {k: v for k, v in kept.items() if k not in YOUNGER or v != YOUNGER[k]}
+    kept = without_younger(kept)
     kept["data.root"] = Path(settings.data.root).name
     for key, value in kept.items():
         if value and key.endswith(("_file", "weights")) and Path(value).is_file():

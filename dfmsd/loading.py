@@ -6,6 +6,7 @@ run that starts again at step k sees exactly what it would have seen.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+
+from dfmsd.sampling import StepSampler
 
 Target = dict[str, Any]
 
@@ -108,76 +111,6 @@ class Augmented(Dataset):
             return self.transform(image, target)
 
 
-class StepSampler:
-    """An endless list of batches, each a list of (epoch, index), from any step on.
-
-    An epoch is a permutation drawn from (seed, epoch). Images of one group share batches; groups
-    smaller than a batch are thrown together. A group's last batch is filled up from its start, so
-    that every batch is full and every epoch as long.
-
-    Args:
-        groups: the group of each image; anything that can be compared.
-        batch_size: images per batch.
-        seed: of the permutations.
-        start: first step.
-        rank: which process this is; step s gives it batch `s * world + rank`.
-        world: number of processes.
-
-    Raises:
-        ValueError: without images, or with a batch size below 1.
-    """
-
-    def __init__(
-        self,
-        groups: Sequence[Any],
-        batch_size: int,
-        *,
-        seed: int,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if not groups:
-            raise ValueError("groups: a data set without images cannot be trained on")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        members: dict[Any, list[int]] = {}
-        for index, group in enumerate(groups):
-            members.setdefault(group, []).append(index)
-        rest = [i for m in members.values() if len(m) < batch_size for i in m]
-        kept = [m for m in members.values() if len(m) >= batch_size]
-        self.members = [torch.tensor(m) for m in (*kept, rest) if m]
-        self.batch_size, self.seed = batch_size, seed
-        self.start, self.rank, self.world = start, rank, world
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Full batches in one epoch, over all processes."""
-        return sum(-(-len(m) // self.batch_size) for m in self.members)
-
-    def epoch(self, number: int) -> list[list[int]]:
-        """The batches of one epoch, as lists of image indices."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
-        batches = []
-        for group in self.members:
-            order = group[torch.randperm(len(group), generator=generator)]
-            full = -(-len(order) // self.batch_size) * self.batch_size
-            order = order.repeat(-(-full // len(order)))[:full]
-            batches += order.view(-1, self.batch_size).tolist()
-        mixed = torch.randperm(len(batches), generator=generator).tolist()
-        return [batches[i] for i in mixed]
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Batches from `start` on, without end."""
-        step, number, batches = self.start, -1, []
-        while True:
-            epoch, place = divmod(step * self.world + self.rank, self.batches_per_epoch)
-            if epoch != number:
-                number, batches = epoch, self.epoch(epoch)
-            yield [(epoch, index) for index in batches[place]]
-            step += 1
-
-
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
     """A list of images and a list of targets."""
     images, targets = zip(*samples, strict=True)
@@ -189,7 +122,8 @@ class Batches:
 
     Args:
         dataset: `dataset[index]` gives (image (3, H, W) in 0..1, target).
-        batch_size: images per step and process.
+        batch_size: images per step, over all processes: the same images come at a step on any
+            number of them.
         seed: of order and augmentation.
         sizes: (height, width) per image; batches hold images of one size group: both sides equal
             after rounding up to 32 pixels, which is what detectors pad to. None puts all in one
@@ -218,10 +152,9 @@ class Batches:
         self.groups = [(-(-height // 32), -(-width // 32)) for height, width in sizes]
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
 
-    def steps_per_epoch(self, world: int = 1) -> int:
-        """Steps in which `world` processes see every image once (rounded up)."""
-        sampler = StepSampler(self.groups, self.batch_size, seed=self.seed)
-        return -(-sampler.batches_per_epoch // world)
+    def steps_per_epoch(self) -> int:
+        """Steps in which every image comes once (rounded up)."""
+        return StepSampler(self.groups, self.batch_size, seed=self.seed).batches_per_epoch
 
     def iterate(
         self, start: int = 0, rank: int = 0, world: int = 1
@@ -229,7 +162,9 @@ class Batches:
         """Endless (images, targets) from step `start` on, for process `rank` of `world`.
 
         Raises:
-            ValueError: an image that cannot be read, in the words of the data set.
+            ValueError: a batch that `world` processes cannot share; an image that cannot be read,
+                in the words of the data set.
+            ChildProcessError: a loader process was killed.
         """
         sampler = StepSampler(
             self.groups, self.batch_size, seed=self.seed, start=start, rank=rank, world=world
@@ -241,14 +176,28 @@ class Batches:
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else it draws from the caller's
+            worker_init_fn=_stay,
         )
         return _plainly(loader)
+
+
+def _stay(_number: int) -> None:
+    """Keep a loader process alive when a cluster signals all: the one that trains decides."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _plainly(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[Target]]]:
     """The batches of a loader; of a worker's ValueError only the message, not the traceback."""
     try:
         yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            "a loader process was killed (out of memory?); the same command continues from the "
+            "last checkpoint, with data.workers=0 in the least memory"
+        ) from error
     except ValueError as error:
         lines = str(error).splitlines()
         if not lines or not lines[0].startswith("Caught "):

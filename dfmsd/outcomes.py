@@ -58,11 +58,14 @@ class Outcome:
         """Points over the base in the same seeds; None without a seed in common."""
         return gain_of([100 * d for d in paired_difference(self.records, self.base, metric)])
 
+    def cpu(self) -> dict[int, float]:
+        """Seed → CPU seconds of its run; a run that was interrupted knows only its last piece."""
+        return {r["seed"]: r["cpu_s"] for r in self.records if not r.get("resumed")}
+
     def extra_cpu(self) -> Gain | None:
         """Per cent of CPU time beyond the base's in the same seeds; None without one in common."""
-        base = {record["seed"]: record["cpu_s"] for record in self.base}
-        pairs = [(r["cpu_s"], base[r["seed"]]) for r in self.records if r["seed"] in base]
-        return gain_of([100 * (own / other - 1) for own, other in pairs])
+        own, base = self.cpu(), replace(self, records=self.base).cpu()
+        return gain_of([100 * (own[seed] / base[seed] - 1) for seed in own if seed in base])
 
     def curve(self, metric: str = "AP") -> list[tuple[int, float]]:
         """(step, mean over the seeds in points) of the evaluations while training."""

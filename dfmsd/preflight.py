@@ -6,7 +6,6 @@ Nothing is written and no teacher is trained; a fresh student takes a few real s
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,9 +16,9 @@ from torch import nn
 from dfmsd.arms import ARMS
 from dfmsd.config import Settings
 from dfmsd.distill import Distiller
-from dfmsd.engine import to_device
+from dfmsd.engine import make_optimizer, to_device
+from dfmsd.engine.steps import parts
 from dfmsd.inheritance import inherit, listing
-from dfmsd.optimise import make_optimizer
 from dfmsd.presets_coco import require
 from dfmsd.probes import balance, cost, level_statistics, seen_features
 from dfmsd.recipes import (
@@ -30,9 +29,12 @@ from dfmsd.recipes import (
     evaluate,
     load_detector,
     method,
+    scaled_rate,
+    schedule,
 )
 from dfmsd.results import markdown_table
 from dfmsd.runs import runs
+from dfmsd.training import optimizer_options, prepare, step_options
 
 LONG = 5000
 """Steps from which `dfmsd distill` makes the preflight by itself."""
@@ -89,7 +91,7 @@ def examine(settings: Settings, *, images: int = 32, steps: int = 4, seed: int =
     except (ValueError, OSError) as error:
         report.add("data and student", str(error), "refused")
         return report
-    _say_job(report, settings, data, arm, world)
+    _say_job(report, settings, data, arm)
     _say_student(report, settings, student)
     found = [
         _teacher(report, settings, name, data[1], images, world) for name in ARMS[arm].teachers
@@ -107,7 +109,8 @@ def examine(settings: Settings, *, images: int = 32, steps: int = 4, seed: int =
         except ValueError as error:
             report.add("method", str(error), "refused")
             return report
-        seen = seen_features(student, found[-1], to_batch(samples, world.device))
+        shown = to_device(tuple(map(list, zip(*samples, strict=True))), world.device)
+        seen = seen_features(student, found[-1], list(zip(*shown, strict=True)))
         _say_levels(report, seen, compares.pairs)
         distiller = Distiller(student, found[-1], compares).to(world.device)
     if not report.reasons:
@@ -117,28 +120,19 @@ def examine(settings: Settings, *, images: int = 32, steps: int = 4, seed: int =
 
 
 def wanted(settings: Settings) -> bool:
-    """Whether a job is long and has not begun, so that a preflight is due (main process only)."""
+    """Whether a job is long and has not begun, so that a preflight is due, on every process."""
     lengths = [sum(ARMS[arm].lengths) * settings.train.steps for arm in settings.arms]
     begun = any((run.folder / "log.jsonl").exists() for run in runs(settings))
-    return max(lengths) >= LONG and not begun and int(os.environ.get("RANK", 0)) == 0
+    return max(lengths) >= LONG and not begun
 
 
-def to_batch(samples: list[Any], device: torch.device) -> list[Any]:
-    """The samples on `device`."""
-    images, targets = to_device(tuple(map(list, zip(*samples, strict=True))), device)
-    return list(zip(images, targets, strict=True))
-
-
-def _say_job(
-    report: Preflight, settings: Settings, data: tuple[Any, Any], arm: str, world: Accelerator
-) -> None:
+def _say_job(report: Preflight, settings: Settings, data: tuple[Any, Any], arm: str) -> None:
     train, (ours, val) = settings.train, data
-    total = round(sum(ARMS[arm].lengths) * train.steps)
-    every = train.batch_size * world.num_processes
+    total, size = round(sum(ARMS[arm].lengths) * train.steps), train.batch_size
     words = f"{len(ours)} training and {len(val)} validation images, {len(ours.classes)} classes"
     report.add("data", words)
-    words = f"{arm}, {total} steps of {every} images, {total * every / len(ours):.1f} epochs"
-    report.add("job", f"{words}; peak learning rate {train.lr:g}")
+    words = f"{arm}, {total} steps of {size} images, {total * size / len(ours):.1f} epochs"
+    report.add("job", f"{words}; {scaled_rate(train) or f'peak learning rate {train.lr:g}'}")
 
 
 def _say_student(report: Preflight, settings: Settings, student: nn.Module) -> None:
@@ -211,35 +205,42 @@ def _say_steps(
     steps: int,
     arm: str,
 ) -> None:
-    def place(batch: Any) -> Any:
-        return to_device(batch, world.device)
-
-    arrivals = iter(train.iterate())
-    kind, decay, size = (
-        settings.train.optimizer,
-        settings.train.weight_decay,
-        settings.train.batch_size,
-    )
-    optimizer = make_optimizer(distiller, name=kind, lr=settings.train.lr, weight_decay=decay)
+    """Balance, speed and memory of steps that `fit` makes, as it will make them in the job."""
+    job, size, parts_ = settings.train, settings.train.batch_size, settings.engine.accumulate
+    teachers = [distiller.teacher] if distiller.teacher is not None else []
+    each = size // world.num_processes // parts_
     try:
-        if distiller.teacher is not None:
-            _say_balance(report, settings, balance(distiller, place(next(arrivals))))
+        prepare(settings, distiller.student, teachers, world.device)
+        if teachers:
+            share = next(train.iterate(0, world.process_index, world.num_processes))
+            _, first = next(parts(share, parts_))
+            batch = to_device(first, world.device)
+            _say_balance(report, settings, balance(distiller, batch, world.autocast))
         numbers = cost(
-            distiller, optimizer, arrivals, steps=steps, place=place, autocast=world.autocast
+            distiller,
+            make_optimizer(distiller, lr=job.peak, **optimizer_options(job)),
+            train,
+            schedule(job, steps=steps + 1, total=max(job.steps, steps + 1)),
+            accelerator=world,
+            **step_options(settings),
         )
     except torch.cuda.OutOfMemoryError:
-        words = f"{size} images do not fit; try train.batch_size={max(1, size // 2)}"
+        words = f"{each} images at a time do not fit; try engine.accumulate={2 * parts_}"
         report.add("memory", words, "refused")
         return
+    except (ValueError, FloatingPointError) as error:
+        report.add("steps", str(error), "refused")
+        return
     report.numbers |= numbers
-    total = sum(ARMS[arm].lengths) * settings.train.steps * size
+    total = sum(ARMS[arm].lengths) * job.steps * size
     hours = report.numbers["hours"] = total / numbers["images_s"] / 3600
-    words = f"{numbers['images_s']:.2f} images/s a process, {numbers['waiting']:.0%} of the time "
+    words = f"{numbers['images_s']:.2f} images/s, {numbers['waiting']:.0%} of the time "
     words += f"waiting for data; about {hours:.1f} hours for {arm}, evaluations not counted"
     report.add("speed", words, "note" if numbers["waiting"] > 0.05 else "ok")
     if numbers["peak_gib"]:
         whole = torch.cuda.get_device_properties(world.device).total_memory / 2**30
-        report.add("memory", f"{numbers['peak_gib']:.1f} of {whole:.0f} GiB at {size} images")
+        peak = f"{numbers['peak_gib']:.1f} of {whole:.0f} GiB"
+        report.add("memory", f"{peak}, {each} images at a time")
 
 
 def _say_balance(report: Preflight, settings: Settings, found: dict[str, float]) -> None:

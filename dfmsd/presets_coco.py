@@ -126,6 +126,7 @@ def _coco(
         batch_size=16,
         optimizer="sgd",
         lr=0.02 if two_stage else 0.01,
+        batch_of_lr=16,
         weight_decay=1e-4,
         warmup=1000 / 90_000,
         schedule="step",

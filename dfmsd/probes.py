@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dfmsd.distill import Distiller
+from dfmsd.engine import Batches, Schedule, fit
+from dfmsd.engine.steps import Batch
 
 Levels = dict[int, list[Tensor]]
 
@@ -81,7 +84,7 @@ def level_statistics(features: Sequence[Tensor]) -> dict[str, float]:
 
 
 def balance(
-    distiller: Distiller, batch: tuple[list[Tensor], list[dict[str, Any]]]
+    distiller: Distiller, batch: Batch, autocast: Callable[[], AbstractContextManager] = nullcontext
 ) -> dict[str, float]:
     """Weighted distillation against task: ratio of the losses, and of the trunk's gradients.
 
@@ -90,8 +93,10 @@ def balance(
     Args:
         distiller: with a method.
         batch: images and targets on its device.
+        autocast: context of the forward pass.
     """
-    losses = distiller.train()(*batch)
+    with autocast():
+        losses = distiller.train()(*batch)
     weights = distiller.weights
     ours = sum(weights[name] * loss for name, loss in losses.items() if name in weights)
     task = sum(loss for name, loss in losses.items() if name not in weights)
@@ -109,50 +114,66 @@ def balance(
     }
 
 
+class _Clock:
+    """Batches that note when they were asked for and when they came."""
+
+    def __init__(self, batches: Batches, device: torch.device) -> None:
+        self.batches, self.device = batches, device
+        self.asked: list[float] = []
+        self.came: list[float] = []
+        self.images = 0
+
+    def now(self) -> float:
+        """The time in seconds, after everything that the GPU was told to do."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def iterate(self, *place: int) -> Iterator[Batch]:
+        """The batches of `place`: start, rank, world."""
+        arrivals = self.batches.iterate(*place)
+        while True:
+            self.asked.append(self.now())
+            batch = next(arrivals)
+            self.came.append(time.perf_counter())
+            if len(self.came) > 1:  # the first step warms up
+                self.images += len(batch[0])
+            yield batch
+
+
 def cost(
     distiller: Distiller,
     optimizer: torch.optim.Optimizer,
-    arrivals: Iterator[Any],
+    batches: Batches,
+    schedule: Schedule,
     *,
-    steps: int,
-    place: Callable[[Any], Any],
-    autocast: Callable[[], AbstractContextManager],
+    accelerator: Accelerator,
+    **options: Any,
 ) -> dict[str, float]:
     """Images per second, share of the time spent waiting for data, and peak GPU memory in GiB.
 
-    One step is made before the clock starts. Peak memory is 0 without a GPU.
+    The steps are those of `fit`; the first is not timed. On several processes the images of all
+    count. Peak memory is 0 without a GPU.
 
     Args:
         distiller: what is trained; its weights change.
         optimizer: over its parameters.
-        arrivals: batches.
-        steps: how many are timed.
-        place: brings a batch to the device.
-        autocast: context of the forward pass.
+        batches: the training data.
+        schedule: as many steps as are made, at least 2.
+        accelerator: device, precision and processes.
+        options: passed on to `fit`.
 
     Raises:
         torch.cuda.OutOfMemoryError: the batch does not fit.
+        NonFiniteLossError: a loss is NaN or infinite.
     """
-    device = next(distiller.parameters()).device
-    cuda = device.type == "cuda"
-    distiller.train()
-    waited = worked = 0.0
-    count = 0
-    for number in range(steps + 1):
-        began = time.perf_counter()
-        batch = place(next(arrivals))
-        came = time.perf_counter()
-        with autocast():
-            losses = distiller(*batch)
-        weights = distiller.weights
-        optimizer.zero_grad(set_to_none=True)
-        sum(weights.get(name, 1.0) * loss for name, loss in losses.items()).backward()
-        optimizer.step()
-        if cuda:
-            torch.cuda.synchronize(device)
-        if number:
-            waited, worked = waited + came - began, worked + time.perf_counter() - came
-            count += len(batch[0])
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if cuda else 0.0
-    whole = waited + worked
-    return {"images_s": count / whole, "waiting": waited / whole, "peak_gib": peak}
+    device, weights = accelerator.device, distiller.weights
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    clock, how = _Clock(batches, device), {"accelerator": accelerator, "show": False}
+    fit(distiller, clock, optimizer, schedule, weights=weights, **how, **options)
+    whole = clock.now() - clock.asked[1]
+    waited = sum(clock.came[1:]) - sum(clock.asked[1:])
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+    images = clock.images * accelerator.num_processes
+    return {"images_s": images / whole, "waiting": waited / whole, "peak_gib": peak}

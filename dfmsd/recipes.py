@@ -17,14 +17,13 @@ from dfmsd.coco import CocoDataset
 from dfmsd.config import Data, Detector, Settings, Train
 from dfmsd.detectors import build_detector, rebuild
 from dfmsd.distill import feature_channels
-from dfmsd.engine import History
+from dfmsd.engine.optimise import Schedule
+from dfmsd.engine.stages import Stage
 from dfmsd.evaluation import evaluate_detector
 from dfmsd.loading import Batches, augmentation
 from dfmsd.loss import DFMSDLoss
 from dfmsd.mmdet import build_teacher
-from dfmsd.optimise import Schedule
 from dfmsd.presets_coco import require
-from dfmsd.stages import Stage, run_stages
 from dfmsd.synthetic import SceneDataset
 
 TRAIN_SEED, VAL_SEED = 1, 2
@@ -72,7 +71,13 @@ def batches(dataset: Any, data: Data, *, batch_size: int, seed: int) -> Batches:
 def detector(
     settings: Detector, *, num_classes: int, image_size: int, max_size: int | None = None
 ) -> nn.Module:
-    """A fresh detector of the settings; with `max_size` it resizes its images."""
+    """A fresh detector of the settings; with `max_size` it resizes its images.
+
+    Raises:
+        FileNotFoundError: the trunk's weights are missing; of a preset, the message says how to
+            get them.
+        ValueError: settings that make no detector, weights that do not fit.
+    """
     require("weights", settings.weights)
     return build_detector(
         settings.kind,
@@ -143,13 +148,22 @@ def schedule(train: Train, *, steps: int, offset: int = 0, total: int | None = N
     whole = total or steps
     return Schedule(
         steps=steps,
-        lr=train.lr,
+        lr=train.peak,
         warmup=round(train.warmup * whole),
         kind=train.schedule,
         milestones=(whole * 2 // 3, whole * 8 // 9),
         offset=offset if total else 0,
         total=total,
     )
+
+
+def scaled_rate(train: Train) -> str:
+    """One line on how the learning rate follows from the batch; empty when it does not."""
+    if train.peak == train.lr:
+        return ""
+    size, meant = train.batch_size, train.batch_of_lr
+    rate = f"learning rate {train.lr:g} × {size} / {meant} = {train.peak:g}"
+    return f"{rate}: batch {size}, recipe for {meant}"
 
 
 def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Module:
@@ -202,59 +216,3 @@ def arm_stages(
             )
         )
     return listed
-
-
-def train_stages(
-    model: nn.Module,
-    stages: list[Stage],
-    settings: Settings,
-    data: tuple[Any, Any],
-    *,
-    folder: Path,
-    seed: int,
-    title: str,
-    show: bool,
-    world: Any,
-) -> History:
-    """The history, after running the stages; each leaves `stageN.safetensors` with its metrics."""
-    train, (train_set, val_set) = settings.train, data
-    kept = History()
-
-    def after_stage(number: int, stage: Stage, student: nn.Module, history: History) -> None:
-        limit = settings.data.val_images or None
-        metrics = evaluate(student, val_set, settings.data, limit=limit, accelerator=world)
-        kept.rows, kept.evaluations = history.rows, history.evaluations
-        if world.is_main_process:
-            file = folder / f"stage{number + 1}.safetensors"
-            save_detector(student, file, classes=train_set.classes, metrics=metrics)
-
-    def glance(distiller: nn.Module) -> dict[str, float]:
-        limit = settings.data.curve_images or None
-        return evaluate(distiller.student, val_set, settings.data, limit=limit, accelerator=world)
-
-    total = sum(stage.schedule.steps for stage in stages)
-    run_stages(
-        model,
-        stages,
-        batches(train_set, settings.data, batch_size=train.batch_size, seed=seed),
-        optimizer={
-            "name": train.optimizer,
-            "weight_decay": train.weight_decay,
-            "trunk": train.trunk,
-        },
-        folder=folder,
-        after_stage=after_stage,
-        accelerator=world,
-        seed=seed,
-        clip=train.clip,
-        save_every=train.save_every,
-        log_every=train.log_every,
-        evaluate=glance,
-        evaluate_every=max(1, total // train.evaluations) if train.evaluations else 0,
-        title=title,
-        show=show,
-    )
-    world.wait_for_everyone()
-    if world.is_main_process and not kept.rows:  # all was done when a kill came before the record
-        kept = History.load(folder / "log.jsonl", before=(len(stages), 0))
-    return kept

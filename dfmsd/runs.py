@@ -16,6 +16,7 @@ import torch
 from dfmsd.arms import ARMS
 from dfmsd.checkpoints import read_metadata
 from dfmsd.config import Settings, SettingsError, nearest
+from dfmsd.engine.keeping import found
 from dfmsd.experiments import EXPERIMENTS
 from dfmsd.identity import fingerprint
 from dfmsd.inheritance import inherit
@@ -27,10 +28,10 @@ from dfmsd.recipes import (
     datasets,
     detector_for,
     records_file,
-    train_stages,
 )
 from dfmsd.results import append_record, environment, mean_losses, read_records
 from dfmsd.teachers import teacher, teacher_run
+from dfmsd.training import train_stages
 from dfmsd.workers import workers
 
 
@@ -115,7 +116,7 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
         return run.record()
     settings, began, cpu = run.settings, time.time(), time.process_time()
     place = environment()
-    resumed = (run.folder / "checkpoint.pt").exists()
+    resumed = bool(found(run.folder))
     teachers = {name: teacher(settings, name, show=show) for name in _teachers(run)}
     world = accelerator(settings)
     data = datasets(settings.data)
@@ -159,12 +160,14 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
         "cpu_s": round(time.process_time() - cpu, 1),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "resumed": resumed,
+        "processes": world.num_processes,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "settings": asdict(settings),
         "environment": place,
     }
     if world.is_main_process:
         append_record(run.records, record)
+    world.wait_for_everyone()
     return record
 
 
@@ -215,7 +218,7 @@ def _execute(listed: list[Run], jobs: int, *, show: bool) -> list[dict[str, Any]
     }
     for (name, _), settings in sorted(needed.items(), key=lambda item: item[0]):
         teacher(settings, name, show=show)
-    if jobs == 1:
+    if jobs == 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's processes share each run
         return [execute(run, show=show) for run in listed]
     return _execute_parallel(listed, jobs, show=show)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 class CheckpointError(ValueError):
@@ -42,11 +45,12 @@ def load_state(path: str | os.PathLike[str], *, ignored: tuple[str, ...] = ()) -
         CheckpointError: the file is absent, cut short, asks for code, or holds no dict.
     """
     try:
+        _check_sums(path)
         with torch.serialization.safe_globals([(Ignored, name) for name in ignored]):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, *_UNREADABLE) as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if wanted:
@@ -55,6 +59,15 @@ def load_state(path: str | os.PathLike[str], *, ignored: tuple[str, ...] = ()) -
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dict, found {type(state).__name__}")
     return state
+
+
+def _check_sums(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError when a part of the file is damaged, which `torch.load` does not look at."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} is damaged")
 
 
 def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dfmsd.arms import ARMS
@@ -80,7 +80,8 @@ def ap_by_arm(records: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
 def outcomes_table(outcomes: Mapping[str, Outcome]) -> str:
     """Markdown: one row per outcome; AP as mean ± sd, the paired gain with its 95 % interval.
 
-    A star after the interval says that it excludes 0. `extra CPU` is the mean share of CPU time
+    A star after the interval says that it excludes 0. CPU seconds are those of the runs that were
+    never interrupted; `extra CPU` is the mean share of CPU time
     beyond that of the row which the gain is counted from. Rows without a record say "not run".
     """
     rows = []
@@ -88,7 +89,7 @@ def outcomes_table(outcomes: Mapping[str, Outcome]) -> str:
         if not outcome.records:
             rows.append([outcome.title, "not run", *[""] * 8])
             continue
-        extra, count = outcome.extra_cpu(), len(outcome.records)
+        extra, count, times = outcome.extra_cpu(), len(outcome.records), outcome.cpu().values()
         rows.append(
             [
                 outcome.title,
@@ -97,7 +98,7 @@ def outcomes_table(outcomes: Mapping[str, Outcome]) -> str:
                 solid(spread(outcome.values(), scale=1)),
                 words(outcome.gain()),
                 *(solid(spread(outcome.values(size), scale=1)) for size in SIZES),
-                f"{sum(r['cpu_s'] for r in outcome.records) / count:.0f}",
+                f"{sum(times) / len(times):.0f}" if times else "",
                 f"{extra.mean:+.0f} %" if extra else "",
             ]
         )
@@ -117,6 +118,22 @@ def detail_table(outcomes: Mapping[str, Outcome]) -> str:
         if outcome.records
     ]
     return markdown_table(["student", "AP50", "AP75", *(f"{s}: gain (95 %)" for s in SIZES)], rows)
+
+
+def gains_table(outcomes: Mapping[str, Outcome], metrics: Sequence[str] = ("AP", "AP_S")) -> str:
+    """Markdown: one row per outcome; each metric as mean ± sd, and its gain with the interval."""
+    rows = []
+    for outcome in outcomes.values():
+        count = len(outcome.records)
+        row = [
+            outcome.title,
+            count if count in (0, outcome.seeds) else f"{count} of {outcome.seeds}",
+        ]
+        for metric in metrics:
+            row += [solid(spread(outcome.values(metric), scale=1)), words(outcome.gain(metric))]
+        rows.append(row if count else [outcome.title, "not run", *[""] * (2 * len(metrics))])
+    columns = [column for metric in metrics for column in (metric, f"{metric}: gain (95 %)")]
+    return markdown_table(["student", "seeds", *columns], rows)
 
 
 def words(gain: Gain | None, digits: int = 1) -> str:

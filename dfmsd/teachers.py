@@ -14,6 +14,8 @@ from torch import nn
 
 from dfmsd.checkpoints import read_metadata
 from dfmsd.config import Settings, SettingsError, flat
+from dfmsd.engine.stages import Stage
+from dfmsd.identity import without_younger
 from dfmsd.presets_coco import require
 from dfmsd.recipes import (
     accelerator,
@@ -22,10 +24,9 @@ from dfmsd.recipes import (
     load_detector,
     records_file,
     schedule,
-    train_stages,
 )
 from dfmsd.results import append_record, environment, read_records
-from dfmsd.stages import Stage
+from dfmsd.training import train_stages
 
 TEACHERS = ("weak", "strong")
 
@@ -51,6 +52,7 @@ def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settin
         data = replace(data, train_images=settings.teacher_images)
     own = replace(settings, data=data, train=train, student=getattr(settings, name))
     parts = {k: v for k, v in flat(own).items() if k.split(".")[0] in ("data", "train", "student")}
+    parts = without_younger(parts)
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     folder = Path(settings.out) / f"{settings.preset}-{settings.scale}-{name}-{key}"
     return own, folder.with_name(f"{folder.name}-seed{seed}") if seed else folder
@@ -99,6 +101,7 @@ def train_detector(
         }
         if world.is_main_process:
             append_record(records_file(settings), record)
+        world.wait_for_everyone()
     return weights, read_metadata(weights)
 
 

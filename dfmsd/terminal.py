@@ -15,6 +15,8 @@ from typing import Any
 
 import tyro
 
+from dfmsd.preemption import STATUS, PreemptedError
+
 Command = Callable[..., None]
 
 
@@ -24,9 +26,12 @@ def run(
     """Run the command that `arguments` name.
 
     Raises:
-        SystemExit: 0 after `--help`; 2 after a mistake, which is one line on standard error; 130
-            after Ctrl-C; 141 when nobody reads the output any more (`| head`).
+        SystemExit: 0 after `--help`; 2 after a mistake, which is one line on standard error; 75
+            after SIGTERM or SIGUSR1 during a training; 130 after Ctrl-C; 141 when nobody reads the
+            output any more (`| head`).
     """
+    if _process():  # of several, one speaks
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         parse(commands, arguments, prog=prog, description=description)()
         sys.stdout.flush()
@@ -37,6 +42,9 @@ def run(
     except KeyboardInterrupt:
         _say("interrupted; the same command continues a training run or a download")
         raise SystemExit(130) from None
+    except PreemptedError as error:
+        _say(message(error))
+        raise SystemExit(STATUS) from None
     except (ValueError, OSError, FloatingPointError) as error:
         _say(message(error))
         raise SystemExit(2) from None
@@ -95,7 +103,13 @@ def message(error: Exception) -> str:
 
 def _say(line: str) -> None:
     """Write one line to standard error."""
-    sys.stderr.write(f"dfmsd: {line}\n")
+    which = f" (process {_process()})" if _process() else ""
+    sys.stderr.write(f"dfmsd{which}: {line}\n")
+
+
+def _process() -> int:
+    """The number of this process among those that torchrun started; 0 alone."""
+    return int(os.environ.get("RANK", 0))
 
 
 def drawings(images: Sequence[Path], out: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from multiprocessing import active_children, get_context, parent_process
 
 import torch
 
+from dfmsd.preemption import PreemptedError, stop_signals
 from dfmsd.results import commit
 
 
@@ -31,7 +32,10 @@ def _prepare_worker() -> None:
 
 @contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes; Ctrl-C ends them, and the death of one is told in one line."""
+    """A pool of processes; the death of one is told in one line.
+
+    Ctrl-C, SIGTERM and SIGUSR1 end them with a SIGTERM, at which a training saves.
+    """
     others = active_children()
     pool = ProcessPoolExecutor(
         jobs,
@@ -40,13 +44,14 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
         max_tasks_per_child=1,  # the peak memory of a process is then the peak of its one run
     )
     try:
-        yield pool
+        with stop_signals():
+            yield pool
     except BrokenProcessPool as error:
         raise ChildProcessError(
             "a worker process was killed (out of memory?); the same command continues, "
             "with jobs=1 in the least memory"
         ) from error
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, PreemptedError):
         for worker in set(active_children()) - set(others):
             worker.terminate()
         raise

@@ -16,11 +16,12 @@ import pytest
 from command_line import call, everything, refused
 from web_server import COUNTS, closed_url, official, serve, small_archives, small_coco, zipped
 
-from dfmsd import archives, coco2017, download
 from dfmsd.annotations import DataError
 from dfmsd.coco import CocoDataset, check
-from dfmsd.coco2017 import get_coco
-from dfmsd.download import DownloadError
+from dfmsd.download import archives, coco2017
+from dfmsd.download import remote as download
+from dfmsd.download.coco2017 import get_coco
+from dfmsd.download.remote import DownloadError
 
 FILES = small_coco()
 ARCHIVES = small_archives(FILES)
@@ -171,8 +172,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from web_server import COUNTS, official, small_archives, small_coco
-from dfmsd import archives
-from dfmsd.coco2017 import get_coco
+from dfmsd.download import archives
+from dfmsd.download.coco2017 import get_coco
 archives.ARCHIVES, archives.COUNTS = official(small_archives(small_coco())), COUNTS
 replace, moved = Path.replace, []
 def killed(self, target):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,10 @@ from dfmsd.arms import ARMS
 from dfmsd.config import SCALES, Settings, SettingsError, flat
 from dfmsd.identity import fingerprint
 from dfmsd.presets import PRESETS, resolve
+from dfmsd.results import read_records
+from dfmsd.runs import experiment_runs
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -69,6 +75,10 @@ def test_overrides_have_the_type_of_their_setting(text, key, value):
         ("data.zoom=1", r"data\.zoom=1: expected tuple"),
         ("student.trunk_arguments={", r"trunk_arguments='\{': not JSON"),
         ("data.kind=coco", r"data\.root: give the COCO-format folder"),
+        ("engine.accumulate=0", r"engine\.accumulate=0: must be at least 1"),
+        ("engine.draws=images", r"engine\.draws=images: no such value; did you mean 'image'"),
+        ("engine.save_minutes=-1", r"engine\.save_minutes=-1\.0: must be at least 0"),
+        ("engine.save_minutes=nan", r"engine\.save_minutes=nan: must be at least 0"),
     ],
 )
 def test_mistakes_are_named(text, message):
@@ -97,13 +107,29 @@ def test_fingerprint_changes_with_results_and_not_with_places(tmp_path):
     base = resolve("scenes")
     for place in ("out=x", "records=y", "jobs=2", "seeds=4", "arms=none", "device=cpu"):
         assert fingerprint(resolve("scenes", [place])) == fingerprint(base), place
-    for change in ("train.lr=1", "method.strength=0", "data.size=64", "precision=bf16"):
+    results = ("train.lr=1", "method.strength=0", "data.size=64", "precision=bf16")
+    for change in (*results, "train.batch_of_lr=1"):
         assert fingerprint(resolve("scenes", [change])) != fingerprint(base), change
+    for place in ("engine.save_minutes=5", "engine.tensorboard=true"):
+        assert fingerprint(resolve("scenes", [place])) == fingerprint(base), place
+    younger = ("accumulate=2", "draws=image", "channels_last=true", "compile=true")
+    for change in (*younger, "sync_norm=true"):
+        assert fingerprint(resolve("scenes", [f"engine.{change}"])) != fingerprint(base), change
     prints = []
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(content)
         prints.append(fingerprint(resolve("scenes", [f"weak_file={tmp_path / name}"])))
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_the_records_of_an_experiment_are_still_those_of_its_settings():
+    """Settings that are younger than a record do not change its fingerprint."""
+    records = read_records(ROOT / "data" / "results" / "scenes-weights.jsonl")
+    recorded = {record["row"]: record["fingerprint"] for record in records}
+    with contextlib.chdir(ROOT):  # the teachers' files count by their content
+        known = {run.row: fingerprint(run.settings) for run in experiment_runs("scenes-weights")}
+    assert len(recorded) > 40
+    assert recorded.items() <= known.items()
 
 
 def test_the_two_budgets_compare_what_they_say():
@@ -117,13 +143,16 @@ def test_every_setting_says_what_it_is():
     import ast
     import inspect
 
-    from dfmsd import config
+    from dfmsd import config, config_train
 
-    for node in ast.walk(ast.parse(inspect.getsource(config))):
-        if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(getattr(config, node.name)):
-            for field, after in zip(node.body, node.body[1:], strict=False):
-                if isinstance(field, ast.AnnAssign):
-                    assert isinstance(after, ast.Expr), f"{node.name}.{field.target.id}"
+    for module in (config, config_train):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(
+                module.__dict__[node.name]
+            ):
+                for field, after in zip(node.body, node.body[1:], strict=False):
+                    if isinstance(field, ast.AnnAssign):
+                        assert isinstance(after, ast.Expr), f"{node.name}.{field.target.id}"
 
 
 def test_settings_need_no_torch():

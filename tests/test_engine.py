@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,8 +11,12 @@ import torch
 from tiny import Line, TinyBatches, tiny_detector, tiny_images
 
 from dfmsd.checkpoints import CheckpointError, save_state
-from dfmsd.engine import History, NonFiniteLossError, fit, step_seed, total_loss
-from dfmsd.optimise import Schedule, make_optimizer
+from dfmsd.engine import fit
+from dfmsd.engine.draws import step_seed
+from dfmsd.engine.guard import NonFiniteLossError
+from dfmsd.engine.history import History
+from dfmsd.engine.keeping import newest
+from dfmsd.engine.optimise import Schedule, make_optimizer
 
 HERE = Path(__file__).parent
 
@@ -85,17 +83,6 @@ def test_the_trunk_takes_its_share_of_the_learning_rate():
     assert moved > 10
 
 
-def test_step_seeds_differ():
-    seeds = {
-        step_seed(seed, stage, step, rank)
-        for seed in range(3)
-        for stage in range(3)
-        for step in range(500)
-        for rank in range(4)
-    }
-    assert len(seeds) == 3 * 3 * 500 * 4
-
-
 def test_fit_equals_a_loop_written_by_hand():
     """The same eight steps with a plain AdamW, the seeds and the cosine spelled out."""
     model, history = train(seed=3, weights={"size": 2.0}, clip=0.5)
@@ -149,11 +136,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
     assert [row["step"] for row in history.rows] == list(range(8))
 
 
-def test_guard_names_the_term_and_keeps_the_checkpoint(tmp_path):
-    losses = {"task": torch.tensor(1.0), "alignment": torch.tensor(float("nan"))}
-    with pytest.raises(NonFiniteLossError, match=r"step 7: alignment is not finite.*task = 1"):
-        total_loss(losses, {}, 7)
-
+def test_a_loss_that_is_not_finite_keeps_the_checkpoint(tmp_path):
     class Bad(Line):
         def forward(self, images, targets):
             factor = float("inf") if self.weight > 0.05 else 1.0
@@ -161,8 +144,32 @@ def test_guard_names_the_term_and_keeps_the_checkpoint(tmp_path):
 
     with pytest.raises(NonFiniteLossError, match="fit is not finite"):
         train(tmp_path, model=Bad(), save_every=1)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    _, state = newest(tmp_path)
     assert torch.isfinite(state["model"]["weight"])
+
+
+def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
+    """Steps of 25 seconds, a checkpoint a minute: after every third."""
+    clock, saved = [0.0], []
+    monkeypatch.setattr("dfmsd.engine.keeping.time.monotonic", lambda: clock[0])
+
+    class Slow(TinyBatches):
+        def iterate(self, *arguments):
+            for batch in super().iterate(*arguments):
+                clock[0] += 25
+                yield batch
+
+    fit(
+        model := Line(),
+        Slow(),
+        make_optimizer(model),
+        Schedule(steps=8, lr=0.1),
+        folder=tmp_path,
+        save_minutes=1,
+        export=lambda model, path, **place: saved.append(place["step"]),
+        show=False,
+    )
+    assert saved == [3, 6, 8]  # and at the end
 
 
 def test_checkpoint_of_another_model_is_refused_and_kept(tmp_path):
@@ -199,43 +206,3 @@ def test_bf16_runs_and_gives_float32_losses():
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert history.rows[-1]["loss"] < history.rows[0]["loss"] + 1
-
-
-def killed(folder: Path, arguments: list[str], *, after: int) -> None:
-    """Start `sal_run.py` in a process and kill it -9 once its log has `after` rows."""
-    process = subprocess.Popen([sys.executable, HERE / "sal_run.py", folder, *arguments], cwd=HERE)
-    log = folder / "log.jsonl"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and log.read_text().count("\n") >= after:
-            break
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """The folder of a two-stage run that nobody stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    subprocess.run([sys.executable, HERE / "sal_run.py", folder], check=True, cwd=HERE)
-    return folder
-
-
-def test_kill_9_and_resume_is_exact_across_a_stage_boundary(tmp_path, uninterrupted):
-    """Two stages of 10 steps with two teachers; killed at a random step of each, then resumed."""
-    (tmp_path / "whole").symlink_to(uninterrupted)
-    for first in (1, 11):
-        killed(tmp_path / "cut", ["--slow"], after=random.randrange(first, first + 8))
-    subprocess.run([sys.executable, HERE / "sal_run.py", tmp_path / "cut"], check=True, cwd=HERE)
-    rows = {
-        name: [json.loads(line) for line in (tmp_path / name / "log.jsonl").open()]
-        for name in ("whole", "cut")
-    }
-    assert rows["cut"] == rows["whole"]
-    assert [(r["stage"], r["step"]) for r in rows["cut"]] == [
-        (k, s) for k in (0, 1) for s in range(10)
-    ]
-    weights = [torch.load(tmp_path / name / "student.pt") for name in ("whole", "cut")]
-    for name, value in weights[0].items():
-        assert torch.equal(value, weights[1][name]), name

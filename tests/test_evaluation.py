@@ -386,17 +386,23 @@ def test_processes_share_the_images_and_agree(monkeypatch):
         def __init__(self, index):
             self.process_index = index
 
-    parts = []
+    parts, sent = [], []
     monkeypatch.setattr(evaluation, "gather_object", lambda part: parts.append(part) or part)
+    monkeypatch.setattr(evaluation, "broadcast_object_list", lambda one: sent.append(*one) or sent)
     for rank in (0, 1):
-        evaluate_detector(Oracle(), Pixels(5), accelerator=Rank(rank))
+        evaluate_detector(Oracle(), Pixels(5), batch_size=2, accelerator=Rank(rank))
     assert [[entry["image_id"] for entry in part] for part in parts] == [
-        [100, 102, 104],
-        [101, 103],
+        [100, 101, 104],  # whole batches of those that one process makes
+        [102, 103],
     ]
+    assert sent[1] is None  # one process computes the metrics, and sends them
+    scored = []
     monkeypatch.setattr(evaluation, "gather_object", lambda part: parts[0] + parts[1])
-    metrics = evaluate_detector(Oracle(), Pixels(5), accelerator=Rank(1))
-    assert metrics["AP"] == pytest.approx(1.0)
+    monkeypatch.setattr(
+        evaluation, "coco_metrics", lambda truth, results, **limits: scored.append(results)
+    )
+    evaluate_detector(Oracle(), Pixels(5), batch_size=2, accelerator=Rank(0))
+    assert [entry["image_id"] for entry in scored[0]] == [100, 101, 102, 103, 104]  # in order
 
 
 def test_an_annotation_with_id_0_counts_like_any_other():

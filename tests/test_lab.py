@@ -10,9 +10,9 @@ from tiny import tiny_detector
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from dfmsd.distill import tap
-from dfmsd.lab import LabError, Tuning, look, maps
 from dfmsd.loss import DFMSDLoss
-from dfmsd.shares import cells_inside, report, shares
+from dfmsd.widgets.lab import LabError, Tuning, look, maps
+from dfmsd.widgets.shares import cells_inside, report, shares
 
 BOXES = torch.tensor([[4.0, 8.0, 20.0, 30.0], [40.0, 10.0, 85.0, 44.0], [50.0, 20.0, 58.0, 28.0]])
 
@@ -129,7 +129,7 @@ def test_cut_offs_are_remembered_but_not_for_ever(detector, image, monkeypatch):
         calls.append(form["cutoff"])
         return images[:, :1].abs()
 
-    monkeypatch.setattr("dfmsd.lab.high_frequency", counted)
+    monkeypatch.setattr("dfmsd.widgets.lab.high_frequency", counted)
     scene = look(detector, image, BOXES, levels=LEVELS)
     for cutoff in (0.1, 0.2, 0.1, 0.1):
         scene.frequency(cutoff)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from collections import Counter
 
 import pytest
@@ -264,15 +266,16 @@ def test_epochs_are_counted_in_the_places():
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("start", [0, 4])
-def test_ranks_partition_the_batches(world, start):
-    groups = [0] * 5 + [1] * 5
-    alone = steps(StepSampler(groups, 2, seed=2), world * (start + 8))
+def test_ranks_share_every_batch_in_order(world, start):
+    groups = [0] * 8 + [1] * 7
+    alone = steps(StepSampler(groups, 6, seed=2), start + 8)
     ranks = [
-        steps(StepSampler(groups, 2, seed=2, start=start, rank=r, world=world), 8)
+        steps(StepSampler(groups, 6, seed=2, start=start, rank=r, world=world), 8)
         for r in range(world)
     ]
-    together = [batch for step in zip(*ranks, strict=True) for batch in step]
-    assert together == alone[world * start :]
+    assert {len(share) for share in ranks[0]} == {6 // world}
+    joined = [list(itertools.chain(*shares)) for shares in zip(*ranks, strict=True)]
+    assert joined == alone[start:]
 
 
 def test_sampler_refuses():
@@ -280,6 +283,8 @@ def test_sampler_refuses():
         StepSampler([], 2, seed=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         StepSampler([0], 0, seed=0)
+    with pytest.raises(ValueError, match="batch_size=4: expected a multiple of 3 processes"):
+        StepSampler([0], 4, seed=0, world=3)
 
 
 def test_collate_keeps_images_of_different_sizes():
@@ -315,7 +320,8 @@ def test_batches_start_anywhere_with_any_number_of_workers():
     whole = drawn(batches(), 12)
     assert equal(drawn(batches(), 7, start=5), whole[5:])
     assert equal(drawn(batches(workers=2), 7, start=5), whole[5:])
-    assert equal(drawn(batches(), 4, start=1, rank=1, world=2), whole[3:11:2])
+    second = [(images[1:], ids[1:], targets[1:]) for images, ids, targets in whole[1:5]]
+    assert equal(drawn(batches(), 4, start=1, rank=1, world=2), second)
     assert not equal(drawn(batches(seed=4), 12), whole)
 
 
@@ -327,7 +333,7 @@ def test_batches_leave_the_callers_random_state():
 
 def test_steps_per_epoch_by_hand():
     loading = batches(sizes=[(32, 32)] * 3 + [(64, 32)] * 4)
-    assert [loading.steps_per_epoch(world) for world in (1, 2, 3, 4)] == [4, 2, 2, 1]
+    assert loading.steps_per_epoch() == 4
     epoch = [index for _, indices, _ in drawn(loading, 4) for index in indices]
     assert set(epoch) == set(range(7))
 
@@ -353,3 +359,29 @@ def test_an_unreadable_image_is_one_line_also_from_a_worker(workers):
     with pytest.raises(ValueError) as error:
         drawn(Batches(Torn(), 2, seed=0, workers=workers), 4)
     assert str(error.value) == "photos/0.jpg: cannot be decoded (line: 3)"
+
+
+class Deadly(Numbers):
+    """A data set that kills the process that reads its third image."""
+
+    def __getitem__(self, index):
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_the_death_of_a_loader_process_is_one_line():
+    loading = Batches(Deadly(), 2, seed=0, workers=1)
+    words = r"a loader process was killed .* continues from the last checkpoint"
+    with pytest.raises(ChildProcessError, match=words):
+        drawn(loading, 9)
+
+
+def test_loader_processes_leave_signals_to_the_one_that_trains():
+    class Pressed(Numbers):
+        def __getitem__(self, index):
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                os.kill(os.getpid(), number)
+            return super().__getitem__(index)
+
+    assert len(drawn(Batches(Pressed(), 2, seed=0, workers=1), 3)) == 3

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dfmsd import mosaic as drawing
-from dfmsd.mosaic import Backdrop, Panel, four_panels, mosaic, png
+from dfmsd.widgets import mosaic as drawing
+from dfmsd.widgets.mosaic import Backdrop, Panel, four_panels, mosaic, png
 
 NO_BOXES = torch.zeros(0, 4)
 

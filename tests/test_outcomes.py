@@ -23,7 +23,15 @@ from dfmsd.outcomes import (
     quantile,
 )
 from dfmsd.presets import resolve
-from dfmsd.tables import ap_by_arm, detail_table, findings, outcomes_table, solid, words
+from dfmsd.tables import (
+    ap_by_arm,
+    detail_table,
+    findings,
+    gains_table,
+    outcomes_table,
+    solid,
+    words,
+)
 
 METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 PLAN = Experiment(
@@ -128,6 +136,20 @@ def test_a_row_with_a_seed_missing_tells_it_and_pairs_the_rest():
     assert pkd[4] == "+3.0 (-9.7 to +15.7)"
 
 
+def test_interrupted_runs_do_not_count_as_fast():
+    found = full()
+    for one in found:
+        if one["arm"] == "one" and one["seed"] == 0:
+            one |= {"cpu_s": 1.0, "resumed": True}
+        elif one["arm"] == "none":
+            one |= {"resumed": one["seed"] == 1}
+    none, pkd, *_ = cells(outcomes_table(experiment_outcomes("plan", found)))
+    assert (none[8], pkd[8], pkd[9]) == ("10", "20", "+100 %")  # PKD: seed 2 alone has a base
+    for one in found:
+        one["resumed"] = True
+    assert cells(outcomes_table(experiment_outcomes("plan", found)))[1][8:] == ["", ""]
+
+
 def test_detail_table_by_hand():
     changed = full()
     for one in changed:
@@ -141,6 +163,19 @@ def test_detail_table_by_hand():
         "+3.0 (+0.5 to +5.5) *",
         "",
     ]
+
+
+def test_gains_table_by_hand():
+    changed = [r for r in full() if r["arm"] != "none-long" and (r["arm"], r["seed"]) != ("one", 2)]
+    for one in changed:
+        if one["arm"] == "one":
+            one["metrics"] = one["metrics"] | {"AP_S": 0.0}
+    none, pkd, _, base, _ = cells(gains_table(experiment_outcomes("plan", changed)))
+    assert none == ["no distillation", "3", "15.0 ± 5.0", "", "15.0 ± 5.0", ""]
+    # differences 4 and 2: half 12.706; AP_S: -10 and -20, half 12.706 · 5
+    assert pkd[1:4] == ["2 of 3", "18.0 ± 5.7", "+3.0 (-9.7 to +15.7)"]
+    assert pkd[4:] == ["0.0 ± 0.0", "-15.0 (-78.5 to +48.5)"]
+    assert base[1:] == ["not run", "", "", "", ""]
 
 
 def test_significant_is_said_only_where_the_interval_excludes_0():

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from command_line import TINY, call, everything, refused, teachers
 from tiny import tiny_detector, tiny_images
 
 from dfmsd import preflight
 from dfmsd.align import alignment_loss
 from dfmsd.distill import Distiller, feature_channels
+from dfmsd.engine import Schedule, make_optimizer
 from dfmsd.loss import DFMSDLoss
-from dfmsd.optimise import make_optimizer
 from dfmsd.preflight import examine, wanted
 from dfmsd.presets import resolve
 from dfmsd.probes import balance, cost, level_statistics, seen_features
@@ -84,27 +84,58 @@ def test_balance_is_that_of_two_separate_backwards():
     assert found["cosine"] == pytest.approx(cosine, abs=1e-3)
 
 
-def test_cost_counts_images_and_waiting():
-    distiller = Distiller(tiny_detector())
-    calls = []
+class Slow:
+    """Batches of three images, all but the first after 0.2 s."""
 
-    def arrivals():
+    def iterate(self, start=0, rank=0, world=1):
+        yield tiny_images(3)
         while True:
-            time.sleep(0.2 if calls else 0)
+            time.sleep(0.2)
             yield tiny_images(3)
 
-    found = cost(
-        distiller,
-        make_optimizer(distiller),
-        arrivals(),
-        steps=2,
-        place=lambda batch: calls.append(1) or batch,
-        autocast=contextlib.nullcontext,
-    )
-    assert len(calls) == 3  # one of them is not timed
-    assert found["images_s"] < 3 / 0.2
-    assert found["waiting"] > 0.1
+
+def test_cost_counts_images_and_waiting():
+    distiller, world, rows = Distiller(tiny_detector()), Accelerator(cpu=True), []
+    schedule, optimizer = Schedule(steps=3, lr=1e-3), make_optimizer(distiller)
+    began = time.perf_counter()
+    found = cost(distiller, optimizer, Slow(), schedule, accelerator=world, watch=rows.append)
+    whole = time.perf_counter() - began
+    assert len(rows) == 3  # one of them is not timed
+    assert 6 / whole < found["images_s"] < 3 / 0.2
+    assert 0.4 / whole < found["waiting"] < 1
     assert found["peak_gib"] == 0
+
+
+def test_the_steps_are_made_as_the_settings_say(place, monkeypatch):
+    monkeypatch.setattr(preflight, "evaluate", lambda *_, **__: {"AP": 1.0})
+    forward, sizes, layouts = Distiller.forward, [], set()
+
+    def seen(self, images, targets=None):
+        if self.weights:  # not that which looks at the levels
+            sizes.append(len(images))
+            kernel = self.student.backbone.body.conv1[0].weight
+            layouts.add(kernel.is_contiguous(memory_format=torch.channels_last))
+            layouts.add(self.teacher.backbone.fpn.layer_blocks[0][0].weight.is_contiguous())
+        return forward(self, images, targets)
+
+    monkeypatch.setattr(Distiller, "forward", seen)
+    how = ["engine.accumulate=2", "engine.channels_last=True", "train.clip=1e-9", "train.lr=1.0"]
+    report = examine(resolve("scenes", [*TINY, *how]), images=2, steps=2)
+    assert not report.reasons  # the clipping holds that learning rate down
+    assert sizes == [1] * (1 + 3 * 2)  # the balance of one part; three steps of two parts
+    assert layouts == {True, False}
+
+
+def test_what_the_engine_cannot_do_is_refused(place, monkeypatch):
+    monkeypatch.setattr(preflight, "evaluate", lambda *_, **__: {"AP": 1.0})
+    for setting, words in (
+        ("engine.accumulate=3", "2 images make no 3 equal parts"),
+        ("engine.sync_norm=True", "needs GPUs"),
+    ):
+        report = examine(resolve("scenes", [*TINY, setting]), images=2, steps=1)
+        (reason,) = report.reasons
+        assert reason.startswith("steps: ")
+        assert words in reason
 
 
 @pytest.fixture
@@ -139,6 +170,9 @@ def test_the_whole_report(place, capsys):
     assert "two, 4 steps of 2 images, 1.0 epochs" in out
     assert "| 4 |" in out
     assert everything(place) == before
+    assert "peak learning rate 0.002" in out
+    out = call(capsys, "preflight", "scenes", *TINY, "train.batch_of_lr=8", "--images", 2)[1]
+    assert out.count("learning rate 0.002 × 2 / 8 = 0.0005: batch 2, recipe for 8") == 1
 
 
 @pytest.mark.parametrize(
@@ -162,6 +196,14 @@ def test_what_is_wrong_is_named(place, monkeypatch, capsys, settings, part, word
     line = refused(capsys, "preflight", "scenes", *TINY, *settings)
     assert line.startswith("dfmsd: preflight refused the job, ")
     assert words in line
+
+
+def test_distill_says_that_the_learning_rate_is_another(place, capsys):
+    how = (*TINY, "arms=none", "train.steps=1", "train.evaluations=0")
+    for scaled, times in (("train.batch_of_lr=4", 1), ("train.batch_of_lr=0", 0)):
+        status, out, _ = call(capsys, "distill", "scenes", *how, scaled)
+        assert status == 0
+        assert out.count("learning rate 0.002 × 2 / 4 = 0.001: batch 2, recipe for 4\n") == times
 
 
 def test_a_long_job_begins_with_it_and_a_continued_one_does_not(place, capsys):

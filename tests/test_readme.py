@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from tiny import tiny_images
 
 from dfmsd.cli import COMMANDS
 from dfmsd.cli_data import COMMANDS as DATA_COMMANDS
+from dfmsd.outcomes import against, experiment_outcomes
 from dfmsd.presets import resolve
+from dfmsd.results import read_folder
+from dfmsd.tables import gains_table, outcomes_table
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -45,6 +49,20 @@ def test_every_room_and_library_is_named():
     rooms = {p.stem for p in (ROOT / "dfmsd").glob("*.py")} - {"__init__", "__main__"}
     missing = {room for room in rooms if not re.search(rf"\b{room}\b", TEXT)}
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "table"),
+    [
+        ("scenes-methods", None, outcomes_table),
+        ("scenes-ablation", "dfmsd", gains_table),
+        ("photos-methods", None, outcomes_table),
+    ],
+)
+def test_tables_are_those_of_the_records(name, base, table):
+    outcomes = experiment_outcomes(name, read_folder(ROOT / "data" / "results"))
+    shown = table(against(outcomes, base) if base else outcomes)
+    assert shown.replace("\N{NO-BREAK SPACE}", " ").strip() in TEXT
 
 
 def test_no_placeholder_is_left():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from dfmsd.recipes import (
     load_detector,
     method,
     records_file,
+    scaled_rate,
     schedule,
     shown_size,
 )
@@ -122,6 +124,15 @@ def test_learning_rates_over_the_stage_and_over_the_run():
     assert rates == pytest.approx([1.0] * 6 + [0.1] * 2 + [0.01])
 
 
+def test_the_learning_rate_follows_the_batch_and_one_line_says_so():
+    train = Train(lr=0.02, batch_size=8, batch_of_lr=16)
+    assert schedule(train, steps=20).lr == pytest.approx(0.01)
+    assert scaled_rate(train) == "learning rate 0.02 × 8 / 16 = 0.01: batch 8, recipe for 16"
+    for same in (replace(train, batch_of_lr=0), replace(train, batch_size=16)):
+        assert schedule(same, steps=20).lr == 0.02
+        assert scaled_rate(same) == ""
+
+
 def test_schedule_over_reaches_the_stages(tmp_path):
     made = {}
     for over in ("stage", "run"):
@@ -186,6 +197,15 @@ def test_stock_detectors_load_too(tmp_path):
     again, _ = load_detector(tmp_path / "d.safetensors")
     pairs = zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_recorded_teachers_are_still_those_of_the_settings():
+    """Settings that are younger than a teacher's record do not change its fingerprint."""
+    lines = (ROOT / "data" / "results" / "teachers.jsonl").read_text().splitlines()
+    recorded = {row["arm"]: row["fingerprint"] for row in map(json.loads, lines)}
+    for name in ("weak", "strong"):
+        _, folder = teacher_run(resolve("scenes", ["scale=quick"]), name)
+        assert folder.name == f"scenes-quick-{name}-{recorded[f'train {name}']}"
 
 
 @pytest.mark.parametrize(

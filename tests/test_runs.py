@@ -15,10 +15,12 @@ import torch
 from coco_folder import box, content, write
 from command_line import TINY, call, everything, refused, teachers
 
-from dfmsd import engine, recipes, runs
+from dfmsd import runs, training
 from dfmsd import teachers as teachers_module
 from dfmsd.checkpoints import read_tensors
 from dfmsd.cli import main
+from dfmsd.engine import steps
+from dfmsd.engine.keeping import newest
 from dfmsd.evaluation import KEYS
 from dfmsd.identity import fingerprint
 from dfmsd.presets import resolve
@@ -162,9 +164,10 @@ def interrupt(monkeypatch, owner, name, *, at):
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
     [
-        (engine, "total_loss", 2),  # in the first stage
-        (engine, "total_loss", 4),  # in the second
-        (recipes, "save_detector", 2),  # trained, the student not saved yet
+        (steps, "total_loss", 2),  # in the first stage
+        (steps, "total_loss", 4),  # in the second
+        (training, "save_detector", 4),  # a student beside a checkpoint
+        (training, "evaluate", 3),  # the second stage is trained, its student not saved yet
         (runs, "append_record", 1),  # saved, not recorded yet
     ],
 )
@@ -219,9 +222,10 @@ def test_a_broken_records_file_is_refused_before_training(capsys, fresh):
 @pytest.mark.parametrize("kind", ["cut", "foreign", "other"])
 def test_a_wrong_checkpoint_in_the_folder_is_named_and_kept(capsys, fresh, finished, kind):
     (source,) = finished.glob("runs/scenes-smoke-*/none-seed0")
-    target = fresh / source.relative_to(finished) / "checkpoint.pt"
+    path, _ = newest(source)
+    target = fresh / path.relative_to(finished)
     target.parent.mkdir(parents=True)
-    data = (source / "checkpoint.pt").read_bytes()
+    data = path.read_bytes()
     target.write_bytes(data[: len(data) // 2] if kind == "cut" else data)
     if kind == "foreign":
         torch.save({"epoch": 3}, target)
@@ -322,7 +326,7 @@ def test_val_images_limits_the_photographs_too(fresh, monkeypatch):
         counted.append(len(dataset.truth()["images"][:limit]))
         return dict.fromkeys(KEYS, 0.0)
 
-    monkeypatch.setattr(recipes, "evaluate", counting)
+    monkeypatch.setattr(training, "evaluate", counting)
     texts = ["scale=smoke", "data.root=photos", "data.size=64", "arms=none", "out=runs"]
     texts += ["student.trunk=timm:resnet10t", "train.steps=1", "data.curve_images=1"]
     for limit, expected in ((2, 2), (0, 3)):

@@ -9,13 +9,15 @@ import pytest
 import torch
 from tiny import TinyBatches, tiny_detector
 
-from dfmsd import stages as module
-from dfmsd.checkpoints import CheckpointError, load_state, save_state
+from dfmsd.checkpoints import CheckpointError, save_state
 from dfmsd.distill import Distiller, feature_channels
-from dfmsd.engine import History, step_seed
+from dfmsd.engine import stages as module
+from dfmsd.engine.draws import step_seed
+from dfmsd.engine.history import History
+from dfmsd.engine.keeping import newest
+from dfmsd.engine.optimise import Schedule
+from dfmsd.engine.stages import Stage, run_stages
 from dfmsd.loss import DFMSDLoss
-from dfmsd.optimise import Schedule
-from dfmsd.stages import Stage, run_stages
 
 STEPS, LR = 3, 1e-2
 
@@ -191,7 +193,7 @@ def stopped(folder, *, carry=False):
 @pytest.mark.parametrize("carry", [False, True])
 def test_a_run_stopped_between_stages_continues_there(tmp_path, reference, carry):
     stopped(tmp_path, carry=carry)
-    state = load_state(tmp_path / "checkpoint.pt")
+    _, state = newest(tmp_path)
     assert (state["stage"], state["step"]) == (1, 0)
     student = tiny_detector(seed=99)  # its weights come from the checkpoint
     visited = []
@@ -223,14 +225,14 @@ def test_a_finished_run_trains_no_more_and_gives_its_student(tmp_path, reference
 def test_a_checkpoint_of_a_longer_run_is_refused_and_kept(tmp_path):
     student = tiny_detector(seed=0)
     go(student, plan(student), folder=tmp_path)
-    content = (tmp_path / "checkpoint.pt").read_bytes()
+    path, state = newest(tmp_path)
+    content = path.read_bytes()
     short = tiny_detector(seed=0)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: stands at stage 2, this run has 1"):
+    with pytest.raises(CheckpointError, match=rf"{path.name}: stands at stage 2, this run has 1"):
         go(short, plan(short, 1), folder=tmp_path)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == content
+    assert path.read_bytes() == content
     # in the middle of a stage that this run does not have
-    save_state(load_state(tmp_path / "checkpoint.pt") | {"stage": 1, "step": 2}, tmp_path / "c")
-    (tmp_path / "c").rename(tmp_path / "checkpoint.pt")
+    save_state(state | {"stage": 1, "step": 2}, path)
     with pytest.raises(CheckpointError, match="stands at stage 1, this run has 1"):
         go(short, plan(short, 1), folder=tmp_path)
     assert same(short, tiny_detector(seed=0))
@@ -242,6 +244,7 @@ def test_checkpoints_of_another_student_or_of_nothing_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="belongs to another model") as caught:
         go(wider, plan(wider), folder=tmp_path)
     assert "\n" not in str(caught.value)
-    save_state({"x": 1}, tmp_path / "checkpoint.pt")
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: holds no training run; remove it"):
+    path, _ = newest(tmp_path)
+    save_state({"x": 1}, path)
+    with pytest.raises(CheckpointError, match=rf"{path.name}: holds no training run; remove it"):
         go(wider, plan(wider), folder=tmp_path)

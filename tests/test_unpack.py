@@ -13,9 +13,9 @@ import pytest
 from command_line import everything
 from web_server import zipped
 
-from dfmsd import unpack as module
 from dfmsd.annotations import DataError
-from dfmsd.unpack import unpack
+from dfmsd.download import unpack as module
+from dfmsd.download.unpack import unpack
 
 FILES = {f"val/{n}.jpg": random.Random(n).randbytes(500) + bytes(500 * n) for n in range(1, 6)}
 

@@ -13,7 +13,7 @@ from figures import assert_readable, frames, images
 from matplotlib.collections import PathCollection
 
 from dfmsd import viz
-from dfmsd.charts import smoothed
+from dfmsd.viz.charts import smoothed
 
 CLASSES = ("striped disc", "checked square", "a class with a rather long name")
 

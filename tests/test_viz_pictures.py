@@ -11,8 +11,8 @@ import torch
 from figures import assert_readable, frames, images
 
 from dfmsd import viz
-from dfmsd.boxes import ink
-from dfmsd.panels import value_range, wrapped
+from dfmsd.viz.boxes import ink
+from dfmsd.viz.panels import value_range, wrapped
 
 BOXES = torch.tensor([[4.0, 6.0, 20.0, 30.0], [30.0, 8.0, 60.0, 40.0]])
 NAN = float("nan")

@@ -15,7 +15,7 @@ from matplotlib.patches import Circle, StepPatch
 
 from dfmsd import viz
 from dfmsd.enhance import high_pass, low_pass
-from dfmsd.spectra import radial_profile, spectrum
+from dfmsd.viz.spectra import radial_profile, spectrum
 
 NAN = float("nan")
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from tiny import tiny_detector
 
-from dfmsd.lab import RANGES, LabError
 from dfmsd.widgets import MaskLab
+from dfmsd.widgets.lab import RANGES, LabError
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TARGET = {"boxes": torch.tensor([[4.0, 4.0, 30.0, 20.0]]), "labels": torch.tensor([1])}

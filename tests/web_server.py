@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from coco_folder import box, content, picture
 
-from dfmsd import archives
-from dfmsd.archives import Archive
+from dfmsd.download import archives
+from dfmsd.download.archives import Archive
 
 
 class Site:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd.align import Adapter, Context, Match, match_levels, pair_strides
+from dfmsd.together import average
 
 Fit = Literal["conv", "identity", "auto"]
 
@@ -38,10 +39,10 @@ class Level:
 
     @property
     def elements(self) -> Tensor:
-        """How many elements of the level count, a scalar."""
+        """How many elements of the level count, a scalar; the average of several processes."""
         if self.valid is None:
-            return torch.tensor(float(self.teacher.numel()), device=self.teacher.device)
-        return self.valid.sum() * float(self.teacher.shape[1])
+            return average(torch.tensor(float(self.teacher.numel()), device=self.teacher.device))
+        return average(self.valid.sum() * float(self.teacher.shape[1]))
 
 
 class Baseline(nn.Module):

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dfmsd.boxes import draw_boxes
-from dfmsd.panels import (
+from dfmsd.viz.boxes import draw_boxes
+from dfmsd.viz.panels import (
     STYLE,
     count_visible,
     filled,

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dfmsd.boxes import ink
-from dfmsd.panels import STYLE, WIDTH, filled, wrapped
+from dfmsd.viz.boxes import ink
+from dfmsd.viz.panels import STYLE, WIDTH, filled, wrapped
 
 # Okabe and Ito's colours, neighbours far apart; without yellow, too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dfmsd import archives
 from dfmsd.annotations import DataError, problems, read_annotations
-from dfmsd.archives import SOURCE, Archive, is_there, needed
-from dfmsd.download import CutError, DownloadError, Remote, download, reached, verify
-from dfmsd.unpack import unpack
+from dfmsd.download import archives
+from dfmsd.download.archives import SOURCE, Archive, is_there, needed
+from dfmsd.download.remote import CutError, DownloadError, Remote, download, reached, verify
+from dfmsd.download.unpack import unpack
 
 
 def get_coco(

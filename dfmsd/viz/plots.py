@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dfmsd.boxes import ink
-from dfmsd.charts import COLOURS, chart, legend_beside, mark_values
-from dfmsd.panels import SIGNED, STYLE, WIDTH, filled, grid_of, value_range, wrapped
+from dfmsd.viz.boxes import ink
+from dfmsd.viz.charts import COLOURS, chart, legend_beside, mark_values
+from dfmsd.viz.panels import SIGNED, STYLE, WIDTH, filled, grid_of, value_range, wrapped
 
 HATCHED = 100  # channels; on thinner bars a hatch hides the grey
 

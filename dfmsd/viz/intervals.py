@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from dfmsd.charts import COLOURS, chart, legend_beside
-from dfmsd.panels import STYLE, WIDTH, filled
+from dfmsd.viz.charts import COLOURS, chart, legend_beside
+from dfmsd.viz.panels import STYLE, WIDTH, filled
 
 Ranged = tuple[float, tuple[float, float] | None]
 """A mean, and the ends of its interval; None: it has none."""

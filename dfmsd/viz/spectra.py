@@ -13,9 +13,9 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Circle
 from torch import Tensor
 
-from dfmsd.charts import COLOURS
 from dfmsd.enhance import check_filter
-from dfmsd.panels import STYLE, WIDTH, picture_ranges, show_picture, wrapped
+from dfmsd.viz.charts import COLOURS
+from dfmsd.viz.panels import STYLE, WIDTH, picture_ranges, show_picture, wrapped
 
 DECADES = 5  # of the magnitude, below its highest value; the energy has twice as many
 FLOOR = 1e-6  # lowest share drawn: below it float32 images hold rounding

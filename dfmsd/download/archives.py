@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from dfmsd.download import part_of
-from dfmsd.unpack import mark_of
+from dfmsd.download.remote import part_of
+from dfmsd.download.unpack import mark_of
 
 SOURCE = "http://images.cocodataset.org"  # its https shows the certificate of another host
 

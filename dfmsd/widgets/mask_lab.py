@@ -1,4 +1,4 @@
-"""The mask laboratory: sliders over `dfmsd.lab`, drawn by `dfmsd.mosaic`."""
+"""The mask laboratory: sliders over `dfmsd.widgets.lab`, drawn by `dfmsd.widgets.mosaic`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import ipywidgets as W
 import numpy as np
 from torch import Tensor, nn
 
-from dfmsd.controls import arranged, make_controls, path_field, reading, show_value
 from dfmsd.distill import strided_levels
 from dfmsd.images import read_image
-from dfmsd.lab import LabError, Scene, Tuning, look, maps
-from dfmsd.mosaic import Backdrop, Panel, four_panels, mosaic, png
-from dfmsd.shares import report, shares
+from dfmsd.widgets.controls import arranged, make_controls, path_field, reading, show_value
+from dfmsd.widgets.lab import LabError, Scene, Tuning, look, maps
+from dfmsd.widgets.mosaic import Backdrop, Panel, four_panels, mosaic, png
+from dfmsd.widgets.shares import report, shares
 
 _SIDE, _STILL_SIDE, _STILL_COLOURS = 280, 180, 256
 _PLACE = ("image", "detector")
@@ -109,7 +109,7 @@ class MaskLab(W.VBox):
         return maps(self._scenes[where][0], tuning)
 
     def shares(self, **changes: Any) -> dict[str, tuple[int, int]]:
-        """The counts behind the words, see `dfmsd.shares.shares`; `changes` as for `panels`."""
+        """The counts behind the words, see `dfmsd.widgets.shares`; `changes` as for `panels`."""
         where, tuning = self._plan(changes)
         scene = self._scenes[where][0]
         return shares(scene, maps(scene, tuning)["keep"], self._limits)

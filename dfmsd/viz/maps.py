@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dfmsd.panels import (
+from dfmsd.viz.panels import (
     STYLE,
     filled,
     grid_of,

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from dfmsd.annotations import DataError
-from dfmsd.download import CHUNK, named
+from dfmsd.download.remote import CHUNK, named
 from dfmsd.progress import Progress
 
 # times the archive's size; COCO's annotations unpack to 4 times, its JPEGs to 1

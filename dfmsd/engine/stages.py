@@ -10,10 +10,11 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from dfmsd.checkpoints import CheckpointError, load_state, mismatch, save_state
+from dfmsd.checkpoints import CheckpointError, mismatch
 from dfmsd.distill import Distiller
-from dfmsd.engine import Batches, History, fit
-from dfmsd.optimise import Schedule, make_optimizer
+from dfmsd.engine.keeping import Export, Keeper
+from dfmsd.engine.loop import Batches, History, fit
+from dfmsd.engine.optimise import Schedule, make_optimizer
 
 
 @dataclass
@@ -42,6 +43,7 @@ def run_stages(
     *,
     optimizer: dict[str, Any],
     folder: Path | None = None,
+    export: Export | None = None,
     after_stage: Callable[[int, Stage, nn.Module, History], None] | None = None,
     accelerator: Accelerator | None = None,
     **options: Any,
@@ -55,7 +57,9 @@ def run_stages(
         stages: in order, the weaker teacher first.
         batches: the training data (see `fit`).
         optimizer: arguments of `make_optimizer`.
-        folder: where the checkpoint and the log live; None keeps everything in memory.
+        folder: where checkpoints and the log live; None keeps everything in memory.
+        export: `export(student, path, stage=…, step=…)` writes the plain student beside each
+            checkpoint; None writes none.
         after_stage: called with (number, stage, student, history) when a stage is complete.
         accelerator: device, precision and processes; a plain one unless given.
         options: passed on to `fit`.
@@ -64,15 +68,13 @@ def run_stages(
         CheckpointError: the checkpoint in `folder` belongs to another run.
     """
     accelerator = accelerator or Accelerator()
-    checkpoint = folder / "checkpoint.pt" if folder is not None else None
-    state = load_state(checkpoint) if checkpoint is not None and checkpoint.exists() else None
-    if state and not {"stage", "step"} <= state.keys():
-        raise CheckpointError(f"{checkpoint}: holds no training run; remove it to begin anew")
+    keeper = Keeper(folder, accelerator, export)
+    state = keeper.load()
     first = state["stage"] if state else 0
     if first > len(stages) or (first == len(stages) and state["step"]):
-        raise CheckpointError(f"{checkpoint}: stands at stage {first}, this run has {len(stages)}")
+        raise CheckpointError(f"{keeper.path}: stands at stage {first}, this run has {len(stages)}")
     if state and state["step"] == 0:
-        _load(student, state["student"], f"{checkpoint}: belongs to another model")
+        _load(student, state["student"], f"{keeper.path}: belongs to another model")
     generators = state.get("generators") if state else None
     for number, stage in enumerate(stages):
         if number < first:
@@ -90,6 +92,7 @@ def run_stages(
             weights=distiller.weights,
             stage=number,
             folder=folder,
+            export=_of_distiller(export),
             accelerator=accelerator,
             **options,
         )
@@ -97,10 +100,16 @@ def run_stages(
             generators = stage.method.generators.state_dict()
         if after_stage is not None:
             after_stage(number, stage, student, history)
-        if checkpoint is not None and accelerator.is_main_process:
-            done = {"stage": number + 1, "step": 0, "student": student.state_dict()}
-            save_state(done | {"generators": generators}, checkpoint)
+        done = {"stage": number + 1, "step": 0, "student": student.state_dict()}
+        keeper.save(done | {"generators": generators}, student)
     return student
+
+
+def _of_distiller(export: Export | None) -> Export | None:
+    """`export` for the distiller that `fit` trains."""
+    if export is None:
+        return None
+    return lambda distiller, path, **place: export(distiller.student, path, **place)
 
 
 def _load(module: nn.Module, state: dict[str, Any], problem: str) -> None:

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
-from dfmsd.boxes import class_legend, corners, draw_boxes, outline, tag
-from dfmsd.panels import (
+from dfmsd.viz.boxes import class_legend, corners, draw_boxes, outline, tag
+from dfmsd.viz.panels import (
     SIGNED,
     STYLE,
     extent,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dfmsd.lab import Scene
+from dfmsd.widgets.lab import Scene
 
 
 def cells_inside(scene: Scene, size: tuple[int, int]) -> Tensor:

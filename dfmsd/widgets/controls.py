@@ -7,7 +7,7 @@ from typing import Any
 
 import ipywidgets as W
 
-from dfmsd.lab import CHOICES
+from dfmsd.widgets.lab import CHOICES
 
 # about a tenth of an octave apart, R20 of the preferred numbers (ISO 3), in two digits
 TEMPERATURES = (0.1, 0.11, 0.12, 0.14, 0.16, 0.18, 0.2, 0.22, 0.25, 0.28, 0.32, 0.36, 0.4, 0.45)

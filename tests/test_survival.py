@@ -1,0 +1,183 @@
+"""Runs that are killed, wherever they stand, end as the uninterrupted run: bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import sal_run
+import torch
+from several import alone, start
+from tiny import LineDetector, TinyBatches
+
+from dfmsd.checkpoints import load_state, load_weights, save_weights
+from dfmsd.engine.keeping import found
+from dfmsd.engine.optimise import Schedule
+from dfmsd.engine.stages import Stage, run_stages
+
+
+def export(model, path, **place):
+    save_weights(model, path, place)
+
+
+def train(folder):
+    """Two stages of six steps: checkpoints every two, evaluations every three, buffers too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    student = LineDetector()
+    run_stages(
+        student,
+        [Stage("task only", Schedule(steps=6, lr=0.1)) for _ in range(2)],
+        TinyBatches(),
+        optimizer={},
+        folder=folder,
+        export=export,
+        save_every=2,
+        evaluate=lambda model: {"AP": model.student.weight.item()},
+        evaluate_every=3,
+        show=False,
+    )
+    export(student, folder / "student.safetensors")
+
+
+def deadly(folder, number):
+    """Train, and die at operation `number` on a file: in writing, renaming, removing, logging."""
+    count = itertools.count(1)
+
+    def guard(owner, name):
+        original = getattr(owner, name)
+
+        def call(*arguments, **options):
+            if next(count) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        setattr(owner, name, call)
+
+    guard(os, "fsync")  # all is written, nothing is named yet
+    guard(os, "replace")
+    guard(os, "unlink")
+    guard(json, "dumps")  # a row of the log
+    train(folder)
+    return next(count) - 1
+
+
+def outcome(folder):
+    """Log and final student of a finished run."""
+    student = LineDetector()
+    load_weights(student, folder / "student.safetensors")
+    return (folder / "log.jsonl").read_text(), student.weight.item(), student.seen.item()
+
+
+def check_pairs(folder):
+    """Every state can be read, and its student is beside it and of the same step."""
+    for path in found(folder):
+        state = load_state(path)
+        place = load_weights(LineDetector(), path.with_suffix(".safetensors"))
+        assert place == {"stage": state["stage"], "step": state["step"]}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Outcome and number of operations on files of a run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    status, operations = alone(deadly, folder, 0)
+    assert status == 0
+    return outcome(folder), operations
+
+
+def test_killed_five_times_at_random_in_writing_logging_or_between(tmp_path, whole):
+    expected, operations = whole
+    killed = 0
+    for _ in range(5):
+        status, _ = alone(deadly, tmp_path, random.randrange(1, operations // 2))
+        killed += status == -signal.SIGKILL
+        check_pairs(tmp_path)
+        if status == 0:
+            break
+    assert killed > 0
+    assert alone(train, tmp_path)[0] == 0
+    assert outcome(tmp_path) == expected
+
+
+@pytest.mark.slow
+def test_killed_at_every_single_operation(tmp_path, whole):
+    """Among them: between student and state of a pair, before its renaming, at the boundary."""
+    expected, operations = whole
+    assert operations > 60
+    for number in range(1, operations + 1):
+        folder = tmp_path / str(number)
+        assert alone(deadly, folder, number)[0] == -signal.SIGKILL
+        check_pairs(folder)
+        assert alone(train, folder)[0] == 0
+        assert outcome(folder) == expected, number
+
+
+# --- real detectors, killed from outside
+
+
+def distil(folder, slow):
+    sal_run.main(folder, sal_run.Slow() if slow else TinyBatches())
+
+
+def kill_when(folder, seen):
+    """Start a run and kill it -9 as soon as `seen()` says so."""
+    process, _ = start(distil, folder, True, ACCELERATE_USE_CPU="true")
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.is_alive() and not seen():
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+def rows(folder):
+    log = folder / "log.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+def same_runs(one, other):
+    """Whether two finished runs of `sal_run` left the same losses and the same weights."""
+    if (one / "log.jsonl").read_text() != (other / "log.jsonl").read_text():
+        return False
+    first, second = (torch.load(folder / "student.pt") for folder in (one, other))
+    return all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distilled")
+    assert alone(distil, folder, False)[0] == 0
+    return folder
+
+
+def test_kill_9_and_resume_is_exact_across_a_stage_boundary(tmp_path, distilled):
+    """Two stages of 10 steps with two teachers; killed at a random step of each, then resumed."""
+    for first in (1, 11):
+        limit = random.randrange(first, first + 8)
+        kill_when(tmp_path, lambda limit=limit: rows(tmp_path) >= limit)
+    assert alone(distil, tmp_path, False)[0] == 0
+    assert same_runs(tmp_path, distilled)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
+    assert [(r["stage"], r["step"]) for r in lines] == [(k, s) for k in (0, 1) for s in range(10)]
+
+
+@pytest.mark.slow
+def test_killed_five_times_also_in_writing_and_at_the_boundary(tmp_path, distilled):
+    def writing():
+        return rows(tmp_path) > 4 and any(tmp_path.glob(".checkpoint-*.tmp"))
+
+    def boundary():
+        return (tmp_path / "checkpoint-01-0000000.pt").exists()
+
+    kill_when(tmp_path, lambda: rows(tmp_path) >= random.randrange(1, 4))
+    kill_when(tmp_path, writing)
+    kill_when(tmp_path, boundary)
+    kill_when(tmp_path, lambda: rows(tmp_path) >= random.randrange(11, 14))
+    kill_when(tmp_path, lambda: rows(tmp_path) >= 17)
+    assert alone(distil, tmp_path, False)[0] == 0
+    assert same_runs(tmp_path, distilled)
