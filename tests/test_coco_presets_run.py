@@ -63,17 +63,18 @@ def project(tmp_path_factory):
     return root
 
 
-def interrupt_before_batch(number, monkeypatch):
-    """Ctrl-C while the training batch of that number is loaded."""
+def training_batches(patched, *, ctrl_c_at=0):
+    """A list that takes every training batch from now on; Ctrl-C comes while one is loaded."""
     real, seen = loading.collate, []
 
     def collate(samples):
-        seen.append(1)
-        if len(seen) == number:
+        if len(seen) + 1 == ctrl_c_at:
             raise KeyboardInterrupt
+        seen.append(samples)
         return real(samples)
 
-    monkeypatch.setattr(loading, "collate", collate)
+    patched.setattr(loading, "collate", collate)
+    return seen
 
 
 @pytest.mark.slow
@@ -88,11 +89,14 @@ def test_it_trains_resumes_evaluates_and_exports(name, project, monkeypatch):
     )
     (run,) = runs(settings)
     with monkeypatch.context() as patched:
-        interrupt_before_batch(2, patched)
+        training_batches(patched, ctrl_c_at=2)
         with pytest.raises(KeyboardInterrupt):
             execute(run, show=False)
     assert run.record() is None
-    record = execute(run, show=False)
+    with monkeypatch.context() as patched:
+        second = training_batches(patched)
+        record = execute(run, show=False)
+    assert len(second) == 1  # the step before Ctrl-C is not made again
     assert record["resumed"]
     assert record["settings"]["data"]["short"] == 800
     assert [stage["teacher"] for stage in record["stages"]] == ["weak"] * two + ["strong"]
