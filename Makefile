@@ -41,7 +41,7 @@ demo: $(STAMP) ## run the main job at quick scale (8 to 11 minutes on two cores)
 
 test: $(STAMP) ## run the tests (no slow ones: those run with `.venv/bin/python -m pytest -m slow`)
 	@echo "make test: $$($(VENV)/bin/python --version) in $(VENV), pinned by constraints.txt; running tests/"
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 	@echo "make test: every test in tests/ ran, but for those marked slow or notebook; none failed"
 
 notebooks: $(STAMP) ## execute every notebook at smoke scale into build/
