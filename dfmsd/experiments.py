@@ -137,7 +137,6 @@ ABLATION = {
     "cutoff-0.5": ("cut-off 0.5", ("method.cutoff=0.5",)),
     "strength-3": ("strength 3", ("method.strength=3",)),
     "boxes": ("energy averaged in boxes", ("method.regions=boxes",)),
-    "index": ("levels paired by index", ("method.match=index",)),
     "fine": ("without the level of stride 32", ("method.strides=4,8,16",)),
     "raw": ("raw reconstruction", ("method.target=raw",)),
     "masked": ("error on masked cells only", ("method.masked_only=True",)),
@@ -177,6 +176,9 @@ def _pairs() -> dict[str, Row]:
         rows[base] = Row(f"{title}, no distillation, twice the steps", "none", own, base)
         title = f"{title}, from Faster R-CNN (Swin), twice the steps"
         rows[kind] = Row(title, "one", (*own, *chosen("dfmsd")), base)
+        if kind == "retinanet":  # its levels begin at stride 8, the teacher's at 4
+            by_index = ("method.match=index", *chosen("dfmsd"))
+            rows["index"] = Row(f"{title}, levels paired by index", "one", (*own, *by_index), base)
     return rows
 
 
