@@ -11,10 +11,10 @@ from tiny import tiny_images
 
 from dfmsd.cli import COMMANDS
 from dfmsd.cli.data import COMMANDS as DATA_COMMANDS
-from dfmsd.outcomes import experiment_outcomes
+from dfmsd.outcomes import against, experiment_outcomes
 from dfmsd.presets import resolve
 from dfmsd.results import read_folder
-from dfmsd.tables import outcomes_table
+from dfmsd.tables import gains_table, outcomes_table
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -51,9 +51,11 @@ def test_every_room_and_library_is_named():
     assert not missing
 
 
-@pytest.mark.parametrize("name", ["scenes-methods", "photos-methods"])
+@pytest.mark.parametrize("name", ["scenes-methods", "scenes-ablation", "photos-methods"])
 def test_tables_are_those_of_the_records(name):
-    shown = outcomes_table(experiment_outcomes(name, read_folder(ROOT / "data" / "results")))
+    outcomes = experiment_outcomes(name, read_folder(ROOT / "data" / "results"))
+    parts = name == "scenes-ablation"
+    shown = gains_table(against(outcomes, "dfmsd")) if parts else outcomes_table(outcomes)
     assert shown.replace("\N{NO-BREAK SPACE}", " ").strip() in TEXT
 
 
