@@ -176,9 +176,9 @@ def _pairs() -> dict[str, Row]:
         rows[base] = Row(f"{title}, no distillation, twice the steps", "none", own, base)
         title = f"{title}, from Faster R-CNN (Swin), twice the steps"
         rows[kind] = Row(title, "one", (*own, *chosen("dfmsd")), base)
-        if kind == "retinanet":  # its levels begin at stride 8, the teacher's at 4
-            by_index = ("method.match=index", *chosen("dfmsd"))
-            rows["index"] = Row(f"{title}, levels paired by index", "one", (*own, *by_index), base)
+        by_index = ("method.match=index", *chosen("dfmsd"))  # levels from stride 8 on, teacher's 4
+        title = f"{title}, levels paired by index"
+        rows[f"{kind}-index"] = Row(title, "one", (*own, *by_index), base)
     return rows
 
 
