@@ -76,6 +76,7 @@ def retinanet_r50_from_faster_rcnn_v2(scale: str) -> Settings:
 
     Expected, COCO val2017: 36.5 AP without distillation (1x, mmdetection), the teacher has 46.7; no
     published distillation of this pair is known to us. Its twin without distillation: arms=none.
+    On generated scenes, method.match=index was the better pairing of levels for a RetinaNet.
     Memory and time: ask `dfmsd preflight`; not measured by us.
     """
     name = "retinanet_r50_from_faster_rcnn_v2"
