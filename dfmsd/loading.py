@@ -6,7 +6,6 @@ run that starts again at step k sees exactly what it would have seen.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from dfmsd.arrivals import arrivals, stay
 from dfmsd.sampling import StepSampler
 
 Target = dict[str, Any]
@@ -176,30 +176,6 @@ class Batches:
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else it draws from the caller's
-            worker_init_fn=_stay,
+            worker_init_fn=stay,
         )
-        return _plainly(loader)
-
-
-def _stay(_number: int) -> None:
-    """Keep a loader process alive when a cluster signals all: the one that trains decides."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _plainly(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[Target]]]:
-    """The batches of a loader; of a worker's ValueError only the message, not the traceback."""
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise ChildProcessError(
-            "a loader process was killed (out of memory?); the same command continues from the "
-            "last checkpoint, with data.workers=0 in the least memory"
-        ) from error
-    except ValueError as error:
-        lines = str(error).splitlines()
-        if not lines or not lines[0].startswith("Caught "):
-            raise
-        raise type(error)(lines[-1].partition(": ")[2]) from None
+        return arrivals(loader)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing.resource_sharer
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 
 import pytest
@@ -370,11 +374,53 @@ class Deadly(Numbers):
         return super().__getitem__(index)
 
 
+DEATH = r"a loader process was killed .* continues from the last checkpoint"
+
+
 def test_the_death_of_a_loader_process_is_one_line():
-    loading = Batches(Deadly(), 2, seed=0, workers=1)
-    words = r"a loader process was killed .* continues from the last checkpoint"
-    with pytest.raises(ChildProcessError, match=words):
-        drawn(loading, 9)
+    with pytest.raises(ChildProcessError, match=DEATH):
+        drawn(Batches(Deadly(), 2, seed=0, workers=1), 9)
+
+
+class Dying(Numbers):
+    """Its third image kills the process that reads it, a little later."""
+
+    def __getitem__(self, index):
+        if index == 3:
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_death_during_a_step_is_told_when_the_next_batch_is_asked():
+    order = [ids[0] for _, ids, _ in drawn(Batches(Numbers(), 1, seed=0), 14)]
+    arrivals = Batches(Dying(), 1, seed=0, workers=1).iterate(start=order.index(3, 2) - 2)
+    next(arrivals)
+    for _ in range(100):
+        time.sleep(0.01)  # the step, which is left in peace
+    with pytest.raises(ChildProcessError, match=DEATH):
+        next(arrivals)
+
+
+def test_a_batch_that_breaks_while_its_process_dies_is_one_line_too(tmp_path):
+    closed = tmp_path / "closed"
+
+    class Closing(Numbers):
+        def __getitem__(self, index):
+            if index == 3:  # a dying process closes its connections before it is gone
+                multiprocessing.resource_sharer.stop()
+                closed.touch()
+                time.sleep(3)
+            return super().__getitem__(index)
+
+    order = [ids[0] for _, ids, _ in drawn(Batches(Numbers(), 1, seed=0), 14)]
+    arrivals = Batches(Closing(), 1, seed=0, workers=1).iterate(start=order.index(3, 2) - 2)
+    next(arrivals)
+    while not closed.exists():
+        time.sleep(0.01)
+    with pytest.raises(ChildProcessError, match=DEATH) as error:
+        next(arrivals)
+    assert isinstance(error.value.__cause__, ConnectionError | FileNotFoundError)
 
 
 def test_loader_processes_leave_signals_to_the_one_that_trains():
@@ -385,3 +431,28 @@ def test_loader_processes_leave_signals_to_the_one_that_trains():
             return super().__getitem__(index)
 
     assert len(drawn(Batches(Pressed(), 2, seed=0, workers=1), 3)) == 3
+
+
+FORGETFUL = """
+import sys
+import torch
+from dfmsd.loading import Batches
+
+class Noise(torch.utils.data.Dataset):
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        boxes, labels = torch.tensor([[2.0, 3.0, 20.0, 25.0]]), torch.tensor([1])
+        return torch.rand(3, 32, 32), {"boxes": boxes, "labels": labels, "image_id": index}
+
+arrivals = Batches(Noise(), 2, seed=0, workers=1).iterate()
+next(arrivals)
+"""
+
+
+def test_a_program_ends_though_it_still_holds_its_batches():
+    done = subprocess.run(
+        [sys.executable, "-c", FORGETFUL], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr == ""

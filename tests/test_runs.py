@@ -190,18 +190,22 @@ def test_an_interrupted_job_continues_with_the_same_numbers(
     assert all(torch.equal(value, expected[key]) for key, value in found.items())
 
 
-def test_two_jobs_at_a_time_give_the_same(fresh, finished):
+def test_two_jobs_at_a_time_give_the_same(fresh):
     command = [sys.executable, "-m", "dfmsd", *JOB, "jobs=2", "arms=one,two"]
     done = subprocess.run(command, cwd=fresh, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "2 runs, 2 at a time" in done.stderr
-    expected = records(finished)
-    assert sorted(records(fresh)) == ["one", "two"]
-    for arm, record in records(fresh).items():
-        assert outcome(record)["metrics"] == outcome(expected[arm])["metrics"]
-        assert record["fingerprint"] == expected[arm]["fingerprint"]
-        for row, other in zip(record["losses"], expected[arm]["losses"], strict=True):
-            assert row == pytest.approx(other, rel=1e-4)
+    together = records(fresh)
+    assert sorted(together) == ["one", "two"]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of the jobs has; with more, sums differ in their last digit
+    try:
+        main([*JOB, "arms=one,two", "out=alone", "records=alone.jsonl"])
+    finally:
+        torch.set_num_threads(threads)
+    for record in read_records(fresh / "alone.jsonl"):
+        assert outcome(together[record["arm"]]) == outcome(record)
 
 
 # --- mistakes leave everything as it was
