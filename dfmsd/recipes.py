@@ -31,11 +31,20 @@ TRAIN_SEED, VAL_SEED = 1, 2
 
 
 def datasets(data: Data) -> tuple[Any, Any]:
-    """Training and validation data of the settings."""
+    """Training and validation data of the settings.
+
+    Raises:
+        FileNotFoundError: no such folder, or not one in COCO format.
+    """
     if data.kind == "scenes":
         return (
             SceneDataset(data.train_images, size=data.size, seed=TRAIN_SEED),
             SceneDataset(data.val_images, size=data.size, seed=VAL_SEED),
+        )
+    if not Path(data.root).is_dir():
+        raise FileNotFoundError(
+            f"data.root={data.root}: no such folder; it must hold images and annotations in COCO "
+            "format"
         )
     largest = None if data.short else data.size
     return tuple(

@@ -285,3 +285,9 @@ def test_shipped_teachers_are_small_and_hold_their_record(name, shipped):
     kinds = {value.dtype for value in read_tensors(path).values()}
     assert torch.float16 in kinds
     assert all(v.dtype == torch.float32 for v in load_detector(path)[0].parameters())
+
+
+def test_a_missing_data_folder_names_its_setting():
+    settings = resolve("photos", ["data.root=no/where"], scale="smoke")
+    with pytest.raises(FileNotFoundError, match=r"^data.root=no/where: no such folder"):
+        datasets(settings.data)
