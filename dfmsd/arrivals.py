@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from torch.utils.data import DataLoader
 
-CUT = (ConnectionError, EOFError, FileNotFoundError)
+_CUT = (ConnectionError, EOFError, FileNotFoundError)
 """What reading a batch ends with while the process that sends it is dying."""
 _SENDERS: WeakSet[BaseProcess] = WeakSet()
 
@@ -31,14 +31,14 @@ class Watch:
 
     def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
         """See the class."""
-        self.handler = handler
+        self._handler = handler
         self._death: RuntimeError | None = None
         self._asks = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """What a signal does."""
         try:
-            self.handler(number, frame)
+            self._handler(number, frame)
         except RuntimeError as error:
             self._death = error
             self._tell()
@@ -70,45 +70,45 @@ def arrivals(loader: DataLoader) -> Iterator[Any]:
         ChildProcessError: a loader process was killed.
         ValueError: what the data set raised, in its words, also if it was raised in a process.
     """
-    with _in_plain_words(loader):
+    if not loader.num_workers:
+        yield from loader
+        return
+    with _in_plain_words():
         batches, watch = _start(loader)
     try:
         while True:
-            with _in_plain_words(loader), watch.asking():
+            with _in_plain_words(), watch.asking():
                 batch = next(batches, None)
             if batch is None:
                 return
             yield batch
     finally:  # at once: torch's own way, when garbage is collected, can take seconds
-        if loader.num_workers:
-            batches._shutdown_workers()
+        batches._shutdown_workers()
 
 
 def _start(loader: DataLoader) -> tuple[Any, Watch]:
     """The loader's iterator, and the watch over its processes."""
-    watch = signal.getsignal(signal.SIGCHLD)
-    if isinstance(watch, Watch):
-        watch.forget()
-    batches = iter(loader)  # with processes, torch's handler is set here, the first time
-    if loader.num_workers:
-        _SENDERS.update(batches._workers)
+    handler = signal.getsignal(signal.SIGCHLD)
+    if isinstance(handler, Watch):
+        handler.forget()
+    batches = iter(loader)  # sets torch's handler, the first time
+    _SENDERS.update(batches._workers)
     handler = signal.getsignal(signal.SIGCHLD)
     if isinstance(handler, Watch):
         return batches, handler
     watch = Watch(handler)
-    in_main = threading.current_thread() is threading.main_thread()
-    if loader.num_workers and callable(handler) and in_main:
+    if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, watch)
     return batches, watch
 
 
 @contextmanager
-def _in_plain_words(loader: DataLoader) -> Iterator[None]:
-    """Context in which the errors of a loader's processes are told in one line."""
+def _in_plain_words() -> Iterator[None]:
+    """Context in which the errors of loader processes are told in one line."""
     try:
         yield
-    except (RuntimeError, *CUT) as error:
-        if not loader.num_workers or not _lost(error):
+    except (RuntimeError, *_CUT) as error:
+        if not _lost(error):
             raise
         raise ChildProcessError(
             "a loader process was killed (out of memory?); the same command continues from the "

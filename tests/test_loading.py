@@ -382,20 +382,22 @@ def test_the_death_of_a_loader_process_is_one_line():
         drawn(Batches(Deadly(), 2, seed=0, workers=1), 9)
 
 
-class Dying(Numbers):
-    """Its third image kills the process that reads it, a little later."""
-
-    def __getitem__(self, index):
-        if index == 3:
-            time.sleep(0.3)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(index)
+def two_before_image_3(data):
+    """Batches of one image, the first taken: the process that loads them comes to image 3 next."""
+    order = [ids[0] for _, ids, _ in drawn(Batches(Numbers(), 1, seed=0), 14)]
+    arrivals = Batches(data, 1, seed=0, workers=1).iterate(start=order.index(3, 2) - 2)
+    next(arrivals)
+    return arrivals
 
 
 def test_a_death_during_a_step_is_told_when_the_next_batch_is_asked():
-    order = [ids[0] for _, ids, _ in drawn(Batches(Numbers(), 1, seed=0), 14)]
-    arrivals = Batches(Dying(), 1, seed=0, workers=1).iterate(start=order.index(3, 2) - 2)
-    next(arrivals)
+    class Dying(Deadly):
+        def __getitem__(self, index):
+            if index == 3:
+                time.sleep(0.3)
+            return super().__getitem__(index)
+
+    arrivals = two_before_image_3(Dying())
     for _ in range(100):
         time.sleep(0.01)  # the step, which is left in peace
     with pytest.raises(ChildProcessError, match=DEATH):
@@ -413,9 +415,7 @@ def test_a_batch_that_breaks_while_its_process_dies_is_one_line_too(tmp_path):
                 time.sleep(3)
             return super().__getitem__(index)
 
-    order = [ids[0] for _, ids, _ in drawn(Batches(Numbers(), 1, seed=0), 14)]
-    arrivals = Batches(Closing(), 1, seed=0, workers=1).iterate(start=order.index(3, 2) - 2)
-    next(arrivals)
+    arrivals = two_before_image_3(Closing())
     while not closed.exists():
         time.sleep(0.01)
     with pytest.raises(ChildProcessError, match=DEATH) as error:
@@ -434,7 +434,6 @@ def test_loader_processes_leave_signals_to_the_one_that_trains():
 
 
 FORGETFUL = """
-import sys
 import torch
 from dfmsd.loading import Batches
 

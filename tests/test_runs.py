@@ -204,8 +204,8 @@ def test_two_jobs_at_a_time_give_the_same(fresh):
         main([*JOB, "arms=one,two", "out=alone", "records=alone.jsonl"])
     finally:
         torch.set_num_threads(threads)
-    for record in read_records(fresh / "alone.jsonl"):
-        assert outcome(together[record["arm"]]) == outcome(record)
+    alone = {record["arm"]: outcome(record) for record in read_records(fresh / "alone.jsonl")}
+    assert {arm: outcome(record) for arm, record in together.items()} == alone
 
 
 # --- mistakes leave everything as it was
