@@ -31,8 +31,8 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.cbook import get_sample_data
 
-from dfmsd.detectors import build_detector
-from dfmsd.results import markdown_table
+from dfmsd.detectors.build import build_detector
+from dfmsd.experiments.records import markdown_table
 from dfmsd.widgets import MaskLab
 
 SLIDERS = ("temperature", "ratio", "cutoff", "strength")

@@ -22,14 +22,14 @@ from pathlib import Path
 
 import torch
 
-from dfmsd.experiments import TITLES, chosen
-from dfmsd.presets import resolve
-from dfmsd.recipes import arm_stages, batches, datasets, detector
-from dfmsd.reports import cost_table
-from dfmsd.results import append_record, environment
+from dfmsd.experiments.build import arm_stages, batches, datasets, detector
+from dfmsd.experiments.grids import TITLES, chosen
+from dfmsd.experiments.presets import resolve
+from dfmsd.experiments.records import append_record, environment
+from dfmsd.experiments.reports import cost_table
+from dfmsd.experiments.teachers import teacher
+from dfmsd.experiments.train import optimizer_options, step_options
 from dfmsd.stages import run_stages
-from dfmsd.teachers import teacher
-from dfmsd.training import optimizer_options, step_options
 
 ROOT = Path(__file__).parent.parent
 METHODS = {"none": "no distillation", **{k: v for k, v in TITLES.items() if "stages" not in v}}

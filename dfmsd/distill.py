@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from dfmsd.align import Context
-from dfmsd.backbones import frozen_modes
+from dfmsd.detectors.backbones import frozen_modes
 from dfmsd.together import counting, whole_batch
 
 

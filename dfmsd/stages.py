@@ -10,11 +10,11 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from dfmsd.checkpoints import CheckpointError, mismatch
+from dfmsd.detectors.checkpoints import CheckpointError, mismatch
 from dfmsd.distill import Distiller
-from dfmsd.engine.keeping import Export, Keeper
-from dfmsd.engine.loop import Batches, History, fit
-from dfmsd.engine.optimise import Schedule, make_optimizer
+from dfmsd.training.checkpoint import Export, Keeper
+from dfmsd.training.loop import Batches, History, fit
+from dfmsd.training.optim import Schedule, make_optimizer
 
 
 @dataclass

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tiny import tiny_detector
 
-from dfmsd.cli import main
-from dfmsd.recipes import save_detector
-from dfmsd.synthetic import SceneDataset
+from dfmsd.__main__ import main
+from dfmsd.data.scenes import SceneDataset
+from dfmsd.experiments.build import save_detector
 
 TINY = (
     "scale=smoke",

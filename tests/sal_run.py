@@ -10,9 +10,9 @@ import torch
 from tiny import TinyBatches, tiny_detector
 
 from dfmsd.distill import feature_channels
-from dfmsd.engine.optimise import Schedule
 from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage, run_stages
+from dfmsd.training.optim import Schedule
 
 
 class Slow(TinyBatches):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from coco_folder import box, content, shared, write
 
-from dfmsd.annotations import DataError, find_split, problems, read_annotations
+from dfmsd.data.check import DataError, find_split, problems, read_annotations
 
 
 def wrong(data, folder):

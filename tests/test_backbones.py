@@ -13,8 +13,8 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from dfmsd.backbones import build_backbone, frozen_modes, measure_children
-from dfmsd.pretrained import load_trunk
+from dfmsd.detectors.backbones import build_backbone, frozen_modes, measure_children
+from dfmsd.detectors.pretrained import load_trunk
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 3}

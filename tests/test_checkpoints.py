@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from dfmsd.checkpoints import (
+from dfmsd.detectors.build import build_detector, stock_detector
+from dfmsd.detectors.checkpoints import (
     CheckpointError,
     atomic_file,
     load_state,
@@ -23,7 +24,6 @@ from dfmsd.checkpoints import (
     save_weights,
     write_atomic,
 )
-from dfmsd.detectors import build_detector, stock_detector
 
 R10 = {"channels": (8, 16, 32, 64)}
 

@@ -16,10 +16,10 @@ from coco_folder import SHARED, box, content, picture, write
 from command_line import call, everything, refused, saved
 from PIL import Image
 
-from dfmsd import cli
-from dfmsd.cli import COMMANDS, drawings
-from dfmsd.cli.data import COMMANDS as DATA_COMMANDS
-from dfmsd.cli.terminal import unframed
+from dfmsd import __main__ as cli
+from dfmsd.__main__ import COMMANDS, drawings
+from dfmsd.data.commands import COMMANDS as DATA_COMMANDS
+from dfmsd.terminal import unframed
 
 NAMES = {"data", *COMMANDS}
 
@@ -81,7 +81,7 @@ def test_help_of_a_command_explains_every_argument(capsys, name):
 
 
 def test_help_needs_no_torch():
-    code = "import sys\nfrom dfmsd.cli import main\n"
+    code = "import sys\nfrom dfmsd.__main__ import main\n"
     code += "try: main(['--help'])\nexcept SystemExit: pass\n"
     code += "heavy = {'torch', 'torchvision', 'timm', 'matplotlib'} & set(sys.modules)\n"
     code += "sys.exit(','.join(heavy) or 0)"
@@ -393,7 +393,7 @@ def test_the_drawing_shows_as_many_boxes_as_the_line_says(capsys, tmp_path, scen
         "scores": torch.tensor([0.9, 0.5, 0.49]),
     }
     fake = lambda path, head: (lambda images: [found], {"classes": list("abcdef")})  # noqa: E731
-    monkeypatch.setattr("dfmsd.recipes.load_detector", fake)
+    monkeypatch.setattr("dfmsd.experiments.build.load_detector", fake)
     image = scenes / "val" / "000000.png"
     options = ["--checkpoint", "x", "--out", tmp_path, "--score", 0.5]
     _, out, _ = call(capsys, "predict", image, *options)

@@ -16,12 +16,11 @@ import pytest
 from command_line import call, everything, refused
 from web_server import COUNTS, closed_url, official, serve, small_archives, small_coco, zipped
 
-from dfmsd.annotations import DataError
-from dfmsd.coco import CocoDataset, check
-from dfmsd.download import archives, coco2017
-from dfmsd.download import remote as download
-from dfmsd.download.coco2017 import get_coco
-from dfmsd.download.remote import DownloadError
+from dfmsd.data import archives, coco2017, download
+from dfmsd.data.check import DataError
+from dfmsd.data.coco import CocoDataset, check
+from dfmsd.data.coco2017 import get_coco
+from dfmsd.data.download import DownloadError
 
 FILES = small_coco()
 ARCHIVES = small_archives(FILES)
@@ -172,8 +171,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from web_server import COUNTS, official, small_archives, small_coco
-from dfmsd.download import archives
-from dfmsd.download.coco2017 import get_coco
+from dfmsd.data import archives
+from dfmsd.data.coco2017 import get_coco
 archives.ARCHIVES, archives.COUNTS = official(small_archives(small_coco())), COUNTS
 replace, moved = Path.replace, []
 def killed(self, target):

@@ -17,13 +17,13 @@ import torchvision
 from coco_folder import shared
 from torchvision.models import detection
 
-from dfmsd import loading
-from dfmsd.cli import main
-from dfmsd.coco import CocoDataset
-from dfmsd.presets import resolve
-from dfmsd.presets_coco import PRESETS
-from dfmsd.recipes import load_detector
-from dfmsd.runs import execute, runs
+from dfmsd.__main__ import main
+from dfmsd.data import batches as loading
+from dfmsd.data.coco import CocoDataset
+from dfmsd.experiments.build import load_detector
+from dfmsd.experiments.presets import resolve
+from dfmsd.experiments.presets_coco import PRESETS
+from dfmsd.experiments.runs import execute, runs
 
 FEW = ("data.val_images=2", "data.curve_images=1", "train.batch_size=1", "train.save_every=1")
 PLAIN = {

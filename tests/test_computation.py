@@ -9,10 +9,10 @@ import torch
 from tiny import tiny_detector, tiny_images
 from torch import nn
 
-from dfmsd.checkpoints import load_weights, save_weights
+from dfmsd.detectors.checkpoints import load_weights, save_weights
 from dfmsd.distill import Distiller, feature_channels
-from dfmsd.engine.steps import lay_out, share_norms
 from dfmsd.loss import DFMSDLoss
+from dfmsd.training.steps import lay_out, share_norms
 
 
 def losses(student, teacher):

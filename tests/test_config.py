@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dfmsd.arms import ARMS
-from dfmsd.config import SCALES, Settings, SettingsError, flat
-from dfmsd.identity import fingerprint
-from dfmsd.presets import PRESETS, resolve
-from dfmsd.results import read_records
-from dfmsd.runs import experiment_runs
+from dfmsd.experiments.arms import ARMS
+from dfmsd.experiments.fingerprint import fingerprint
+from dfmsd.experiments.presets import PRESETS, resolve
+from dfmsd.experiments.records import read_records
+from dfmsd.experiments.runs import experiment_runs
+from dfmsd.experiments.settings import SCALES, Settings, SettingsError, flat
 
 ROOT = Path(__file__).parent.parent
 
@@ -143,7 +143,8 @@ def test_every_setting_says_what_it_is():
     import ast
     import inspect
 
-    from dfmsd import config, config_train
+    from dfmsd.experiments import config_train
+    from dfmsd.experiments import settings as config
 
     for module in (config, config_train):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
@@ -156,7 +157,7 @@ def test_every_setting_says_what_it_is():
 
 
 def test_settings_need_no_torch():
-    code = "import sys, dfmsd.presets, dfmsd.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, dfmsd.experiments.presets, dfmsd.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,8 +9,8 @@ import urllib.request
 import pytest
 from web_server import closed_url, serve
 
-from dfmsd.download import remote as module
-from dfmsd.download.remote import DownloadError, Remote, download
+from dfmsd.data import download as module
+from dfmsd.data.download import DownloadError, Remote, download
 
 DATA = random.Random(0).randbytes(3_000_000)
 PATH = "zips/a.zip"

@@ -9,8 +9,8 @@ from torch import nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.ops import stochastic_depth
 
-from dfmsd.engine.draws import ImageDraws, image_seed, step_seed
 from dfmsd.masking import spatial_keep
+from dfmsd.training.rng import ImageDraws, image_seed, step_seed
 
 SEEDS = [11, 22, 33, 44]
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from tiny import Line, TinyBatches, tiny_detector, tiny_images
 
-from dfmsd.checkpoints import CheckpointError, save_state
-from dfmsd.engine import fit
-from dfmsd.engine.draws import step_seed
-from dfmsd.engine.guard import NonFiniteLossError
-from dfmsd.engine.history import History
-from dfmsd.engine.keeping import newest
-from dfmsd.engine.optimise import Schedule, make_optimizer
+from dfmsd.detectors.checkpoints import CheckpointError, save_state
+from dfmsd.training.checkpoint import newest
+from dfmsd.training.finite import NonFiniteLossError
+from dfmsd.training.log import History
+from dfmsd.training.loop import fit
+from dfmsd.training.optim import Schedule, make_optimizer
+from dfmsd.training.rng import step_seed
 
 HERE = Path(__file__).parent
 
@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint(tmp_path):
 def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
     """Steps of 25 seconds, a checkpoint a minute: after every third."""
     clock, saved = [0.0], []
-    monkeypatch.setattr("dfmsd.engine.keeping.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("dfmsd.training.checkpoint.time.monotonic", lambda: clock[0])
 
     class Slow(TinyBatches):
         def iterate(self, *arguments):

@@ -16,9 +16,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from dfmsd import evaluation
-from dfmsd.coco import CocoDataset
-from dfmsd.evaluation import (
+from dfmsd.data.coco import CocoDataset
+from dfmsd.training import evaluation
+from dfmsd.training.evaluation import (
     KEYS,
     coco_metrics,
     detections,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from command_line import TINY, call, refused, teachers
 
-from dfmsd import runs
-from dfmsd.experiments import CHOSEN, EXPERIMENTS, HELD_OUT, MULTIPLES, Experiment, Row
-from dfmsd.results import read_records
+from dfmsd.experiments import runs
+from dfmsd.experiments.grids import CHOSEN, EXPERIMENTS, HELD_OUT, MULTIPLES, Experiment, Row
+from dfmsd.experiments.records import read_records
 
 ROOT = Path(__file__).parent.parent
 SMALL = Experiment(

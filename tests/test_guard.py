@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny import Line, TinyBatches
 
-from dfmsd.checkpoints import load_state
-from dfmsd.engine import fit
-from dfmsd.engine.guard import NonFiniteLossError, check_finite, evidence, total_loss
-from dfmsd.engine.optimise import Schedule, make_optimizer
+from dfmsd.detectors.checkpoints import load_state
+from dfmsd.training.finite import NonFiniteLossError, check_finite, evidence, total_loss
+from dfmsd.training.loop import fit
+from dfmsd.training.optim import Schedule, make_optimizer
 
 NAN = float("nan")
 

@@ -9,10 +9,10 @@ import torch
 from command_line import TINY, call, refused, teachers
 from tiny import tiny_detector
 
-from dfmsd import runs
-from dfmsd.checkpoints import read_tensors
-from dfmsd.inheritance import inherit, listing
-from dfmsd.results import read_records
+from dfmsd.detectors.checkpoints import read_tensors
+from dfmsd.detectors.inheritance import inherit, listing
+from dfmsd.experiments import runs
+from dfmsd.experiments.records import read_records
 
 
 def test_neck_and_head_compute_what_the_teachers_do():

@@ -18,12 +18,18 @@ from several import alone
 from tiny import LineDetector, TinyBatches, tiny_detector, tiny_images
 from torch import nn
 
-from dfmsd import checkpoints
-from dfmsd.checkpoints import CheckpointError, load_state, load_weights, save_state, save_weights
-from dfmsd.engine.keeping import Keeper, found, newest
-from dfmsd.engine.optimise import Schedule
-from dfmsd.recipes import load_detector, save_detector
+from dfmsd.detectors import checkpoints
+from dfmsd.detectors.checkpoints import (
+    CheckpointError,
+    load_state,
+    load_weights,
+    save_state,
+    save_weights,
+)
+from dfmsd.experiments.build import load_detector, save_detector
 from dfmsd.stages import Stage, run_stages
+from dfmsd.training.checkpoint import Keeper, found, newest
+from dfmsd.training.optim import Schedule
 
 
 def export(model, path, **place):
@@ -138,7 +144,7 @@ def test_a_run_begun_under_the_old_name_goes_on(tmp_path):
 
 def test_when_a_checkpoint_is_due(tmp_path, monkeypatch):
     clock = [1000.0]
-    monkeypatch.setattr("dfmsd.engine.keeping.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("dfmsd.training.checkpoint.time.monotonic", lambda: clock[0])
     every, hourly, never = keeper(tmp_path, steps=3), keeper(tmp_path, minutes=60), keeper(tmp_path)
     assert [every.due(done, pause=False) for done in (1, 2, 3, 6)] == [False, False, True, True]
     assert [kept.due(1, pause=True) for kept in (every, hourly, never)] == [True, True, False]

@@ -14,7 +14,7 @@ from collections import Counter
 import pytest
 import torch
 
-from dfmsd.loading import Augmented, Batches, StepSampler, augmentation, collate
+from dfmsd.data.batches import Augmented, Batches, StepSampler, augmentation, collate
 
 BOXES = [[6, 4, 22, 14], [30, 20, 47, 33], [50, 2, 58, 38]]  # one per colour channel
 LABELS = [5, 1, 3]
@@ -435,7 +435,7 @@ def test_loader_processes_leave_signals_to_the_one_that_trains():
 
 FORGETFUL = """
 import torch
-from dfmsd.loading import Batches
+from dfmsd.data.batches import Batches
 
 class Noise(torch.utils.data.Dataset):
     def __len__(self):

@@ -9,11 +9,11 @@ import torch
 import torchvision
 from tiny import tiny_detector, tiny_images
 
-from dfmsd.checkpoints import load_mmdet, load_weights, save_weights
+from dfmsd.detectors.checkpoints import load_mmdet, load_weights, save_weights
+from dfmsd.detectors.mmdet import build_teacher
+from dfmsd.detectors.mmdet.shapes import describe, their_name
 from dfmsd.distill import Distiller, feature_channels
 from dfmsd.loss import DFMSDLoss
-from dfmsd.mmdet import build_teacher
-from dfmsd.mmdet.shapes import describe, their_name
 
 TINY = {"width": 8, "depths": (2, 2, 2, 2), "heads": (1, 2, 2, 4), "window": 5}
 SHALLOW = {"depths": (2, 1, 1, 1)}

@@ -14,11 +14,11 @@ from command_line import TINY as TINY_JOB
 from command_line import call, refused
 from tiny import tiny_detector
 
-from dfmsd.checkpoints import CheckpointError, load_mmdet, read_metadata
+from dfmsd.detectors.checkpoints import CheckpointError, load_mmdet, read_metadata
+from dfmsd.detectors.mmdet.config_text import read_config, settings
 from dfmsd.distill import Distiller, feature_channels
+from dfmsd.experiments.build import load_detector
 from dfmsd.loss import DFMSDLoss
-from dfmsd.mmdet.text import read_config, settings
-from dfmsd.recipes import load_detector
 
 TINY = {"width": 8, "depths": (1, 1, 2, 1), "heads": (1, 2, 2, 4), "window": 3}
 SHALLOW = {"depths": (1, 1, 1, 1)}

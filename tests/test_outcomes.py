@@ -10,8 +10,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from dfmsd.experiments import EXPERIMENTS, Experiment, Row
-from dfmsd.outcomes import (
+from dfmsd.experiments.grids import EXPERIMENTS, Experiment, Row
+from dfmsd.experiments.outcomes import (
     Gain,
     against,
     arm_outcomes,
@@ -22,8 +22,8 @@ from dfmsd.outcomes import (
     interval,
     quantile,
 )
-from dfmsd.presets import resolve
-from dfmsd.tables import (
+from dfmsd.experiments.presets import resolve
+from dfmsd.experiments.tables import (
     ap_by_arm,
     detail_table,
     findings,

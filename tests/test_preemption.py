@@ -14,12 +14,12 @@ import torch
 from command_line import TINY, teachers
 from tiny import Line, TinyBatches
 
-from dfmsd.cli.terminal import run
-from dfmsd.engine import fit
-from dfmsd.engine.keeping import newest
-from dfmsd.engine.optimise import Schedule, make_optimizer
-from dfmsd.preemption import STATUS, PreemptedError, Stop, stop_signals
-from dfmsd.results import read_records
+from dfmsd.experiments.records import read_records
+from dfmsd.terminal import run
+from dfmsd.training.checkpoint import newest
+from dfmsd.training.loop import fit
+from dfmsd.training.optim import Schedule, make_optimizer
+from dfmsd.training.signals import STATUS, PreemptedError, Stop, stop_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -11,15 +11,15 @@ from accelerate import Accelerator
 from command_line import TINY, call, everything, refused, teachers
 from tiny import tiny_detector, tiny_images
 
-from dfmsd import preflight
 from dfmsd.align import alignment_loss
 from dfmsd.distill import Distiller, feature_channels
-from dfmsd.engine import Schedule, make_optimizer
+from dfmsd.experiments import preflight
+from dfmsd.experiments.build import save_detector
+from dfmsd.experiments.preflight import examine, wanted
+from dfmsd.experiments.presets import resolve
+from dfmsd.experiments.profile import balance, cost, level_statistics, seen_features
 from dfmsd.loss import DFMSDLoss
-from dfmsd.preflight import examine, wanted
-from dfmsd.presets import resolve
-from dfmsd.probes import balance, cost, level_statistics, seen_features
-from dfmsd.recipes import save_detector
+from dfmsd.training.optim import Schedule, make_optimizer
 
 
 def pair():

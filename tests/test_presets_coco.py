@@ -9,16 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dfmsd import cli, presets
-from dfmsd.arms import ARMS
-from dfmsd.cli.terminal import parse
+from dfmsd import __main__ as cli
 from dfmsd.distill import feature_channels
-from dfmsd.preflight import Preflight, _teacher
-from dfmsd.presets import PRESETS, resolve
-from dfmsd.presets_coco import PRESETS as COCO
-from dfmsd.presets_coco import require
-from dfmsd.recipes import arm_stages, detector_for
-from dfmsd.teachers import teacher
+from dfmsd.experiments import presets
+from dfmsd.experiments.arms import ARMS
+from dfmsd.experiments.build import arm_stages, detector_for
+from dfmsd.experiments.preflight import Preflight, _teacher
+from dfmsd.experiments.presets import PRESETS, resolve
+from dfmsd.experiments.presets_coco import PRESETS as COCO
+from dfmsd.experiments.presets_coco import require
+from dfmsd.experiments.teachers import teacher
+from dfmsd.terminal import parse
 
 
 def test_the_command_line_offers_every_preset():

@@ -14,10 +14,10 @@ import torchvision
 from command_line import call, refused
 from torchvision.models import get_model_weights
 
-from dfmsd.backbones import build_backbone
+from dfmsd.detectors.backbones import build_backbone
+from dfmsd.detectors.pretrained import hub_state
 from dfmsd.distill import feature_channels
-from dfmsd.pretrained import hub_state
-from dfmsd.recipes import load_detector
+from dfmsd.experiments.build import load_detector
 
 COCO = {
     "fasterrcnn_resnet50_fpn_v2": 46.7,
@@ -82,7 +82,7 @@ def test_only_published_trunks_have_a_hub():
 
 TIMM = """
 import torch, timm
-from dfmsd.backbones import build_backbone
+from dfmsd.detectors.backbones import build_backbone
 torch.manual_seed(1)
 body = build_backbone("timm:resnet10t", weights="hub").body
 state = torch.load("whole.pth", weights_only=True)

@@ -19,22 +19,22 @@ from several import alone, launch, together
 from tiny import CNN, Line, LineDetector, TinyBatches, tiny_detector, tiny_images
 
 from dfmsd.baselines import BASELINES
-from dfmsd.checkpoints import load_weights, save_weights
-from dfmsd.detectors import build_detector
+from dfmsd.data.batches import Batches
+from dfmsd.data.scenes import SceneDataset
+from dfmsd.detectors.build import build_detector
+from dfmsd.detectors.checkpoints import load_weights, save_weights
 from dfmsd.distill import Distiller, feature_channels
-from dfmsd.engine import fit
-from dfmsd.engine.guard import NonFiniteLossError
-from dfmsd.engine.keeping import found, newest
-from dfmsd.engine.optimise import Schedule, make_optimizer
-from dfmsd.evaluation import evaluate_detector
-from dfmsd.loading import Batches
+from dfmsd.experiments.build import save_detector
+from dfmsd.experiments.records import read_records
 from dfmsd.loss import DFMSDLoss
-from dfmsd.preemption import PreemptedError, stop_signals
-from dfmsd.recipes import save_detector
-from dfmsd.results import read_records
 from dfmsd.stages import Stage, run_stages
-from dfmsd.synthetic import SceneDataset
 from dfmsd.together import nobody_lost
+from dfmsd.training.checkpoint import found, newest
+from dfmsd.training.evaluation import evaluate_detector
+from dfmsd.training.finite import NonFiniteLossError
+from dfmsd.training.loop import fit
+from dfmsd.training.optim import Schedule, make_optimizer
+from dfmsd.training.signals import PreemptedError, stop_signals
 
 ROOT = Path(__file__).parent.parent
 
@@ -369,8 +369,8 @@ def test_a_process_that_is_killed_ends_torchrun_and_the_job_continues(tmp_path):
 
 NOTEBOOK = """
 from accelerate import notebook_launcher
-from dfmsd.presets import resolve
-from dfmsd.runs import execute_all
+from dfmsd.experiments.presets import resolve
+from dfmsd.experiments.runs import execute_all
 
 settings = resolve("scenes", {options!r})
 notebook_launcher(execute_all, (settings,), num_processes=2, use_port="{port}")

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from dfmsd.progress import Progress, clock
+from dfmsd.training.progress import Progress, clock
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65.4, "1:05"), (3725, "1:02:05")])

@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny import tiny_images
 
-from dfmsd.cli import COMMANDS
-from dfmsd.cli.data import COMMANDS as DATA_COMMANDS
-from dfmsd.outcomes import against, experiment_outcomes
-from dfmsd.presets import resolve
-from dfmsd.results import read_folder
-from dfmsd.tables import gains_table, outcomes_table
+from dfmsd.__main__ import COMMANDS
+from dfmsd.data.commands import COMMANDS as DATA_COMMANDS
+from dfmsd.experiments.outcomes import against, experiment_outcomes
+from dfmsd.experiments.presets import resolve
+from dfmsd.experiments.records import read_folder
+from dfmsd.experiments.tables import gains_table, outcomes_table
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

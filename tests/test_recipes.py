@@ -12,14 +12,12 @@ import torch
 from command_line import saved
 from tiny import tiny_detector, tiny_images
 
-from dfmsd.arms import ARMS
 from dfmsd.baselines import BASELINES
-from dfmsd.checkpoints import CheckpointError, read_metadata, read_tensors
-from dfmsd.config import Train
+from dfmsd.data.scenes import SceneDataset, write_coco
+from dfmsd.detectors.checkpoints import CheckpointError, read_metadata, read_tensors
 from dfmsd.distill import Distiller
-from dfmsd.loss import DFMSDLoss
-from dfmsd.presets import resolve
-from dfmsd.recipes import (
+from dfmsd.experiments.arms import ARMS
+from dfmsd.experiments.build import (
     VAL_SEED,
     arm_stages,
     batches,
@@ -34,8 +32,10 @@ from dfmsd.recipes import (
     schedule,
     shown_size,
 )
-from dfmsd.synthetic import SceneDataset, write_coco
-from dfmsd.teachers import teacher, teacher_run
+from dfmsd.experiments.presets import resolve
+from dfmsd.experiments.settings import Train
+from dfmsd.experiments.teachers import teacher, teacher_run
+from dfmsd.loss import DFMSDLoss
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["data.size=64", "student.fpn_channels=32", "train.steps=4", "method.carry=true"]
@@ -169,7 +169,7 @@ def test_records_go_where_the_settings_say():
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet", "fcos"])
 def test_a_saved_detector_finds_the_same(tmp_path, kind):
-    from dfmsd.recipes import save_detector
+    from dfmsd.experiments.build import save_detector
 
     settings = resolve("scenes", [f"student.kind={kind}", "student.fpn_channels=32"])
     torch.manual_seed(1)
@@ -188,8 +188,8 @@ def test_a_saved_detector_finds_the_same(tmp_path, kind):
 
 
 def test_stock_detectors_load_too(tmp_path):
-    from dfmsd.detectors import stock_detector
-    from dfmsd.recipes import save_detector
+    from dfmsd.detectors.build import stock_detector
+    from dfmsd.experiments.build import save_detector
 
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     model = stock_detector(name, num_classes=3)

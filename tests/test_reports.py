@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dfmsd.experiments import EXPERIMENTS
-from dfmsd.outcomes import Outcome, experiment_outcomes
-from dfmsd.published import abstracts_table, pairs_table, published_sizes_table
-from dfmsd.reports import (
+from dfmsd.experiments.grids import EXPERIMENTS
+from dfmsd.experiments.outcomes import Outcome, experiment_outcomes
+from dfmsd.experiments.published import abstracts_table, pairs_table, published_sizes_table
+from dfmsd.experiments.records import read_folder, read_records
+from dfmsd.experiments.reports import (
     cost_table,
     experiment_report,
     provenance,
@@ -18,7 +19,6 @@ from dfmsd.reports import (
     weights_grid,
     weights_table,
 )
-from dfmsd.results import read_folder, read_records
 
 ROOT = Path(__file__).parent.parent
 RECORDS = read_folder(ROOT / "data/results")

@@ -8,8 +8,8 @@ import statistics
 
 import pytest
 
-from dfmsd.arms import ARMS
-from dfmsd.results import (
+from dfmsd.experiments.arms import ARMS
+from dfmsd.experiments.records import (
     RecordError,
     append_record,
     environment,
@@ -19,7 +19,7 @@ from dfmsd.results import (
     select,
     spread,
 )
-from dfmsd.tables import ap_by_arm, arms_table, paper_table
+from dfmsd.experiments.tables import ap_by_arm, arms_table, paper_table
 
 
 def test_append_and_read(tmp_path):

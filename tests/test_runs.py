@@ -15,16 +15,17 @@ import torch
 from coco_folder import box, content, write
 from command_line import TINY, call, everything, refused, teachers
 
-from dfmsd import runs, training
-from dfmsd import teachers as teachers_module
-from dfmsd.checkpoints import read_tensors
-from dfmsd.cli import main
-from dfmsd.engine import steps
-from dfmsd.engine.keeping import newest
-from dfmsd.evaluation import KEYS
-from dfmsd.identity import fingerprint
-from dfmsd.presets import resolve
-from dfmsd.results import PACKAGES, read_records
+from dfmsd.__main__ import main
+from dfmsd.detectors.checkpoints import read_tensors
+from dfmsd.experiments import runs
+from dfmsd.experiments import teachers as teachers_module
+from dfmsd.experiments import train as training
+from dfmsd.experiments.fingerprint import fingerprint
+from dfmsd.experiments.presets import resolve
+from dfmsd.experiments.records import PACKAGES, read_records
+from dfmsd.training import steps
+from dfmsd.training.checkpoint import newest
+from dfmsd.training.evaluation import KEYS
 
 JOB = ("distill", "scenes", *TINY)
 

@@ -8,9 +8,9 @@ import types
 import pytest
 from tiny import LineDetector, TinyBatches
 
-from dfmsd.engine.history import tensorboard
-from dfmsd.engine.optimise import Schedule
 from dfmsd.stages import Stage, run_stages
+from dfmsd.training.log import tensorboard
+from dfmsd.training.optim import Schedule
 
 
 class Writer:

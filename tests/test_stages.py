@@ -10,14 +10,14 @@ import torch
 from tiny import TinyBatches, tiny_detector
 
 from dfmsd import stages as module
-from dfmsd.checkpoints import CheckpointError, save_state
+from dfmsd.detectors.checkpoints import CheckpointError, save_state
 from dfmsd.distill import Distiller, feature_channels
-from dfmsd.engine.draws import step_seed
-from dfmsd.engine.history import History
-from dfmsd.engine.keeping import newest
-from dfmsd.engine.optimise import Schedule
 from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage, run_stages
+from dfmsd.training.checkpoint import newest
+from dfmsd.training.log import History
+from dfmsd.training.optim import Schedule
+from dfmsd.training.rng import step_seed
 
 STEPS, LR = 3, 1e-2
 

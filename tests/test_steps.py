@@ -9,12 +9,12 @@ from tiny import tiny_images
 from torch import nn
 
 from dfmsd.baselines import MGD, FitNet
-from dfmsd.detectors import build_detector
+from dfmsd.detectors.build import build_detector
 from dfmsd.distill import Distiller, feature_channels
-from dfmsd.engine import fit
-from dfmsd.engine.optimise import Schedule, make_optimizer
-from dfmsd.engine.steps import Place, backward, parts, to_device
 from dfmsd.loss import DFMSDLoss
+from dfmsd.training.loop import fit
+from dfmsd.training.optim import Schedule, make_optimizer
+from dfmsd.training.steps import Place, backward, parts, to_device
 
 CNN = {"channels": [8, 16, 24, 32]}
 
@@ -140,7 +140,7 @@ def test_fit_in_parts_is_fit():
 
 
 def test_a_loss_that_a_part_does_not_bear_stops_before_its_gradient():
-    from dfmsd.engine.guard import NonFiniteLossError
+    from dfmsd.training.finite import NonFiniteLossError
 
     class Second(nn.Module):
         def __init__(self):

@@ -15,10 +15,10 @@ import torch
 from several import alone, start
 from tiny import LineDetector, TinyBatches
 
-from dfmsd.checkpoints import load_state, load_weights, save_weights
-from dfmsd.engine.keeping import found
-from dfmsd.engine.optimise import Schedule
+from dfmsd.detectors.checkpoints import load_state, load_weights, save_weights
 from dfmsd.stages import Stage, run_stages
+from dfmsd.training.checkpoint import found
+from dfmsd.training.optim import Schedule
 
 
 def export(model, path, **place):

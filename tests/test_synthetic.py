@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from dfmsd import synthetic
-from dfmsd.coco import CocoDataset
-from dfmsd.synthetic import CLASSES, SceneDataset, draw_object, render, write_coco
+from dfmsd.data import scenes as synthetic
+from dfmsd.data.coco import CocoDataset
+from dfmsd.data.scenes import CLASSES, SceneDataset, draw_object, render, write_coco
 
 
 def generator(*seed):

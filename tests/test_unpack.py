@@ -13,9 +13,9 @@ import pytest
 from command_line import everything
 from web_server import zipped
 
-from dfmsd.annotations import DataError
-from dfmsd.download import unpack as module
-from dfmsd.download.unpack import unpack
+from dfmsd.data import unpack as module
+from dfmsd.data.check import DataError
+from dfmsd.data.unpack import unpack
 
 FILES = {f"val/{n}.jpg": random.Random(n).randbytes(500) + bytes(500 * n) for n in range(1, 6)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dfmsd.detectors import build_detector
+from dfmsd.detectors.build import build_detector
 
 CNN = {"channels": [8, 16, 24, 32]}
 
@@ -41,7 +41,7 @@ def tiny_images(count=2, size=64, seed=0):
 
 
 class TinyBatches:
-    """Batches that are a function of the step, like `dfmsd.loading.Batches`."""
+    """Batches that are a function of the step, like `dfmsd.data.batches.Batches`."""
 
     def __init__(self, count=2):
         self.count = count

@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from coco_folder import box, content, picture
 
-from dfmsd.download import archives
-from dfmsd.download.archives import Archive
+from dfmsd.data import archives
+from dfmsd.data.archives import Archive
 
 
 class Site:

@@ -11,7 +11,7 @@ from dfmsd.viz.charts import bars_figure, curves_figure, stacked_figure
 from dfmsd.viz.intervals import differences_figure, tradeoff_figure
 from dfmsd.viz.keeps import keep_masks_figure, masks_figure
 from dfmsd.viz.maps import feature_maps_figure, heat_over_image, levels_figure
-from dfmsd.viz.overlays import detections_figure, pictures_figure, regions_figure, scene_sheet
+from dfmsd.viz.pictures import detections_figure, pictures_figure, regions_figure, scene_sheet
 from dfmsd.viz.plots import channels_figure, histograms_figure, matrix_figure, scatter_figure
 from dfmsd.viz.spectra import spectrum_figure
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd.align import Context, standardise
-from dfmsd.backbones import frozen_modes
+from dfmsd.detectors.backbones import frozen_modes
 from dfmsd.distill import strided_levels, tap
 from dfmsd.enhance import high_frequency, pool_energy, region_energy, strengthen
 from dfmsd.masking import Select, spatial_attention, spatial_keep

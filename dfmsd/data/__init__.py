@@ -1,0 +1,1 @@
+"""COCO-format folders and generated scenes: read, checked, downloaded, and grouped in batches."""

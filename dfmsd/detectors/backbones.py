@@ -1,0 +1,235 @@
+"""A torchvision or timm trunk with a feature pyramid: image batch -> feature maps by level.
+
+CNN trunks go through torchvision's own `BackboneWithFPN`, so that their weights load into plain
+torchvision (and timm) classes; Swin and other timm trunks through a small body of ours that gives
+channels-first maps. Strides are measured by running the trunk, never looked up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from timm.utils.model import freeze_batch_norm_2d
+from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.swin_transformer import SwinTransformer
+from torchvision.ops import FeaturePyramidNetwork, Permute
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from dfmsd.detectors.pretrained import load_trunk
+
+_PROBE = 256  # pixels
+
+
+@contextmanager
+def frozen_modes(module: nn.Module) -> Iterator[nn.Module]:
+    """Context in which `module` is in eval mode and without gradients; every mode is restored."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield module
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def conv_stem(embed_dim: int) -> nn.Sequential:
+    """Return a stride-4 convolutional stem (N, 3, H, W) -> (N, H/4, W/4, embed_dim) for a Swin.
+
+    Choice: in place of the 4x4 patch embedding, because a small Swin then learns from scratch
+    within a few hundred iterations (measured in the feasibility study).
+    """
+    half = embed_dim // 2
+    return nn.Sequential(
+        nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(half),
+        nn.GELU(),
+        nn.Conv2d(half, half, 3, padding=1, bias=False),
+        nn.BatchNorm2d(half),
+        nn.GELU(),
+        nn.Conv2d(half, embed_dim, 3, stride=2, padding=1),
+        Permute([0, 2, 3, 1]),
+        nn.LayerNorm(embed_dim),
+    )
+
+
+class SwinBody(nn.Module):
+    """A torchvision Swin's stages, one LayerNorm an output, as channels-first maps.
+
+    Source: mmdetection's output norms (`norm0` .. `norm3`), as the blocks are pre-norm.
+    """
+
+    def __init__(self, features: nn.Sequential, levels: Mapping[int, tuple[str, int]]) -> None:
+        """Keep the children of `features` up to the last of `levels` (stride -> name, channels)."""
+        super().__init__()
+        last = max(int(name) for name, _ in levels.values())
+        self.features = features[: last + 1]
+        self.returned = [name for name, _ in levels.values()]
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _, channels in levels.values())
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Return maps "0", "1", ... (N, C, H/stride, W/stride) of images (N, 3, H, W)."""
+        outputs: OrderedDict[str, Tensor] = OrderedDict()
+        for name, layer in self.features.named_children():
+            images = layer(images)
+            if name in self.returned:
+                index = self.returned.index(name)
+                outputs[str(index)] = self.norms[index](images).permute(0, 3, 1, 2).contiguous()
+        return outputs
+
+
+class TimmBody(nn.Module):
+    """A timm `features_only` trunk as channels-first maps."""
+
+    def __init__(self, features: nn.Module, channels_last: bool) -> None:
+        """Wrap `features`; `channels_last` says that its maps are (N, H, W, C)."""
+        super().__init__()
+        self.features = features
+        self.channels_last = channels_last
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Return maps "0", "1", ... (N, C, H/stride, W/stride) of images (N, 3, H, W)."""
+        maps = self.features(images)
+        if self.channels_last:
+            maps = [level.permute(0, 3, 1, 2).contiguous() for level in maps]
+        return OrderedDict((str(index), level) for index, level in enumerate(maps))
+
+
+def measure_children(
+    module: nn.Module, *, channels_last: bool = False
+) -> dict[int, tuple[str, int]]:
+    """Return stride -> (name, channels) of the last child of `module` at each stride.
+
+    The children are run in turn on a zero image, up to the pooling. `channels_last` says that they
+    give (N, H, W, C).
+    """
+    x = torch.zeros(1, 3, _PROBE, _PROBE)
+    levels: dict[int, tuple[str, int]] = {}
+    with frozen_modes(module):
+        for name, child in module.named_children():
+            x = child(x)
+            if x.dim() != 4 or x.shape[2] == 1:
+                break
+            levels[_PROBE // x.shape[2]] = (name, x.shape[-1 if channels_last else 1])
+    return levels
+
+
+def select_levels(levels: Mapping[int, Any], strides: Sequence[int], trunk: str) -> dict[int, Any]:
+    """Return the entries of `levels` at `strides`, in that order; ValueError when one lacks."""
+    absent = [stride for stride in strides if stride not in levels]
+    if absent or not strides or list(strides) != sorted(set(strides)):
+        offer = f"increasing strides out of {sorted(levels)}"
+        raise ValueError(f"strides={tuple(strides)} of trunk {trunk!r}: expected {offer}")
+    return {stride: levels[stride] for stride in strides}
+
+
+def _swin(arguments: dict[str, Any]) -> SwinTransformer:
+    """Return torchvision's SwinTransformer from own arguments, `stem="conv"` included."""
+    settings = {"patch_size": [4, 4], "stochastic_depth_prob": 0.05} | arguments
+    stem = settings.pop("stem", "patch")
+    if stem not in ("patch", "conv"):
+        raise ValueError(f"stem={stem!r}: expected 'patch' or 'conv'")
+    window = settings.get("window_size", 6)
+    settings["window_size"] = [window] * 2 if isinstance(window, int) else window
+    model = SwinTransformer(**settings)
+    if stem == "conv":
+        model.features[0] = conv_stem(settings["embed_dim"])
+    return model
+
+
+def _timm_body(
+    name: str, strides: Sequence[int], arguments: dict[str, Any]
+) -> tuple[nn.Module, None, list[int]]:
+    """Return (body, None, channels by level) of any timm trunk that offers `features_only`."""
+    settings = arguments | {"features_only": True}
+    try:  # timm's Swin takes other input sizes only when told so at its construction
+        features = timm.create_model(name, pretrained=False, strict_img_size=False, **settings)
+        settings["strict_img_size"] = False
+    except TypeError:
+        features = timm.create_model(name, pretrained=False, **settings)
+    with frozen_modes(features):
+        shapes = [level.shape for level in features(torch.zeros(1, 3, _PROBE, _PROBE))]
+    channels = features.feature_info.channels()
+    last = all(s[1] == s[2] and s[3] == c for s, c in zip(shapes, channels, strict=True))
+    levels = {_PROBE // shape[2]: index for index, shape in enumerate(shapes)}
+    chosen = select_levels(levels, strides, f"timm:{name}")
+    indices = [features.feature_info.out_indices[i] for i in chosen.values()]
+    features = timm.create_model(name, pretrained=False, out_indices=tuple(indices), **settings)
+    return TimmBody(features, last), None, [channels[index] for index in chosen.values()]
+
+
+def _cut(
+    trunk: str, strides: Sequence[int], arguments: dict[str, Any]
+) -> tuple[nn.Module, dict[str, str] | None, list[int]]:
+    """Return (trunk or body, layers for BackboneWithFPN or None if a body, channels by level)."""
+    family, _, name = trunk.partition(":")
+    if trunk == "swin":
+        model: nn.Module = _swin(arguments)
+    elif family == "torchvision" and name in torchvision.models.list_models(torchvision.models):
+        model = torchvision.models.get_model(name, weights=None, **arguments)
+    elif family == "timm" and timm.is_model(name):
+        if not timm.models.model_entrypoint(name).__module__.endswith(".resnet"):
+            return _timm_body(name, strides, arguments)
+        model = timm.create_model(name, pretrained=False, **arguments)
+    else:
+        raise ValueError(f"trunk={trunk!r}: expected 'swin', torchvision:NAME or timm:NAME, known")
+    if isinstance(model, SwinTransformer):
+        found = measure_children(model.features, channels_last=True)
+        levels = select_levels(found, strides, trunk)
+        return SwinBody(model.features, levels), None, [c for _, c in levels.values()]
+    model = model.features if isinstance(getattr(model, "features", None), nn.Sequential) else model
+    levels = select_levels(measure_children(model), strides, trunk)
+    layers = {layer: str(index) for index, (layer, _) in enumerate(levels.values())}
+    return model, layers, [c for _, c in levels.values()]
+
+
+def build_backbone(
+    trunk: str,
+    *,
+    strides: Sequence[int] = (4, 8, 16, 32),
+    channels: int = 64,
+    extra: str | None = "pool",
+    trunk_arguments: Mapping[str, Any] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    frozen_norm: bool = False,
+) -> nn.Module:
+    """Return a backbone (N, 3, H, W) -> OrderedDict of maps (N, channels, H/stride, W/stride).
+
+    Args:
+        trunk: "torchvision:NAME", "timm:NAME", or "swin" (torchvision's SwinTransformer from
+            `trunk_arguments`: embed_dim, depths, num_heads, window_size, stem="patch"|"conv").
+        strides: the trunk's strides that enter the pyramid, increasing.
+        channels: of every pyramid level; also the attribute `out_channels`.
+        extra: "pool" adds one level by subsampling, "p6p7" two by convolution of the last level.
+        trunk_arguments: passed on to the trunk's constructor.
+        weights: file with the state dict of the trunk's classifier, or "hub" to fetch it.
+        frozen_norm: turn the trunk's batch norms into FrozenBatchNorm2d (small batches).
+
+    Raises:
+        ValueError: unknown trunk, stride or extra; a weight file that does not cover the trunk.
+    """
+    if extra not in (None, "pool", "p6p7"):
+        raise ValueError(f"extra={extra!r}: expected 'pool', 'p6p7' or None")
+    p6p7 = LastLevelP6P7(channels, channels) if extra == "p6p7" else None
+    block = LastLevelMaxPool() if extra == "pool" else p6p7
+    model, layers, widths = _cut(trunk, strides, dict(trunk_arguments or {}))
+    if layers is None:
+        fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=block)
+        backbone: nn.Module = nn.Sequential(OrderedDict(body=model, fpn=fpn))
+        backbone.out_channels = channels
+    else:
+        backbone = BackboneWithFPN(model, layers, widths, channels, extra_blocks=block)
+        backbone.fpn.extra_blocks = block  # the class puts a pooling level where None was asked
+    if weights is not None:
+        load_trunk(getattr(backbone.body, "features", backbone.body), weights, trunk)
+    if frozen_norm:
+        freeze_batch_norm_2d(backbone.body)
+    return backbone

@@ -1,0 +1,165 @@
+"""Files that are whole or absent: atomic writing, safe reading, strict loading with one clear line.
+
+Weights to ship go into safetensors with JSON metadata; the engine's training state (optimiser,
+counters, generators) into one `torch.save` file. Nothing is read by unpickling code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dfmsd.detectors.mmdet import load_mmdet as load_mmdet  # its readers look for it here
+from dfmsd.detectors.strict import CheckpointError, load_state, mismatch
+
+PathLike = str | os.PathLike[str]
+_METADATA = "dfmsd"  # the one safetensors metadata key, holding JSON
+_STATISTICS = ("running_mean", "running_var")
+
+
+@contextmanager
+def named(path: PathLike) -> Iterator[None]:
+    """Context in which an error of the system that names no file (disk full) names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextmanager
+def atomic_file(path: PathLike) -> Iterator[BinaryIO]:
+    """Context with a binary handle whose content replaces file `path` at the end.
+
+    The content is on the disk before the name changes; an error leaves the old file as it was.
+    Missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with named(path), temporary.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: PathLike, content: bytes | str) -> None:
+    """Write `content` (text as UTF-8) to `path`: the old or the new content, never a part."""
+    with atomic_file(path) as handle:
+        handle.write(content.encode() if isinstance(content, str) else content)
+
+
+def save_state(state: Mapping[str, Any], path: PathLike) -> None:
+    """Write a training state (tensors, numbers, text, lists, dicts) to `path`, atomically."""
+    with atomic_file(path) as handle:
+        try:
+            torch.save(dict(state), handle)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides "no space left on device"
+                raise error.__context__ from None
+            raise
+
+
+def _stored(key: str, value: Tensor, half: bool) -> Tensor:
+    """Return the tensor to write; fp16 only where asked and where the numbers bear it."""
+    value = value.detach().cpu().contiguous()
+    if not half or value.dtype != torch.float32 or key.endswith(_STATISTICS):
+        return value.clone()
+    if value.numel() and value.abs().max() > torch.finfo(torch.float16).max:
+        raise ValueError(f"half=True: {key} holds values beyond fp16, expected at most 65504")
+    return value.half()
+
+
+def save_weights(
+    model: nn.Module, path: PathLike, metadata: Mapping[str, Any], *, half: bool = False
+) -> None:
+    """Write the state dict of `model` to safetensors file `path`, atomically.
+
+    Args:
+        model: any module.
+        path: the file, usually `.safetensors`.
+        metadata: anything JSON can hold (recipe, classes, hashes), given back by `read_metadata`.
+        half: store float32 tensors as float16, running statistics excepted: their variances span
+            more than fp16 does. Loading gives float32 again.
+
+    Raises:
+        ValueError: metadata that JSON cannot hold, or values too big for `half`.
+    """
+    try:
+        text = json.dumps(dict(metadata))
+    except TypeError as error:
+        raise ValueError(f"metadata: expected JSON values, {error}") from error
+    tensors = {key: _stored(key, value, half) for key, value in model.state_dict().items()}
+    write_atomic(path, safetensors.torch.save(tensors, {"format": "pt", _METADATA: text}))
+
+
+def read_tensors(path: PathLike) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, or of a `.pth`/`.pt` state dict, on the CPU.
+
+    A state dict inside {"state_dict": ...} or {"model": ...} is taken out. Raises CheckpointError
+    when the file is absent, cut short or something else.
+    """
+    if Path(path).suffix in (".pth", ".pt"):
+        state = load_state(path)
+        for key in ("state_dict", "model"):
+            state = state[key] if isinstance(state.get(key), dict) else state
+    else:
+        try:
+            state = safetensors.torch.load_file(path)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: no such file") from None
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise CheckpointError(f"{path}: expected tensors only, found other values {foreign[:3]}")
+    return state
+
+
+def read_metadata(path: PathLike) -> dict[str, Any]:
+    """Return the metadata given to `save_weights`; {} for a `.pth` or a file of other origin."""
+    if Path(path).suffix in (".pth", ".pt"):
+        return {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: no readable metadata ({error})") from error
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Load a state dict into `model`, every key and shape exactly.
+
+    Raises CheckpointError, on one line beginning with `origin`, before `model` is touched.
+    """
+    difference = mismatch(model.state_dict(), tensors)
+    if difference:
+        raise CheckpointError(f"{origin}: does not fit {type(model).__name__}: {difference}")
+    model.load_state_dict(tensors, strict=True)
+
+
+def load_weights(model: nn.Module, path: PathLike) -> dict[str, Any]:
+    """Load the file's tensors into `model`, every key and shape exactly, and return its metadata.
+
+    Reads what `save_weights` wrote, and `.pth` state dicts. Raises CheckpointError, on one line
+    with the file and the first keys, before `model` is touched.
+    """
+    tensors, metadata = read_tensors(path), read_metadata(path)
+    load_tensors(model, tensors, str(path))
+    return metadata

@@ -1,0 +1,127 @@
+"""A trunk and a feature pyramid that teach, and detect nothing."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops.feature_pyramid_network import (
+    ExtraFPNBlock,
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+)
+
+from dfmsd.detectors.build import KeepSizeTransform
+from dfmsd.detectors.mmdet.swin import swin_body
+
+
+class ExtraConvs(ExtraFPNBlock):
+    """Levels on top of a pyramid by strided convolutions, as mmdetection's `add_extra_convs`."""
+
+    def __init__(self, inputs: int, channels: int, *, count: int, source: str, relu: bool) -> None:
+        """Make `count` convolutions.
+
+        Args:
+            inputs: channels of the map that the first one reads.
+            channels: of the pyramid.
+            count: how many levels.
+            source: "input", the trunk's last map, or "output", the pyramid's.
+            relu: ReLU before the second and later ones.
+        """
+        super().__init__()
+        widths = [inputs] + [channels] * (count - 1)
+        self.convs = nn.ModuleList(nn.Conv2d(width, channels, 3, 2, 1) for width in widths)
+        self.source, self.relu = source, relu
+
+    def forward(
+        self, results: list[Tensor], inputs: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        """Return `results` and `names` with the new levels; `inputs` are the trunk's maps."""
+        last = inputs[-1] if self.source == "input" else results[-1]
+        for number, conv in enumerate(self.convs):
+            last = conv(relu(last) if self.relu and number else last)
+            results.append(last)
+            names.append(f"extra{number}")
+        return results, names
+
+
+class Pyramid(nn.Module):
+    """A trunk and its feature pyramid: (N, 3, H, W) → maps by stride."""
+
+    def __init__(self, body: nn.Module, fpn: nn.Module, strides: Sequence[int]) -> None:
+        """Put `fpn` on top of `body`; `strides` are those of all its levels, in order."""
+        super().__init__()
+        self.body, self.fpn, self.strides = body, fpn, list(strides)
+
+    def forward(self, images: Tensor) -> OrderedDict[int, Tensor]:
+        """Return stride → (N, C, H/stride, W/stride) of normalised `images` (N, 3, H, W)."""
+        levels = self.fpn(self.body(images))
+        return OrderedDict(zip(self.strides, levels.values(), strict=True))
+
+
+class FeatureTeacher(nn.Module):
+    """A teacher of features: what a `Stage` needs of a detector (`transform`, `backbone`), no head.
+
+    `transform.image_mean` and `.image_std` say how its pixels are normalised: RGB, from 0..1.
+    `recipe` builds it again.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float], recipe: dict
+    ) -> None:
+        """Take the parts; `mean` and `std` are RGB, in units of 0..1."""
+        super().__init__()
+        self.transform = KeepSizeTransform(800, 1333, list(mean), list(std))
+        self.backbone = backbone
+        self.recipe = recipe
+
+    def forward(self, images: Tensor | list[Tensor]) -> dict[int, Tensor]:
+        """Return features by stride of a normalised batch (N, 3, H, W), or of images in 0..1.
+
+        Args:
+            images: the batch; or a list of (3, H, W) in 0..1, which is normalised and padded first.
+        """
+        if not isinstance(images, Tensor):
+            images = self.transform(images)[0].tensors
+        return self.backbone(images)
+
+
+def resnet_body(recipe: Mapping[str, Any]) -> tuple[nn.Module, list[int]]:
+    """Return the trunk of a recipe, without weights, and its channels at the recipe's stages."""
+    block = Bottleneck if recipe["bottleneck"] else BasicBlock
+    model = ResNet(
+        block, recipe["depths"], groups=recipe["groups"], width_per_group=recipe["base_width"]
+    )
+    if recipe.get("style") == "caffe":
+        for part in model.modules():
+            if isinstance(part, Bottleneck):
+                part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride
+    names = {f"layer{stage + 1}": str(place) for place, stage in enumerate(recipe["stages"])}
+    widths = [64 * 2**stage * block.expansion for stage in recipe["stages"]]
+    return IntermediateLayerGetter(model, names), widths
+
+
+def build_teacher(recipe: Mapping[str, Any]) -> FeatureTeacher:
+    """Return the teacher of `recipe` (see `shapes.describe`) without its weights."""
+    swin = recipe["trunk"] == "swin"
+    body, widths = (swin_body if swin else resnet_body)(recipe)
+    channels, extra = recipe["channels"], recipe["extra"]
+    block: nn.Module | None = None
+    if extra["kind"] == "convs":
+        inputs = widths[-1] if extra["source"] == "input" else channels
+        how = {name: extra[name] for name in ("count", "source", "relu")}
+        block = ExtraConvs(inputs, channels, **how)
+    elif extra["count"]:
+        block = LastLevelMaxPool()
+    first = recipe["patch"] if swin else 4
+    stages = [*recipe["stages"]]
+    stages += [stages[-1] + number + 1 for number in range(extra["count"])]
+    fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=block)
+    backbone = Pyramid(body, fpn, [first * 2**stage for stage in stages])
+    teacher = FeatureTeacher(backbone, recipe["mean"], recipe["std"], {"mmdet": dict(recipe)})
+    return teacher.eval()

@@ -1,0 +1,221 @@
+"""The composition root: settings → data, detectors, methods and stages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from dfmsd.baselines import BASELINES
+from dfmsd.data.batches import Batches, augmentation
+from dfmsd.data.coco import CocoDataset
+from dfmsd.data.scenes import SceneDataset
+from dfmsd.detectors.build import build_detector, rebuild
+from dfmsd.detectors.checkpoints import CheckpointError, load_weights, read_metadata, save_weights
+from dfmsd.detectors.mmdet import build_teacher
+from dfmsd.distill import feature_channels
+from dfmsd.experiments.arms import ARMS
+from dfmsd.experiments.presets_coco import require
+from dfmsd.experiments.settings import Data, Detector, Settings, Train
+from dfmsd.loss import DFMSDLoss
+from dfmsd.stages import Stage
+from dfmsd.training.evaluation import evaluate_detector
+from dfmsd.training.optim import Schedule
+
+TRAIN_SEED, VAL_SEED = 1, 2
+"""Seeds of the generated scenes; the validation scenes are never trained on."""
+
+
+def datasets(data: Data) -> tuple[Any, Any]:
+    """Training and validation data of the settings.
+
+    Raises:
+        FileNotFoundError: no such folder, or not one in COCO format.
+    """
+    if data.kind == "scenes":
+        return (
+            SceneDataset(data.train_images, size=data.size, seed=TRAIN_SEED),
+            SceneDataset(data.val_images, size=data.size, seed=VAL_SEED),
+        )
+    if not Path(data.root).is_dir():
+        raise FileNotFoundError(
+            f"data.root={data.root}: no such folder; it must hold images and annotations in COCO "
+            "format"
+        )
+    largest = None if data.short else data.size
+    return tuple(
+        CocoDataset(data.root, split, max_size=largest, cache=data.cache)
+        for split in ("train", "val")
+    )
+
+
+def shown_size(data: Data, height: int, width: int) -> tuple[int, int]:
+    """(height, width) in which a detector of the settings sees an image of that size."""
+    if not data.short:
+        return height, width
+    factor = min(data.short / min(height, width), data.size / max(height, width))
+    return round(height * factor), round(width * factor)
+
+
+def batches(dataset: Any, data: Data, *, batch_size: int, seed: int) -> Batches:
+    """Augmented batches, grouped by shape; what comes at a step depends on seed and step only."""
+    zoom = None if tuple(data.zoom) == (1.0, 1.0) else tuple(data.zoom)
+    transform = augmentation(
+        flip=data.horizontal_flip, vflip=data.vertical_flip, scale=zoom, colour=data.colour
+    )
+    return Batches(
+        dataset,
+        batch_size,
+        seed=seed,
+        sizes=[shown_size(data, *size) for size in dataset.sizes],
+        transform=transform,
+        workers=data.workers,
+    )
+
+
+def detector(
+    settings: Detector, *, num_classes: int, image_size: int, max_size: int | None = None
+) -> nn.Module:
+    """A fresh detector of the settings; with `max_size` it resizes its images."""
+    require("weights", settings.weights)
+    return build_detector(
+        settings.kind,
+        settings.trunk,
+        num_classes=num_classes,
+        image_size=image_size,
+        max_size=max_size,
+        resize=max_size is not None,
+        strides=settings.strides,
+        fpn_channels=settings.fpn_channels,
+        anchor_scale=settings.anchor_scale or None,
+        trunk_arguments=json.loads(settings.trunk_arguments),
+        weights=settings.weights or None,
+        frozen_norm=settings.frozen_norm,
+        frozen_stride=settings.frozen_stride,
+    )
+
+
+def detector_for(settings: Detector, data: Data, *, num_classes: int) -> nn.Module:
+    """A fresh detector of the settings, for the images of these data."""
+    sides = (
+        {"image_size": data.short, "max_size": data.size}
+        if data.short
+        else {"image_size": data.size}
+    )
+    return detector(settings, num_classes=num_classes, **sides)
+
+
+def load_detector(path: str | Path, *, head: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """A detector or a teacher of features that dfmsd saved, in eval mode, and its file's metadata.
+
+    Args:
+        path: the file.
+        head: refuse a teacher of features, which finds no boxes.
+
+    Raises:
+        CheckpointError: not a file of ours, or one of another model.
+    """
+    metadata = read_metadata(path)
+    if not {"recipe", "classes"} <= metadata.keys():
+        raise CheckpointError(f"{path}: names no recipe and classes; it was not saved by dfmsd")
+    if head and "mmdet" in metadata["recipe"]:
+        raise CheckpointError(f"{path}: a teacher of features; without a head it finds no boxes")
+    recipe = metadata["recipe"]
+    try:
+        model = build_teacher(recipe["mmdet"]) if "mmdet" in recipe else rebuild(recipe)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its recipe makes no detector ({error})") from error
+    load_weights(model, path)
+    return model.eval(), metadata
+
+
+def save_detector(
+    model: nn.Module, path: Path, *, classes: list[str], half: bool = False, **extra: Any
+) -> None:
+    """Weights, recipe and class names in one safetensors file."""
+    metadata = {"recipe": model.recipe, "classes": list(classes), **extra}
+    save_weights(model, path, metadata, half=half)
+
+
+def evaluate(model: nn.Module, dataset: Any, data: Data, **options: Any) -> dict[str, float]:
+    """COCO metrics with the size limits of the settings."""
+    return evaluate_detector(model, dataset, small=data.small**2, medium=data.medium**2, **options)
+
+
+def schedule(train: Train, *, steps: int, offset: int = 0, total: int | None = None) -> Schedule:
+    """The learning-rate schedule of one stage, or of a part of the run when `total` is given."""
+    whole = total or steps
+    return Schedule(
+        steps=steps,
+        lr=train.peak,
+        warmup=round(train.warmup * whole),
+        kind=train.schedule,
+        milestones=(whole * 2 // 3, whole * 8 // 9),
+        offset=offset if total else 0,
+        total=total,
+    )
+
+
+def scaled_rate(train: Train) -> str:
+    """One line on how the learning rate follows from the batch; empty when it does not."""
+    if train.peak == train.lr:
+        return ""
+    size, meant = train.batch_size, train.batch_of_lr
+    rate = f"learning rate {train.lr:g} × {size} / {meant} = {train.peak:g}"
+    return f"{rate}: batch {size}, recipe for {meant}"
+
+
+def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Module:
+    """The distillation of the settings, for the channels of these two detectors.
+
+    Raises:
+        ValueError: when no level takes part.
+    """
+    terms = asdict(settings.method)
+    name, factor, strides, _ = (terms.pop(key) for key in ("name", "factor", "strides", "carry"))
+    if name != "dfmsd":
+        terms = {key: terms[key] for key in ("adapter", "match")}
+    kind = DFMSDLoss if name == "dfmsd" else BASELINES[name]
+    channels = [
+        {stride: count for stride, count in found.items() if not strides or stride in strides}
+        for found in (feature_channels(student), feature_channels(teacher))
+    ]
+    built = kind(*channels, **terms)
+    built.weights = {term: factor * weight for term, weight in built.weights.items()}
+    return built
+
+
+def accelerator(settings: Settings) -> Accelerator:
+    """Device, precision and processes."""
+    return Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+
+
+def records_file(settings: Settings) -> Path:
+    """The JSON-lines file that takes the records."""
+    return Path(settings.records or Path(settings.out) / "records.jsonl")
+
+
+def arm_stages(
+    settings: Settings, arm: str, student: nn.Module, teachers: dict[str, nn.Module]
+) -> list[Stage]:
+    """The stages of an arm, for this student and these teachers by name."""
+    plan = ARMS[arm]
+    lengths = [max(1, round(length * settings.train.steps)) for length in plan.lengths]
+    total = sum(lengths) if settings.train.schedule_over == "run" else None
+    listed = []
+    for number, steps in enumerate(lengths):
+        teacher = teachers[plan.teachers[number]] if plan.teachers else None
+        listed.append(
+            Stage(
+                plan.teachers[number] if plan.teachers else "task only",
+                schedule(settings.train, steps=steps, offset=sum(lengths[:number]), total=total),
+                teacher,
+                method(settings, student, teacher) if teacher is not None else None,
+                carry=settings.method.carry and number > 0,
+            )
+        )
+    return listed

@@ -1,0 +1,175 @@
+"""Full COCO: presets at 800 × 1333 pixels, the field's schedules, teachers from files.
+
+`train.steps` is the 1x schedule, 90 000 steps of 16 images (12 epochs), the rate falling at 60 000
+and 80 000; the long arms ("none-long", "one-long", "two-long") are 2x. Smoke runs the same job on a
+few images, to see that it runs at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dfmsd.experiments.settings import Data, Detector, Settings, Train
+
+RESNET = "data/weights/resnet50-0676ba61.pth"
+"""torchvision's ResNet-50 of ImageNet (IMAGENET1K_V1), from which the field's students start."""
+SWIN_T = "data/teachers/mask_rcnn_swin_t.safetensors"
+"""mmdetection's Mask R-CNN Swin-T, 46.0 AP, made by `dfmsd import-mmdet`."""
+SWIN_S = "data/teachers/mask_rcnn_swin_s.safetensors"
+"""mmdetection's Mask R-CNN Swin-S, 48.2 AP, made by `dfmsd import-mmdet`."""
+FASTER_V2 = "data/teachers/fasterrcnn_resnet50_fpn_v2.safetensors"
+"""torchvision's Faster R-CNN v2, 46.7 AP."""
+
+_MMDET = "make it with `dfmsd import-mmdet FILE --out {}`, FILE being mmdetection's %s"
+_ORIGINS = {
+    RESNET: "get https://download.pytorch.org/models/resnet50-0676ba61.pth (torchvision's "
+    "IMAGENET1K_V1, 98 MB), or let student.weights=hub fetch it",
+    SWIN_T: _MMDET % "mask_rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco_20210906_131725-bacf6f7b.pth",
+    SWIN_S: _MMDET % "mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco_20210903_104808-b92c91f1.pth",
+    FASTER_V2: "make it with `dfmsd import-torchvision fasterrcnn_resnet50_fpn_v2 --out {}`",
+}
+"""How to get the files of these presets; {} stands for the file."""
+
+
+def require(field: str, file: str, otherwise: str = "") -> None:
+    """Nothing, when the file is there or none is named ("", "hub").
+
+    Args:
+        field: the setting that names it.
+        file: the file.
+        otherwise: how to get one that is not of these presets.
+
+    Raises:
+        FileNotFoundError: it is not there; the message says how to get it.
+    """
+    if file in ("", "hub") or Path(file).exists():
+        return
+    known = (words for origin, words in _ORIGINS.items() if Path(origin).name == Path(file).name)
+    words = next((f'{w.format(file)} (README, "Full COCO")' for w in known), otherwise)
+    raise FileNotFoundError(f"{field}={file}: no such file{words and '; ' + words}")
+
+
+def faster_rcnn_r50_swin_sal(scale: str) -> Settings:
+    """Figure 3: Faster R-CNN R50 from Mask R-CNN Swin-T, then from Swin-S, 1x each.
+
+    Expected, COCO val2017: 38.4 AP without distillation (2x), 42.2 after Swin-T, 42.9 after Swin-S,
+    42.3 straight from Swin-S (the paper, figure 3; it does not say how long a stage is). Twins of
+    the same budget: arms=one-long and arms=none-long.
+    Memory and time: ask `dfmsd preflight`; not measured by us.
+    """
+    return _coco("faster_rcnn_r50_swin_sal", scale, "faster_rcnn", SWIN_T, SWIN_S, ("two-long",))
+
+
+def retinanet_r50_swin_sal(scale: str) -> Settings:
+    """RetinaNet R50 from Mask R-CNN Swin-T, then from Swin-S, 1x each.
+
+    Expected, COCO val2017: 37.4 AP without distillation (2x, mmdetection); PKD reaches 41.5 from
+    Swin-S alone (2x, mmrazor). Twins of the same budget: arms=one-long and arms=none-long.
+    Memory and time: ask `dfmsd preflight`; not measured by us.
+    """
+    return _coco("retinanet_r50_swin_sal", scale, "retinanet", SWIN_T, SWIN_S, ("two-long",))
+
+
+def retinanet_r50_from_faster_rcnn_v2(scale: str) -> Settings:
+    """RetinaNet R50 from torchvision's Faster R-CNN R50 v2: needs nothing but torchvision. 1x.
+
+    Expected, COCO val2017: 36.5 AP without distillation (1x, mmdetection), the teacher has 46.7; no
+    published distillation of this pair is known to us. Its twin without distillation: arms=none.
+    On generated scenes, method.match=index was the better pairing of levels for a RetinaNet.
+    Memory and time: ask `dfmsd preflight`; not measured by us.
+    """
+    name = "retinanet_r50_from_faster_rcnn_v2"
+    return _coco(name, scale, "retinanet", "", FASTER_V2, ("one",))
+
+
+def fcos_r50(scale: str) -> Settings:
+    """FCOS R50 from Mask R-CNN Swin-S, 2x.
+
+    Expected, COCO val2017: 39.2 AP for torchvision's own FCOS (1x); PKD reaches 43.9 from 39.1 with
+    a Mask R-CNN Swin (its abstract). Its twin without distillation: arms=none-long.
+    Memory and time: ask `dfmsd preflight`; not measured by us.
+    """
+    return _coco("fcos_r50", scale, "fcos", SWIN_T, SWIN_S, ("one-long",))
+
+
+PRESETS = {
+    preset.__name__: preset
+    for preset in (
+        faster_rcnn_r50_swin_sal,
+        retinanet_r50_swin_sal,
+        retinanet_r50_from_faster_rcnn_v2,
+        fcos_r50,
+    )
+}
+
+
+def _coco(
+    preset: str, scale: str, kind: str, weak_file: str, strong_file: str, arms: tuple[str, ...]
+) -> Settings:
+    """What these presets share: the field's data, optimiser and schedule, see `kd-anchors` 3.5.
+
+    Source: mmdetection's 1x schedule: SGD, 0.02 for two stages and 0.01 for one, 1000 steps of
+    warm-up, decay 1e-4, frozen stem, first stage and batch norms; clipping at 35 as FGD and MGD do.
+    """
+    two_stage = kind == "faster_rcnn"
+    student = Detector(
+        kind=kind,
+        trunk="torchvision:resnet50",
+        weights=RESNET,
+        strides=(4, 8, 16, 32) if two_stage else (8, 16, 32),
+        fpn_channels=256,
+        frozen_norm=True,
+        frozen_stride=4,
+    )
+    train = Train(
+        steps=90_000,
+        batch_size=16,
+        optimizer="sgd",
+        lr=0.02 if two_stage else 0.01,
+        batch_of_lr=16,
+        weight_decay=1e-4,
+        warmup=1000 / 90_000,
+        schedule="step",
+        clip=35.0,
+        save_every=2500,
+        log_every=50,
+        evaluations=6,
+    )
+    full = Settings(
+        preset=preset,
+        scale="full",
+        arms=arms,
+        data=Data(
+            kind="coco",
+            root="data/coco",
+            short=800,
+            size=1333,
+            val_images=0,
+            curve_images=500,
+            cache=False,
+            workers=8,
+        ),
+        student=student,
+        weak_file=weak_file,
+        strong_file=strong_file,
+        train=train,
+        precision="bf16",
+    )
+    few = {"evaluations": 1, "log_every": 1}
+    return {
+        "smoke": replace(
+            full,
+            scale="smoke",
+            data=replace(full.data, val_images=4, curve_images=2, workers=0),
+            train=replace(train, steps=2, batch_size=2, save_every=1, **few),
+            precision="no",
+        ),
+        "quick": replace(
+            full,
+            scale="quick",
+            data=replace(full.data, val_images=500),
+            train=replace(train, steps=2000, warmup=0.25, save_every=500, evaluations=2),
+        ),
+        "full": full,
+    }[scale]

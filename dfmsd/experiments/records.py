@@ -1,0 +1,190 @@
+"""Run records as JSON lines, and the tables that are made from them and from nothing else."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_NUMBER = re.compile(r"[-+−–±]?[\d.]|[-–]?$|nan$|not run")  # how a number's cell begins
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "faster-coco-eval", "numpy")
+
+
+class RecordError(ValueError):
+    """A record file that cannot be read; the message names file, line and cause."""
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the source tree (with `+` when files differ from it), or "unknown".
+
+    Asked once per process, when its code is loaded: the tree may move on under a long run.
+    """
+    here = Path(__file__).parent.parent
+    try:
+        run = dict(cwd=here, capture_output=True, text=True, check=True, timeout=10)
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno", "--", str(here)], **run
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return head + ("+" if changed else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(names, platform.machine())
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, Any]:
+    """Where a run took place: versions, hardware, commit; no host or user names."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in PACKAGES}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": versions,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": gpus,
+        "commit": commit(),
+    }
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file, oldest first; none when the file is not there.
+
+    Raises:
+        RecordError: when a line is no JSON object; it names the file and the line.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RecordError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        if not isinstance(record, dict):
+            raise RecordError(f"{path}, line {number}: expected an object, got {line[:40]!r}")
+        records.append(record)
+    return records
+
+
+def read_folder(folder: str | Path) -> list[dict[str, Any]]:
+    """The records of every JSON-lines file of a folder, the newest last: experiments share runs.
+
+    Raises:
+        RecordError: as `read_records`.
+    """
+    files = sorted(Path(folder).glob("*.jsonl"))
+    records = [record for file in files for record in read_records(file)]
+    return sorted(records, key=lambda record: record.get("finished", ""))
+
+
+def append_record(path: str | Path, record: dict[str, Any]) -> None:
+    """Add one record; readers see the old file or the new one, never a part of a line.
+
+    NaN becomes null, so that every JSON reader takes the file. Processes that append at the same
+    time wait for each other.
+
+    Raises:
+        RecordError: when the file that is there cannot be read; it is left as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(_finite(record), sort_keys=False, allow_nan=False)
+    with open(Path(tempfile.gettempdir()) / f"dfmsd-records-{os.getuid()}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        read_records(path)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text + line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with every NaN or infinity replaced by None, at any depth."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def spread(values: Sequence[float | None], *, scale: float = 100.0, digits: int = 1) -> str:
+    """`mean ± sd` of values in 0..1, shown times `scale`; `–` for none, no sd for a single one."""
+    known = [scale * v for v in values if v is not None and not math.isnan(v)]
+    if not known:
+        return "–"
+    mean = f"{statistics.mean(known):.{digits}f}"
+    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.{digits}f}"
+
+
+def select(records: Iterable[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
+    """The newest record per seed among those whose fields equal `wanted`, in order of the seed."""
+    latest = {
+        record.get("seed"): record
+        for record in records
+        if all(record.get(key) == value for key, value in wanted.items())
+    }
+    return [latest[seed] for seed in sorted(latest)]
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; columns of numbers are right-aligned, but for the first."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    columns = list(zip(*cells, strict=True)) or [()] * len(header)
+    numbers = [all(_NUMBER.match(cell) for cell in column) for column in columns]
+    rule = "|".join(["---", *("--:" if number else "---" for number in numbers[1:])])
+    lines = [" | ".join(line) for line in (header, *cells)]
+    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
+
+
+def paired_difference(
+    records: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]], metric: str = "AP"
+) -> list[float]:
+    """Per seed that both have: `metric` of `records` minus that of `base` (0..1)."""
+    reference = {record["seed"]: record["metrics"][metric] for record in base}
+    return [
+        record["metrics"][metric] - reference[record["seed"]]
+        for record in records
+        if reference.get(record["seed"]) is not None and record["metrics"][metric] is not None
+    ]
+
+
+def mean_losses(rows: list[dict[str, Any]], parts: int = 40) -> list[dict[str, float]]:
+    """The logged losses of a run averaged over at most `parts` stretches, for learning curves."""
+    length = max(1, -(-len(rows) // parts))
+    means = []
+    for first in range(0, len(rows), length):
+        stretch = [
+            row for row in rows[first : first + length] if row["stage"] == rows[first]["stage"]
+        ]
+        names = stretch[0].keys()
+        means.append({k: round(sum(row[k] for row in stretch) / len(stretch), 5) for k in names})
+    return means

@@ -1,0 +1,226 @@
+"""Typed settings; every one of them can be changed by `key=value`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from dfmsd.experiments.arms import ARMS
+from dfmsd.experiments.config_train import Engine as Engine
+from dfmsd.experiments.config_train import Train as Train
+
+Scale = Literal["smoke", "quick", "full"]
+SCALES: tuple[str, ...] = get_args(Scale)
+_COUNTS = ("steps", "batch_size", "save_every", "log_every", "jobs", "size", "accumulate")
+_POSITIVE = {"coco": _COUNTS, "scenes": (*_COUNTS, "train_images", "val_images")}
+
+
+class SettingsError(ValueError):
+    """A setting that does not exist, or a value it cannot take; names the nearest valid one."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the images come from and how they are augmented."""
+
+    kind: Literal["scenes", "coco"] = "scenes"
+    """generated scenes, or a COCO-format folder"""
+    root: str = ""
+    """the COCO-format folder; unused for scenes"""
+    train_images: int = 1000
+    """number of generated training scenes; 0 = all, for a folder always all"""
+    val_images: int = 400
+    """number of validation images; 0 = all"""
+    curve_images: int = 100
+    """validation images for the evaluations during training"""
+    size: int = 96
+    """side of a scene, or the longest side to which photographs are reduced, pixels"""
+    short: int = 0
+    """the detector brings the shorter side to this, the longer to `size` at most; 0 = neither"""
+    horizontal_flip: float = 0.5
+    """probability"""
+    vertical_flip: float = 0.0
+    """probability"""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """random rescaling of the image, from and to"""
+    colour: float = 0.0
+    """strength of colour jitter, 0 to 1"""
+    small: float = 32.0
+    """objects below this side squared are small, pixels"""
+    medium: float = 96.0
+    """objects below this side squared are medium, pixels"""
+    cache: bool = True
+    """keep decoded images in memory"""
+    workers: int = 0
+    """loader processes"""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector: its head, its trunk, its pyramid."""
+
+    kind: Literal["faster_rcnn", "retinanet", "fcos"] = "faster_rcnn"
+    """the head"""
+    trunk: str = "timm:resnet10t"
+    """`torchvision:NAME`, `timm:NAME` or `swin`"""
+    trunk_arguments: str = "{}"
+    """arguments of the trunk, as JSON"""
+    weights: str = ""
+    """file with the state dict of an ImageNet trunk; `hub` fetches it"""
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    """strides of the pyramid levels taken from the trunk"""
+    fpn_channels: int = 64
+    """channels of the pyramid"""
+    anchor_scale: float = 0.0
+    """factor on torchvision's anchor sizes; 0 chooses it by the image size"""
+    frozen_norm: bool = False
+    """batch norm keeps the statistics and scales of the trunk's weights"""
+    frozen_stride: int = 0
+    """the trunk is not trained up to this stride; 0 = all of it is"""
+
+    def __post_init__(self) -> None:
+        """Check the JSON early."""
+        try:
+            arguments = json.loads(self.trunk_arguments)
+        except json.JSONDecodeError as error:
+            raise SettingsError(f"trunk_arguments={self.trunk_arguments!r}: not JSON") from error
+        if not isinstance(arguments, dict):
+            raise SettingsError(f"trunk_arguments={self.trunk_arguments!r}: not a JSON object")
+
+
+@dataclass(frozen=True)
+class Method:
+    """The method of the distillation; most settings are DFMSD's (see `dfmsd.loss.DFMSDLoss`)."""
+
+    name: Literal["dfmsd", "fitnet", "mgd", "amd", "dmkd", "pkd", "fgd", "cwd"] = "dfmsd"
+    """DFMSD, or a baseline (see `dfmsd.baselines`), which takes `factor`, `adapter` and `match`"""
+    factor: float = 1.0
+    """on every weight of the method"""
+    spatial: bool = True
+    """spatial masking branch"""
+    channel: bool = True
+    """channel masking branch"""
+    ratio_spatial: float = 0.5
+    """share of the cells that is hidden"""
+    ratio_channel: float = 0.5
+    """share of the channels that is hidden"""
+    threshold: float | None = None
+    """hide by attention value instead of by ratio"""
+    temperature: float = 0.5
+    """of the attention"""
+    attention_on: Literal["standardised", "raw"] = "standardised"
+    """the teacher's feature that spatial attention looks at"""
+    select: Literal["high", "low", "random"] = "high"
+    """hide the most attended, the least attended, or any cells"""
+    target: Literal["standardised", "raw"] = "standardised"
+    """what is rebuilt"""
+    masked_only: bool = False
+    """count the error on hidden cells only"""
+    fusion: Literal["learned"] | float = "learned"
+    """share of the spatial branch, learned or fixed"""
+    cutoff: float = 0.25
+    """radial cut-off of the high-pass filter, share of Nyquist"""
+    strength: float = 1.0
+    """of the frequency enhancement; 0 = off"""
+    regions: Literal["cells", "boxes"] = "cells"
+    """enhance by cell or by candidate box"""
+    adapter: Literal["conv", "identity"] = "conv"
+    """1x1 convolution on the student's features, or none"""
+    hidden: float = 0.5
+    """width of the generators, share of the channels"""
+    match: Literal["stride", "index"] = "stride"
+    """how pyramid levels pair"""
+    strides: tuple[int, ...] = ()
+    """levels of the student and the teacher that take part; none named: all"""
+    reconstruction_weight: float = 1.0
+    """per element"""
+    alignment_weight: float = 10.0
+    """of 1 - Pearson, which is half the mean squared difference of standardised features"""
+    carry: bool = False
+    """generators run on from stage to stage"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a job needs."""
+
+    preset: str = "scenes"
+    """name of the preset these settings came from"""
+    scale: Scale = "smoke"
+    """how much of the job is run"""
+    seeds: tuple[int, ...] = (0,)
+    """one run per arm and seed"""
+    arms: tuple[str, ...] = ("none", "one", "two")
+    """rows of the table, see `ARMS`"""
+    data: Data = field(default_factory=Data)
+    """images"""
+    student: Detector = field(default_factory=Detector)
+    """the detector that is distilled"""
+    weak: Detector = field(default_factory=Detector)
+    """the weaker teacher"""
+    strong: Detector = field(default_factory=Detector)
+    """the stronger teacher"""
+    weak_file: str = ""
+    """weights of the weaker teacher; trained into the run folder when empty"""
+    strong_file: str = ""
+    """weights of the stronger teacher; trained into the run folder when empty"""
+    train: Train = field(default_factory=Train)
+    """training of the student"""
+    teach: Train = field(default_factory=Train)
+    """training of the teachers, by `dfmsd train`"""
+    weak_steps: int = 800
+    """steps of the weaker teacher"""
+    inherit: Literal["no", "neck", "neck+head"] = "no"
+    """parts of the stronger teacher that the student of every row starts from"""
+    teacher_images: int = 6000
+    """generated scenes for the teachers; the student's are the first of them"""
+    method: Method = field(default_factory=Method)
+    """the distillation"""
+    out: str = "data/runs"
+    """folder of checkpoints and weights"""
+    records: str = ""
+    """JSON-lines file that takes the records; OUT/records.jsonl when empty"""
+    device: Literal["auto", "cpu"] = "auto"
+    """the GPU when there is one, or the CPU"""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """mixed precision"""
+    engine: Engine = field(default_factory=Engine)
+    """how a run is computed, divided and kept"""
+    jobs: int = 1
+    """runs at a time, one CPU thread each when more than one; with torchrun one after another"""
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions."""
+        for arm in set(self.arms) - ARMS.keys():
+            raise SettingsError(f"arms={arm}: no such arm{nearest(arm, list(ARMS))}")
+        if self.data.kind == "coco" and not self.data.root:
+            raise SettingsError("data.root: give the COCO-format folder, data.root=PATH")
+        for key, several in (("seeds", self.seeds), ("arms", self.arms)):
+            if not 0 < len(several) == len(set(several)):
+                raise SettingsError(f"{key}={several}: expected at least one, and none twice")
+        for key, value in flat(self).items():
+            least = int(key.split(".")[-1] in _POSITIVE[self.data.kind])
+            if (type(value) is int or key == "engine.save_minutes") and not value >= least:
+                raise SettingsError(f"{key}={value}: must be at least {least}")
+
+
+def nearest(word: str, valid: Sequence[str]) -> str:
+    """` (did you mean X?)` or ` (one of A, B, C)`, to end an error message with."""
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    if not close:  # a part of a dotted name may be enough to tell
+        close = [name for name in valid if name.split(".")[-1] == word.split(".")[-1]][:1]
+    return f"; did you mean {close[0]!r}?" if close else f"; one of {', '.join(valid)}"
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name → value of every setting, of a dataclass or of the dict in a record."""
+    nested = dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = prefix + key
+        found |= flat(value, name + ".") if isinstance(value, dict) else {name: value}
+    return found

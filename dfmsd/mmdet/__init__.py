@@ -1,8 +1,0 @@
-"""mmdetection's Swin, ResNet and ResNeXt checkpoints as teachers, without mmdetection."""
-
-from __future__ import annotations
-
-from dfmsd.mmdet.load import load_mmdet
-from dfmsd.mmdet.teacher import FeatureTeacher, build_teacher
-
-__all__ = ["FeatureTeacher", "build_teacher", "load_mmdet"]
