@@ -50,7 +50,7 @@ def evaluate(
         found = read_detections(detections, truth, category_ids=dataset.category_ids)
         metrics = coco_metrics(truth, found)
     else:
-        from dfmsd.experiments.build import load_detector
+        from dfmsd.detectors.saved import load_detector
 
         model, metadata = load_detector(checkpoint, head=True)
         if list(metadata["classes"]) != list(dataset.classes):
@@ -80,7 +80,7 @@ def predict(
     import torch
 
     from dfmsd.data.images import read_image
-    from dfmsd.experiments.build import load_detector
+    from dfmsd.detectors.saved import load_detector
     from dfmsd.viz import detections_figure
 
     if not images:

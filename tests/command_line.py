@@ -8,7 +8,7 @@ from tiny import tiny_detector
 
 from dfmsd.__main__ import main
 from dfmsd.data.scenes import SceneDataset
-from dfmsd.experiments.build import save_detector
+from dfmsd.detectors.saved import save_detector
 
 TINY = (
     "scale=smoke",

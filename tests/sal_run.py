@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tiny import TinyBatches, tiny_detector
 
-from dfmsd.distill import feature_channels
+from dfmsd.detectors.features import feature_channels
 from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage, run_stages
 from dfmsd.training.optim import Schedule

@@ -13,7 +13,8 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from dfmsd.detectors.backbones import build_backbone, frozen_modes, measure_children
+from dfmsd.detectors.backbones import build_backbone, measure_children
+from dfmsd.detectors.features import frozen_modes
 from dfmsd.detectors.pretrained import load_trunk
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -12,7 +12,8 @@ from tiny import tiny_detector, tiny_images
 
 from dfmsd.align import Context
 from dfmsd.baselines import AMD, BASELINES, CWD, DMKD, FGD, MGD, PKD, FitNet
-from dfmsd.distill import Distiller, feature_channels
+from dfmsd.detectors.features import feature_channels
+from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
 
 EVERY = pytest.mark.parametrize("name", BASELINES)

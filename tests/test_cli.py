@@ -393,7 +393,7 @@ def test_the_drawing_shows_as_many_boxes_as_the_line_says(capsys, tmp_path, scen
         "scores": torch.tensor([0.9, 0.5, 0.49]),
     }
     fake = lambda path, head: (lambda images: [found], {"classes": list("abcdef")})  # noqa: E731
-    monkeypatch.setattr("dfmsd.experiments.build.load_detector", fake)
+    monkeypatch.setattr("dfmsd.detectors.saved.load_detector", fake)
     image = scenes / "val" / "000000.png"
     options = ["--checkpoint", "x", "--out", tmp_path, "--score", 0.5]
     _, out, _ = call(capsys, "predict", image, *options)

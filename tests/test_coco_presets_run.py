@@ -20,7 +20,7 @@ from torchvision.models import detection
 from dfmsd.__main__ import main
 from dfmsd.data import batches as loading
 from dfmsd.data.coco import CocoDataset
-from dfmsd.experiments.build import load_detector
+from dfmsd.detectors.saved import load_detector
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.presets_coco import PRESETS
 from dfmsd.experiments.runs import execute, runs

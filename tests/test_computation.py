@@ -10,7 +10,8 @@ from tiny import tiny_detector, tiny_images
 from torch import nn
 
 from dfmsd.detectors.checkpoints import load_weights, save_weights
-from dfmsd.distill import Distiller, feature_channels
+from dfmsd.detectors.features import feature_channels
+from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
 from dfmsd.training.steps import lay_out, share_norms
 

@@ -11,7 +11,8 @@ from tiny import tiny_detector, tiny_images
 from torch import nn
 from torchvision.models import detection
 
-from dfmsd.distill import Distiller, feature_channels, renormalise, tap
+from dfmsd.detectors.features import capture_features, feature_channels
+from dfmsd.distill import Distiller, renormalise
 from dfmsd.loss import DFMSDLoss
 
 
@@ -58,7 +59,7 @@ def test_feature_channels_leaves_the_detector_as_it_was():
 
 def test_tap_removes_its_hooks_even_after_an_error():
     model = tiny_detector()
-    with pytest.raises(RuntimeError, match="stop"), tap(model):
+    with pytest.raises(RuntimeError, match="stop"), capture_features(model):
         raise RuntimeError("stop")
     assert not model.backbone._forward_hooks
     assert not model.transform._forward_hooks

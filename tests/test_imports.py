@@ -30,10 +30,10 @@ TABLE: dict[str, set[str]] = {
     "detectors": set(),
     "data": {"training.progress"},
     "training": {"detectors.checkpoints", "detectors.strict"},
-    "distill": {"align", "detectors.backbones", "together"},
+    "distill": {"align", "detectors.features", "together"},
     "stages": {"distill", "training", "detectors.checkpoints"},
     "viz": METHOD | {"detectors.features", "data.images"},
-    "widgets": METHOD | {"detectors.backbones", "data.images", "viz", "distill"},
+    "widgets": METHOD | {"detectors.features", "data.images", "viz"},
     "terminal": {"training.signals"},
     "experiments": METHOD
     | {"baselines", "detectors", "data", "training", "distill", "stages", "viz", "widgets"}

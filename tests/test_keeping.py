@@ -26,7 +26,7 @@ from dfmsd.detectors.checkpoints import (
     save_state,
     save_weights,
 )
-from dfmsd.experiments.build import load_detector, save_detector
+from dfmsd.detectors.saved import load_detector, save_detector
 from dfmsd.stages import Stage, run_stages
 from dfmsd.training.checkpoint import Keeper, found, newest
 from dfmsd.training.optim import Schedule

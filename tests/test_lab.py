@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_detector
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from dfmsd.distill import tap
+from dfmsd.detectors.features import capture_features
 from dfmsd.loss import DFMSDLoss
 from dfmsd.widgets.lab import LabError, Tuning, look, maps
 from dfmsd.widgets.shares import cells_inside, report, shares
@@ -45,7 +45,7 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def seen(detector, image):
-    with tap(detector) as seen, torch.no_grad():
+    with capture_features(detector) as seen, torch.no_grad():
         detector([image])
     return seen
 

@@ -9,10 +9,12 @@ import torch
 import torchvision
 from tiny import tiny_detector, tiny_images
 
-from dfmsd.detectors.checkpoints import load_mmdet, load_weights, save_weights
+from dfmsd.detectors.checkpoints import load_weights, save_weights
+from dfmsd.detectors.features import feature_channels
 from dfmsd.detectors.mmdet import build_teacher
+from dfmsd.detectors.mmdet.load import load_mmdet
 from dfmsd.detectors.mmdet.shapes import describe, their_name
-from dfmsd.distill import Distiller, feature_channels
+from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
 
 TINY = {"width": 8, "depths": (2, 2, 2, 2), "heads": (1, 2, 2, 4), "window": 5}

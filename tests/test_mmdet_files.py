@@ -14,10 +14,12 @@ from command_line import TINY as TINY_JOB
 from command_line import call, refused
 from tiny import tiny_detector
 
-from dfmsd.detectors.checkpoints import CheckpointError, load_mmdet, read_metadata
+from dfmsd.detectors.checkpoints import CheckpointError, read_metadata
+from dfmsd.detectors.features import feature_channels
 from dfmsd.detectors.mmdet.config_text import read_config, settings
-from dfmsd.distill import Distiller, feature_channels
-from dfmsd.experiments.build import load_detector
+from dfmsd.detectors.mmdet.load import load_mmdet
+from dfmsd.detectors.saved import load_detector
+from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
 
 TINY = {"width": 8, "depths": (1, 1, 2, 1), "heads": (1, 2, 2, 4), "window": 3}

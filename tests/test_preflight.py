@@ -12,9 +12,10 @@ from command_line import TINY, call, everything, refused, teachers
 from tiny import tiny_detector, tiny_images
 
 from dfmsd.align import alignment_loss
-from dfmsd.distill import Distiller, feature_channels
+from dfmsd.detectors.features import feature_channels
+from dfmsd.detectors.saved import save_detector
+from dfmsd.distill import Distiller
 from dfmsd.experiments import preflight
-from dfmsd.experiments.build import save_detector
 from dfmsd.experiments.preflight import examine, wanted
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.profile import balance, cost, level_statistics, seen_features

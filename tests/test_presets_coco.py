@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dfmsd import __main__ as cli
-from dfmsd.distill import feature_channels
+from dfmsd.detectors.features import feature_channels
 from dfmsd.experiments import presets
 from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import arm_stages, detector_for

@@ -15,9 +15,9 @@ from command_line import call, refused
 from torchvision.models import get_model_weights
 
 from dfmsd.detectors.backbones import build_backbone
+from dfmsd.detectors.features import feature_channels
 from dfmsd.detectors.pretrained import hub_state
-from dfmsd.distill import feature_channels
-from dfmsd.experiments.build import load_detector
+from dfmsd.detectors.saved import load_detector
 
 COCO = {
     "fasterrcnn_resnet50_fpn_v2": 46.7,

@@ -23,8 +23,9 @@ from dfmsd.data.batches import Batches
 from dfmsd.data.scenes import SceneDataset
 from dfmsd.detectors.build import build_detector
 from dfmsd.detectors.checkpoints import load_weights, save_weights
-from dfmsd.distill import Distiller, feature_channels
-from dfmsd.experiments.build import save_detector
+from dfmsd.detectors.features import feature_channels
+from dfmsd.detectors.saved import save_detector
+from dfmsd.distill import Distiller
 from dfmsd.experiments.records import read_records
 from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage, run_stages

@@ -15,6 +15,7 @@ from tiny import tiny_detector, tiny_images
 from dfmsd.baselines import BASELINES
 from dfmsd.data.scenes import SceneDataset, write_coco
 from dfmsd.detectors.checkpoints import CheckpointError, read_metadata, read_tensors
+from dfmsd.detectors.saved import load_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import (
@@ -25,7 +26,6 @@ from dfmsd.experiments.build import (
     detector,
     detector_for,
     evaluate,
-    load_detector,
     method,
     records_file,
     scaled_rate,
@@ -169,7 +169,7 @@ def test_records_go_where_the_settings_say():
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet", "fcos"])
 def test_a_saved_detector_finds_the_same(tmp_path, kind):
-    from dfmsd.experiments.build import save_detector
+    from dfmsd.detectors.saved import save_detector
 
     settings = resolve("scenes", [f"student.kind={kind}", "student.fpn_channels=32"])
     torch.manual_seed(1)
@@ -189,7 +189,7 @@ def test_a_saved_detector_finds_the_same(tmp_path, kind):
 
 def test_stock_detectors_load_too(tmp_path):
     from dfmsd.detectors.build import stock_detector
-    from dfmsd.experiments.build import save_detector
+    from dfmsd.detectors.saved import save_detector
 
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     model = stock_detector(name, num_classes=3)

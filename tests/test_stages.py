@@ -11,7 +11,8 @@ from tiny import TinyBatches, tiny_detector
 
 from dfmsd import stages as module
 from dfmsd.detectors.checkpoints import CheckpointError, save_state
-from dfmsd.distill import Distiller, feature_channels
+from dfmsd.detectors.features import feature_channels
+from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage, run_stages
 from dfmsd.training.checkpoint import newest

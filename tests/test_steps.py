@@ -10,7 +10,8 @@ from torch import nn
 
 from dfmsd.baselines import MGD, FitNet
 from dfmsd.detectors.build import build_detector
-from dfmsd.distill import Distiller, feature_channels
+from dfmsd.detectors.features import feature_channels
+from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
 from dfmsd.training.loop import fit
 from dfmsd.training.optim import Schedule, make_optimizer

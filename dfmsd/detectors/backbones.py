@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -23,22 +22,10 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FeaturePyramidNetwork, Permute
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from dfmsd.detectors.features import frozen_modes
 from dfmsd.detectors.pretrained import load_trunk
 
 _PROBE = 256  # pixels
-
-
-@contextmanager
-def frozen_modes(module: nn.Module) -> Iterator[nn.Module]:
-    """Context in which `module` is in eval mode and without gradients; every mode is restored."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield module
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def conv_stem(embed_dim: int) -> nn.Sequential:

@@ -18,7 +18,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dfmsd.detectors.mmdet import load_mmdet as load_mmdet  # its readers look for it here
 from dfmsd.detectors.strict import CheckpointError, load_state, mismatch
 
 PathLike = str | os.PathLike[str]

@@ -33,8 +33,8 @@ def import_mmdet(
         std: of the pixels, three numbers in 0..255.
         order: of the channels it was trained with.
     """
-    from dfmsd.detectors.checkpoints import load_mmdet
-    from dfmsd.experiments.build import save_detector
+    from dfmsd.detectors.mmdet.load import load_mmdet
+    from dfmsd.detectors.saved import save_detector
 
     pixels = {"mean": mean, "std": std, "order": order}
     teacher = load_mmdet(file, style=style, source=source, relu=relu, **pixels)
@@ -66,7 +66,7 @@ def import_torchvision(
     from dfmsd.detectors.build import stock_detector
     from dfmsd.detectors.checkpoints import load_tensors, read_tensors
     from dfmsd.detectors.pretrained import hub_state
-    from dfmsd.experiments.build import save_detector
+    from dfmsd.detectors.saved import save_detector
 
     model = stock_detector(name)
     tensors = read_tensors(weights) if weights else hub_state(f"torchvision:{name}")

@@ -45,7 +45,7 @@ def train(
         save: also write the weights here, in half precision (for shipping).
         seed: of initialisation and data order.
     """
-    from dfmsd.experiments.build import load_detector, save_detector
+    from dfmsd.detectors.saved import load_detector, save_detector
     from dfmsd.experiments.presets import resolve
     from dfmsd.experiments.teachers import train_detector
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from dfmsd.detectors.inheritance import inherit, listing
+from dfmsd.detectors.saved import load_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import (
@@ -22,7 +23,6 @@ from dfmsd.experiments.build import (
     datasets,
     detector_for,
     evaluate,
-    load_detector,
     method,
     scaled_rate,
     schedule,

@@ -13,14 +13,8 @@ import torch
 from torch import nn
 
 from dfmsd.detectors.checkpoints import read_metadata
-from dfmsd.experiments.build import (
-    accelerator,
-    datasets,
-    detector_for,
-    load_detector,
-    records_file,
-    schedule,
-)
+from dfmsd.detectors.saved import load_detector
+from dfmsd.experiments.build import accelerator, datasets, detector_for, records_file, schedule
 from dfmsd.experiments.fingerprint import without_younger
 from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.records import append_record, environment, read_records

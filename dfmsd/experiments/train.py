@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfmsd.experiments.build import batches, evaluate, save_detector
+from dfmsd.detectors.saved import save_detector
+from dfmsd.experiments.build import batches, evaluate
 from dfmsd.experiments.settings import Settings, Train
 from dfmsd.stages import Stage, run_stages
 from dfmsd.together import nobody_lost

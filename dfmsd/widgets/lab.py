@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd.align import Context, standardise
-from dfmsd.detectors.backbones import frozen_modes
-from dfmsd.distill import strided_levels, tap
+from dfmsd.detectors.features import capture_features, frozen_modes, strided_levels
 from dfmsd.enhance import high_frequency, pool_energy, region_energy, strengthen
 from dfmsd.masking import Select, spatial_attention, spatial_keep
 
@@ -153,7 +152,7 @@ def look(
     """
     levels = levels or strided_levels(detector)
     place = next(detector.parameters()).device
-    with frozen_modes(detector), tap(detector) as seen:
+    with frozen_modes(detector), capture_features(detector) as seen:
         (own,) = detector([image.to(place)])
     size = tuple(seen.images.image_sizes[0])
     context = Context(images=seen.images.tensors.cpu(), sizes=[size])

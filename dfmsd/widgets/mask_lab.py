@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from dfmsd.data.images import read_image
-from dfmsd.distill import strided_levels
+from dfmsd.detectors.features import strided_levels
 from dfmsd.widgets.controls import arranged, make_controls, path_field, reading, show_value
 from dfmsd.widgets.lab import LabError, Scene, Tuning, look, maps
 from dfmsd.widgets.mosaic import Backdrop, Panel, four_panels, mosaic, png
