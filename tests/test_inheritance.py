@@ -10,7 +10,7 @@ from command_line import TINY, call, refused, teachers
 from tiny import tiny_detector
 
 from dfmsd.detectors.checkpoints import read_tensors
-from dfmsd.detectors.inheritance import inherit, listing
+from dfmsd.detectors.pretrained import inherit
 from dfmsd.experiments import runs
 from dfmsd.experiments.records import read_records
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from dfmsd.detectors.inheritance import inherit, listing
+from dfmsd.detectors.pretrained import inherit
 from dfmsd.detectors.saved import load_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments.arms import ARMS
@@ -103,7 +103,7 @@ def examine(settings: Settings, *, images: int = 32, steps: int = 4, seed: int =
         try:
             if settings.inherit != "no":
                 copied = inherit(student, found[-1], settings.inherit.split("+"))
-                words = f"{len(copied)} tensors of the {settings.inherit}: {listing(copied)}"
+                words = f"{len(copied)} tensors of the {settings.inherit}: {_layers(copied)}"
                 report.add("inherited", words)
             compares = method(settings, student, found[-1])
         except ValueError as error:
