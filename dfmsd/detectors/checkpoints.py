@@ -132,16 +132,16 @@ def _check_sums(path: PathLike) -> None:
             raise ValueError(f"{damaged} is damaged")
 
 
-def unwrap_state_dict(state: Mapping[str, Any], origin: PathLike) -> dict[str, Tensor]:
+def unwrap_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict inside {"state_dict": ...} or {"model": ...}, or `state` itself.
 
-    Raises CheckpointError, beginning with `origin`, when it holds other values than tensors.
+    Raises CheckpointError when it holds other values than tensors.
     """
     for key in ("state_dict", "model"):
         state = state[key] if isinstance(state.get(key), dict) else state
     foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if foreign:
-        raise CheckpointError(f"{origin}: expected tensors only, found other values {foreign[:3]}")
+        raise CheckpointError(f"expected tensors only, found other values {foreign[:3]}")
     return dict(state)
 
 
@@ -151,7 +151,11 @@ def read_tensors(path: PathLike) -> dict[str, Tensor]:
     Raises CheckpointError when the file is absent, cut short or something else.
     """
     if Path(path).suffix in _TORCH_SAVE:
-        return unwrap_state_dict(load_state(path), path)
+        state = load_state(path)
+        try:
+            return unwrap_state_dict(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
     try:
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
