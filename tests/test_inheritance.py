@@ -62,11 +62,6 @@ def test_a_part_that_fits_nowhere_is_refused():
         inherit(student, teacher, ("neck", "head"))
 
 
-def test_layers_are_listed_once():
-    names = ["a.0.weight", "a.0.bias", "b.weight"]
-    assert listing(names) == "a.0, b"
-
-
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -17,7 +17,7 @@ from dfmsd.experiments import presets
 from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import arm_stages, detector_for
 from dfmsd.experiments.commands import Preset
-from dfmsd.experiments.preflight import Preflight, _teacher
+from dfmsd.experiments.preflight import Preflight, _report_teacher
 from dfmsd.experiments.presets import PRESETS, resolve
 from dfmsd.experiments.presets_coco import PRESETS as COCO
 from dfmsd.experiments.presets_coco import require
@@ -104,7 +104,7 @@ def words_of_absence(name, project):
             with pytest.raises(FileNotFoundError) as caught:
                 teacher(settings, teacher_name)
             report = Preflight()
-            _teacher(report, settings, teacher_name, None, 1, None)
+            _report_teacher(report, settings, teacher_name, None, 1, None)
             assert report.reasons == [f"teacher {teacher_name}: {caught.value}"]
             said.append(str(caught.value))
     with pytest.raises(FileNotFoundError) as caught:
