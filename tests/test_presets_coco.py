@@ -103,8 +103,8 @@ def words_of_absence(name, project):
         if getattr(settings, f"{teacher_name}_file"):
             with pytest.raises(FileNotFoundError) as caught:
                 teacher(settings, teacher_name)
-            report = Preflight()
-            _report_teacher(report, settings, teacher_name, None, 1, None)
+            report = Preflight(settings, None)
+            _report_teacher(report, teacher_name, None, 1)
             assert report.reasons == [f"teacher {teacher_name}: {caught.value}"]
             said.append(str(caught.value))
     with pytest.raises(FileNotFoundError) as caught:

@@ -49,8 +49,10 @@ Verdict = Literal["ok", "note", "refused"]
 
 @dataclass
 class Preflight:
-    """What was seen: lines of (part, verdict, text), a table, and what was measured."""
+    """What was seen of a job: lines of (part, verdict, text), a table, and what was measured."""
 
+    settings: Settings
+    accelerator: Accelerator
     findings: list[tuple[str, Verdict, str]] = field(default_factory=list)
     levels: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
@@ -86,7 +88,7 @@ def report(settings: Settings, *, images: int = 32, steps: int = 4, seed: int = 
         steps: how many training steps are timed, after one that is not.
         seed: of student and batches.
     """
-    preflight, world = Preflight(), accelerator(settings)
+    preflight = Preflight(settings, accelerator(settings))
     arm = max(settings.arms, key=lambda name: (len(ARMS[name].teachers), sum(ARMS[name].lengths)))
     torch.manual_seed(seed)
     try:
@@ -96,25 +98,22 @@ def report(settings: Settings, *, images: int = 32, steps: int = 4, seed: int = 
     except (ValueError, OSError) as error:
         preflight.add("data and student", str(error), "refused")
         return preflight
-    _report_job(preflight, settings, (train, val), arm)
-    _report_student(preflight, settings, student)
-    teachers = [
-        _report_teacher(preflight, settings, name, val, images, world.device)
-        for name in ARMS[arm].teachers
-    ]
+    _report_job(preflight, train, val, arm)
+    _report_student(preflight, student)
+    teachers = [_report_teacher(preflight, name, val, images) for name in ARMS[arm].teachers]
     if preflight.reasons or None in teachers:
         return preflight
-    distiller = Distiller(student.to(world.device))
+    distiller = Distiller(student.to(preflight.accelerator.device))
     if teachers:
-        distiller = _report_method(preflight, settings, student, teachers[-1], samples)
+        distiller = _report_method(preflight, student, teachers[-1], samples)
     if not preflight.reasons:
         data = batches(train, settings.data, batch_size=settings.train.batch_size, seed=seed)
-        _report_steps(preflight, settings, distiller, data, world, steps=steps, arm=arm)
+        _report_steps(preflight, distiller, data, steps=steps, arm=arm)
     return preflight
 
 
-def _report_job(preflight: Preflight, settings: Settings, data: tuple[Any, Any], arm: str) -> None:
-    job, (train, val) = settings.train, data
+def _report_job(preflight: Preflight, train: Any, val: Any, arm: str) -> None:
+    job = preflight.settings.train
     text = f"{len(train)} training and {len(val)} validation images, {len(train.classes)} classes"
     preflight.add("data", text)
     total, size = round(sum(ARMS[arm].lengths) * job.steps), job.batch_size
@@ -122,27 +121,20 @@ def _report_job(preflight: Preflight, settings: Settings, data: tuple[Any, Any],
     preflight.add("job", f"{text}; {scaled_rate(job) or f'peak learning rate {job.lr:g}'}")
 
 
-def _report_student(preflight: Preflight, settings: Settings, student: nn.Module) -> None:
-    weights, count = settings.student.weights, f"{parameter_count(student) / 1e6:.1f} M parameters"
+def _report_student(preflight: Preflight, student: nn.Module) -> None:
+    weights, kind = preflight.settings.student.weights, preflight.settings.data.kind
+    count = f"{parameter_count(student) / 1e6:.1f} M parameters"
     trained = f"{parameter_count(student, trainable=True) / 1e6:.1f} M trained"
     origin = f"trunk from {weights}, every tensor found" if weights else "trunk from scratch"
-    verdict = "ok" if weights or settings.data.kind == "scenes" else "note"
+    verdict = "ok" if weights or kind == "scenes" else "note"
     preflight.add("student", f"{type(student).__name__}, {count}, {trained}; {origin}", verdict)
 
 
-def _report_teacher(
-    preflight: Preflight,
-    settings: Settings,
-    name: str,
-    val: Any,
-    images: int,
-    device: torch.device | None,
-) -> nn.Module | None:
+def _report_teacher(preflight: Preflight, name: str, val: Any, images: int) -> nn.Module | None:
     """The teacher `name`, loaded strictly and tried on the data; None when there is none yet."""
-    part, file = f"teacher {name}", getattr(settings, f"{name}_file")
+    part, file = f"teacher {name}", getattr(preflight.settings, f"{name}_file")
     if not file:
-        text = f"{name}_file is empty: the teacher will be trained first"
-        preflight.add(part, text, "note")
+        preflight.add(part, f"{name}_file is empty: the teacher will be trained first", "note")
         return None
     try:
         require(f"{name}_file", file)
@@ -152,38 +144,34 @@ def _report_teacher(
         return None
     count = f"{parameter_count(model) / 1e6:.1f} M parameters"
     preflight.add(part, f"{file}: every tensor in its place, {count}")
-    model.to(device)
+    model.to(preflight.accelerator.device)
     if not (hasattr(model, "roi_heads") or hasattr(model, "head")):
         preflight.add(part, "has no head: its AP cannot be tried", "note")
     elif list(metadata["classes"]) != list(val.classes):
-        text = "detects other classes than the data have: its AP cannot be tried"
-        preflight.add(part, text, "note")
+        preflight.add(
+            part, "detects other classes than the data have: its AP cannot be tried", "note"
+        )
     else:
-        stated = (metadata.get("metrics") or {}).get("AP", math.nan)
-        ap = evaluate(model, val, settings.data, limit=images)["AP"]
-        low = ap < (0.02 if math.isnan(stated) else stated / 2)
+        stated = (metadata.get("metrics") or {}).get("AP")
+        ap = evaluate(model, val, preflight.settings.data, limit=images)["AP"]
+        low = ap < (0.02 if stated is None else stated / 2)
         text = f"AP {100 * ap:.1f} on {images} validation images, its file states "
-        text += "none" if math.isnan(stated) else f"{100 * stated:.1f}"
+        text += "none" if stated is None else f"{100 * stated:.1f}"
         text += ": wrong weights or normalisation?" if low else ""
         preflight.add(part, text, "refused" if low else "ok")
     return model
 
 
 def _report_method(
-    preflight: Preflight,
-    settings: Settings,
-    student: nn.Module,
-    teacher: nn.Module,
-    samples: list[tuple[Any, Any]],
+    preflight: Preflight, student: nn.Module, teacher: nn.Module, samples: list[tuple[Any, Any]]
 ) -> Distiller | None:
     """The distiller of the job; None when its method does not fit the detectors."""
-    device = next(student.parameters()).device
+    settings, device = preflight.settings, preflight.accelerator.device
     try:
         if settings.inherit != "no":
             copied = inherit(student, teacher, settings.inherit.split("+"))
             layers = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in copied))
-            text = f"{len(copied)} tensors of the {settings.inherit}: {layers}"
-            preflight.add("inherited", text)
+            preflight.add("inherited", f"{len(copied)} tensors of the {settings.inherit}: {layers}")
         built = method(settings, student, teacher)
     except ValueError as error:
         preflight.add("method", str(error), "refused")
@@ -199,18 +187,15 @@ def _report_levels(
 ) -> None:
     keys, rows = ("mean", "sd", "dead"), []
     for stride, other in pairs:
-        student, teacher = (
-            level_statistics(features[s])
-            for features, s in zip(levels, (stride, other), strict=True)
-        )
+        student, teacher = level_statistics(levels[0][stride]), level_statistics(levels[1][other])
         cells = [f"{statistics[key]:.2g}" for statistics in (student, teacher) for key in keys]
         rows.append([str(stride), *cells, f"{teacher['constant']:.2f}"])
         part = f"stride {stride}"
         if not (math.isfinite(student["sd"]) and math.isfinite(teacher["sd"])):
             preflight.add(part, "features are not finite", "refused")
         elif teacher["dead"] > 0.5:
-            text = f"{teacher['dead']:.0%} of the teacher's channels never change"
-            preflight.add(part, text, "note")
+            share = f"{teacher['dead']:.0%}"
+            preflight.add(part, f"{share} of the teacher's channels never change", "note")
         elif teacher["constant"] > CONSTANT:
             text = "the teacher shows nearly the same picture for every image; leave it out with "
             text += f"method.strides={','.join(str(s) for s, _ in pairs if s != stride)}"
@@ -220,20 +205,14 @@ def _report_levels(
 
 
 def _report_steps(
-    preflight: Preflight,
-    settings: Settings,
-    distiller: Distiller,
-    data: Any,
-    world: Accelerator,
-    *,
-    steps: int,
-    arm: str,
+    preflight: Preflight, distiller: Distiller, data: Any, *, steps: int, arm: str
 ) -> None:
     """Balance, speed and memory of steps that `fit` makes, as it will make them in the job."""
+    settings, world = preflight.settings, preflight.accelerator
     accumulate, size = settings.engine.accumulate, settings.train.batch_size
     each = size // world.num_processes // accumulate
     try:
-        numbers = _measure(preflight, settings, distiller, data, world, steps)
+        numbers = _measure(preflight, distiller, data, steps)
     except torch.cuda.OutOfMemoryError:
         text = f"{each} images at a time do not fit; try engine.accumulate={2 * accumulate}"
         preflight.add("memory", text, "refused")
@@ -252,35 +231,29 @@ def _report_steps(
         preflight.add("memory", f"{peak}, {each} images at a time")
 
 
-def _measure(
-    preflight: Preflight,
-    settings: Settings,
-    distiller: Distiller,
-    data: Any,
-    world: Accelerator,
-    steps: int,
-) -> dict[str, float]:
+def _measure(preflight: Preflight, distiller: Distiller, data: Any, steps: int) -> dict[str, float]:
     """What `throughput` measures; before it the balance of the losses is reported."""
+    settings, world = preflight.settings, preflight.accelerator
     job, teachers = settings.train, [distiller.teacher] if distiller.teacher is not None else []
     prepare(settings, distiller.student, teachers, world.device)
     if teachers:
         share = next(data.iterate(0, world.process_index, world.num_processes))
         _, first = next(parts(share, settings.engine.accumulate))
         batch = to_device(first, world.device)
-        _report_balance(preflight, settings, loss_balance(distiller, batch, world.autocast))
+        _report_balance(preflight, loss_balance(distiller, batch, world.autocast))
     optimizer = make_optimizer(distiller, lr=job.peak, **optimizer_options(job))
     plan = schedule(job, steps=steps + 1, total=max(job.steps, steps + 1))
     options = step_options(settings)
     return throughput(distiller, optimizer, data, plan, accelerator=world, **options)
 
 
-def _report_balance(preflight: Preflight, settings: Settings, numbers: dict[str, float]) -> None:
+def _report_balance(preflight: Preflight, numbers: dict[str, float]) -> None:
     preflight.numbers |= numbers
     ratio, far = numbers["ratio"], not 1 / 3 < numbers["ratio"] / BALANCE < 3
     text = f"at the first step distillation is {ratio:.2g} times the task loss; gradients "
     text += f"on the backbone {numbers['gradient_ratio']:.2g} to 1, cosine {numbers['cosine']:.2f}"
     if far:
-        factor = settings.method.factor * BALANCE / ratio
+        factor = preflight.settings.method.factor * BALANCE / ratio
         text += f"; method.factor={factor:.2g} would give the {BALANCE} of the scenes"
     verdict = "note" if far else "ok"
     preflight.add("balance", text, verdict if math.isfinite(ratio) else "refused")
