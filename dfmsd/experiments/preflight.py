@@ -152,11 +152,11 @@ def _report_teacher(preflight: Preflight, name: str, val: Any, images: int) -> n
             part, "detects other classes than the data have: its AP cannot be tried", "note"
         )
     else:
-        stated = (metadata.get("metrics") or {}).get("AP")
+        stated = (metadata.get("metrics") or {}).get("AP", math.nan)
         ap = evaluate(model, val, preflight.settings.data, limit=images)["AP"]
-        low = ap < (0.02 if stated is None else stated / 2)
+        low = ap < (0.02 if math.isnan(stated) else stated / 2)
         text = f"AP {100 * ap:.1f} on {images} validation images, its file states "
-        text += "none" if stated is None else f"{100 * stated:.1f}"
+        text += "none" if math.isnan(stated) else f"{100 * stated:.1f}"
         text += ": wrong weights or normalisation?" if low else ""
         preflight.add(part, text, "refused" if low else "ok")
     return model

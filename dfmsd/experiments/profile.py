@@ -111,29 +111,27 @@ def loss_balance(
     }
 
 
+def _now(device: torch.device) -> float:
+    """The time in seconds, after everything that the GPU was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class _TimedBatches:
-    """Batches that note when they were asked for and when they came; the first step warms up."""
+    """Batches that note when each was asked for, how long that took and how many images came."""
 
     def __init__(self, batches: Batches, device: torch.device) -> None:
         self.batches, self.device = batches, device
-        self.asked: list[float] = []
-        self.waits: list[float] = []
-        self.sizes: list[int] = []
-
-    def now(self) -> float:
-        """The time in seconds, after everything that the GPU was told to do."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        self.notes: list[tuple[float, float, int]] = []
 
     def iterate(self, *position: int) -> Iterator[Batch]:
         """The batches from `position` on: start, rank, world."""
         batches = self.batches.iterate(*position)
         while True:
-            self.asked.append(self.now())
+            asked = _now(self.device)
             batch = next(batches)
-            self.waits.append(time.perf_counter() - self.asked[-1])
-            self.sizes.append(len(batch[0]))
+            self.notes.append((asked, time.perf_counter() - asked, len(batch[0])))
             yield batch
 
 
@@ -163,16 +161,16 @@ def throughput(
         torch.cuda.OutOfMemoryError: the batch does not fit.
         NonFiniteLossError: a loss is NaN or infinite.
     """
-    device, weights = accelerator.device, distiller.weights
-    gpu = device.type == "cuda"
+    device, gpu = accelerator.device, accelerator.device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    timed, common = _TimedBatches(batches, device), {"accelerator": accelerator, "show": False}
-    fit(distiller, timed, optimizer, schedule, weights=weights, **common, **options)
-    seconds = timed.now() - timed.asked[1]
-    images = sum(timed.sizes[1:]) * accelerator.num_processes
+    timed = _TimedBatches(batches, device)
+    common = {"weights": distiller.weights, "accelerator": accelerator, "show": False}
+    fit(distiller, timed, optimizer, schedule, **common, **options)
+    asked, waits, sizes = zip(*timed.notes[1:], strict=True)  # the first step warms up
+    seconds = _now(device) - asked[0]
     return {
-        "images_s": images / seconds,
-        "waiting": sum(timed.waits[1:]) / seconds,
+        "images_s": sum(sizes) * accelerator.num_processes / seconds,
+        "waiting": sum(waits) / seconds,
         "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if gpu else 0.0,
     }
