@@ -16,7 +16,7 @@ from dfmsd.detectors.features import feature_channels
 from dfmsd.detectors.saved import save_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments import preflight
-from dfmsd.experiments.preflight import is_due, report
+from dfmsd.experiments.preflight import is_due, run_preflight
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.profile import (
     collect_features,
@@ -132,12 +132,12 @@ def test_the_steps_are_made_as_the_settings_say(place, monkeypatch):
         "train.clip=1e-9",
         "train.lr=1.0",
     ]
-    findings = report(resolve("scenes", [*TINY, *how]), images=2, steps=2)
-    (inherited,) = (text for part, _, text in findings.findings if part == "inherited")
+    report = run_preflight(resolve("scenes", [*TINY, *how]), images=2, steps=2)
+    (inherited,) = (text for part, _, text in report.findings if part == "inherited")
     laterals, outputs = ("inner_blocks", "layer_blocks")
     names = [f"backbone.fpn.{kind}.{n}.0" for kind in (laterals, outputs) for n in range(4)]
     assert inherited == f"16 tensors of the neck: {', '.join(names)}"  # weight and bias of each
-    assert not findings.reasons  # the clipping holds that learning rate down
+    assert not report.reasons  # the clipping holds that learning rate down
     assert sizes == [1] * (1 + 3 * 2)  # the balance of one part; three steps of two parts
     assert layouts == {True, False}
 
@@ -148,8 +148,8 @@ def test_what_the_engine_cannot_do_is_refused(place, monkeypatch):
         ("engine.accumulate=3", "2 images make no 3 equal parts"),
         ("engine.sync_norm=True", "needs GPUs"),
     ):
-        findings = report(resolve("scenes", [*TINY, setting]), images=2, steps=1)
-        (reason,) = findings.reasons
+        report = run_preflight(resolve("scenes", [*TINY, setting]), images=2, steps=1)
+        (reason,) = report.reasons
         assert reason.startswith("steps: ")
         assert words in reason
 
@@ -162,12 +162,12 @@ def place(tmp_path, monkeypatch):
 
 
 def test_a_teacher_that_detects_nothing_is_refused(place):
-    findings = report(resolve("scenes", TINY), images=2, steps=1)
-    assert [reason.split(":")[0] for reason in findings.reasons] == [
+    report = run_preflight(resolve("scenes", TINY), images=2, steps=1)
+    assert [reason.split(":")[0] for reason in report.reasons] == [
         "teacher weak",
         "teacher strong",
     ]
-    assert "AP 0.0 on 2 validation images" in findings.reasons[0]
+    assert "AP 0.0 on 2 validation images" in report.reasons[0]
 
 
 def of_other_classes(path):
@@ -210,8 +210,8 @@ def test_the_whole_report(place, capsys):
 def test_what_is_wrong_is_named(place, monkeypatch, capsys, settings, part, words):
     monkeypatch.setattr(preflight, "evaluate", lambda *_, **__: {"AP": 1.0})
     (place / "broken.safetensors").write_bytes(b"no weights")
-    findings = report(resolve("scenes", [*TINY, *settings]), images=2, steps=1)
-    assert any(r.startswith(part) and words in r for r in findings.reasons), findings
+    report = run_preflight(resolve("scenes", [*TINY, *settings]), images=2, steps=1)
+    assert any(r.startswith(part) and words in r for r in report.reasons), report
     line = refused(capsys, "preflight", "scenes", *TINY, *settings)
     assert line.startswith("dfmsd: preflight refused the job, ")
     assert words in line
@@ -250,10 +250,10 @@ def test_levels_without_anything_to_teach_are_named(place, monkeypatch):
         return student, teacher
 
     monkeypatch.setattr(preflight, "collect_features", doctored)
-    findings = report(resolve("scenes", [*TINY, "arms=one"]), images=3, steps=1)
-    notes = {part: words for part, verdict, words in findings.findings if verdict != "ok"}
+    report = run_preflight(resolve("scenes", [*TINY, "arms=one"]), images=3, steps=1)
+    notes = {part: words for part, verdict, words in report.findings if verdict != "ok"}
     assert "nearly the same picture for every image" in notes["stride 8"]
     assert notes["stride 8"].endswith("method.strides=4,16,32")
     assert "of the teacher's channels never change" in notes["stride 16"]
-    assert findings.reasons == ["stride 32: features are not finite"]
-    assert "images_s" not in findings.numbers
+    assert report.reasons == ["stride 32: features are not finite"]
+    assert "images_s" not in report.numbers

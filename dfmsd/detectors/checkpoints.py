@@ -88,9 +88,6 @@ class Placeholder:
         """A new one, whatever the file would have built it from."""
         return object.__new__(cls)
 
-    def __init__(self, *_arguments: Any) -> None:
-        """Take whatever the file would have built it from."""
-
     def __setstate__(self, _state: Any) -> None:
         """Take whatever state the file holds."""
 

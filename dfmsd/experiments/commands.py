@@ -95,12 +95,12 @@ def preflight(preset: Preset, overrides: Overrides = (), /, images: int = 32) ->
 
 def _preflight(settings: Any, **options: Any) -> None:
     """Print the report of a preflight; ValueError when it refuses the job."""
-    from dfmsd.experiments.preflight import report
+    from dfmsd.experiments.preflight import run_preflight
 
-    findings = report(settings, **options)
-    print(findings)
-    if findings.reasons:
-        raise ValueError(f"preflight refused the job, {findings.reasons[0]}")
+    report = run_preflight(settings, **options)
+    print(report)
+    if report.reasons:
+        raise ValueError(f"preflight refused the job, {report.reasons[0]}")
 
 
 def experiment(name: Positional[str], overrides: Overrides = (), /) -> None:

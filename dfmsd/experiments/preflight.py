@@ -79,7 +79,9 @@ def is_due(settings: Settings) -> bool:
     return max(lengths) >= LONG and not begun
 
 
-def report(settings: Settings, *, images: int = 32, steps: int = 4, seed: int = 0) -> Preflight:
+def run_preflight(
+    settings: Settings, *, images: int = 32, steps: int = 4, seed: int = 0
+) -> Preflight:
     """The preflight of a job: of its arm with the most teachers, and of that the last teacher.
 
     Args:
@@ -148,9 +150,8 @@ def _report_teacher(preflight: Preflight, name: str, val: Any, images: int) -> n
     if not (hasattr(model, "roi_heads") or hasattr(model, "head")):
         preflight.add(part, "has no head: its AP cannot be tried", "note")
     elif list(metadata["classes"]) != list(val.classes):
-        preflight.add(
-            part, "detects other classes than the data have: its AP cannot be tried", "note"
-        )
+        text = "detects other classes than the data have: its AP cannot be tried"
+        preflight.add(part, text, "note")
     else:
         stated = (metadata.get("metrics") or {}).get("AP", math.nan)
         ap = evaluate(model, val, preflight.settings.data, limit=images)["AP"]
