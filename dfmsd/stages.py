@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from dfmsd.detectors.checkpoints import CheckpointError, mismatch
+from dfmsd.detectors.checkpoints import CheckpointError, state_dict_diff
 from dfmsd.distill import Distiller
 from dfmsd.training.checkpoint import Export, Keeper
 from dfmsd.training.loop import Batches, History, fit
@@ -114,7 +114,7 @@ def _of_distiller(export: Export | None) -> Export | None:
 
 def _load(module: nn.Module, state: dict[str, Any], problem: str) -> None:
     """Load `state` strictly; CheckpointError, beginning with `problem`, when it does not fit."""
-    difference = mismatch(module.state_dict(), state)
+    difference = state_dict_diff(module.state_dict(), state)
     if difference:
         raise CheckpointError(f"{problem} ({difference})")
     module.load_state_dict(state)

@@ -29,18 +29,17 @@ TABLE: dict[str, set[str]] = {
     "baselines": METHOD | {"together"},
     "detectors": set(),
     "data": {"training.progress"},
-    "training": {"detectors.checkpoints", "detectors.strict"},
+    "training": {"detectors.checkpoints"},
     "distill": {"align", "detectors.features", "together"},
     "stages": {"distill", "training", "detectors.checkpoints"},
     "viz": METHOD | {"detectors.features", "data.images"},
     "widgets": METHOD | {"detectors.features", "data.images", "viz"},
-    "terminal": {"training.signals"},
     "experiments": METHOD
     | {"baselines", "detectors", "data", "training", "distill", "stages", "viz", "widgets"}
-    | {"together", "terminal"},
-    "__main__": {"experiments", "data", "detectors", "training", "viz", "terminal"},
+    | {"together"},
+    "__main__": {"experiments.commands", "data.commands", "detectors.commands", "training.signals"},
 }
-PRINTING = {"__main__.py", "terminal.py", "commands.py"}
+PRINTING = {"__main__.py", "commands.py"}
 
 FILES = sorted(LIBRARY.rglob("*.py"))
 

@@ -10,7 +10,7 @@ from command_line import TINY, call, refused, teachers
 from tiny import tiny_detector
 
 from dfmsd.detectors.checkpoints import read_tensors
-from dfmsd.detectors.inheritance import inherit, listing
+from dfmsd.detectors.pretrained import inherit
 from dfmsd.experiments import runs
 from dfmsd.experiments.records import read_records
 
@@ -60,11 +60,6 @@ def test_a_part_that_fits_nowhere_is_refused():
     student, teacher = tiny_detector("retinanet"), tiny_detector("faster_rcnn")
     with pytest.raises(ValueError, match="of the head fits from a FasterRCNN to a RetinaNet"):
         inherit(student, teacher, ("neck", "head"))
-
-
-def test_layers_are_listed_once():
-    names = ["a.0.weight", "a.0.bias", "b.weight"]
-    assert listing(names) == "a.0, b"
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import torch
 from command_line import TINY, teachers
 from tiny import Line, TinyBatches
 
+from dfmsd import __main__ as cli
 from dfmsd.experiments.records import read_records
-from dfmsd.terminal import run
 from dfmsd.training.checkpoint import newest
 from dfmsd.training.loop import fit
 from dfmsd.training.optim import Schedule, make_optimizer
@@ -154,12 +154,13 @@ def test_another_process_was_asked():
     assert "another process was asked to stop: here; the same" in str(Stop().error("here"))
 
 
-def test_the_command_line_ends_with_a_status_of_its_own(capsys):
+def test_the_command_line_ends_with_a_status_of_its_own(capsys, monkeypatch):
     def stopped():
         raise PreemptedError("SIGTERM came: step 3 is saved")
 
+    monkeypatch.setattr(cli, "COMMANDS", {"stopped": stopped})
     with pytest.raises(SystemExit) as end:
-        run({"stopped": stopped, "other": stopped}, ["stopped"], prog="dfmsd", description="x")
+        cli.main(["stopped"])
     assert end.value.code == STATUS == 75
     assert capsys.readouterr().err == "dfmsd: SIGTERM came: step 3 is saved\n"
 
@@ -173,13 +174,13 @@ def test_of_several_processes_one_speaks(capsys, monkeypatch):
     def fail():
         raise ValueError("wrong")
 
-    commands = {"speak": speak, "fail": fail}
+    monkeypatch.setattr(cli, "COMMANDS", {"speak": speak, "fail": fail})
     for rank, said in (("0", "the table\n"), ("3", "")):
         monkeypatch.setenv("RANK", rank)
-        run(commands, ["speak"], prog="dfmsd", description="x")
+        cli.main(["speak"])
         assert capsys.readouterr().out == said
     with pytest.raises(SystemExit):
-        run(commands, ["fail"], prog="dfmsd", description="x")
+        cli.main(["fail"])
     assert capsys.readouterr().err == "dfmsd (process 3): wrong\n"
 
 

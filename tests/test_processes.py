@@ -24,6 +24,7 @@ from dfmsd.data.scenes import SceneDataset
 from dfmsd.detectors.build import build_detector
 from dfmsd.detectors.checkpoints import load_weights, save_weights
 from dfmsd.detectors.features import feature_channels
+from dfmsd.detectors.recipe import Recipe
 from dfmsd.detectors.saved import save_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments.records import read_records
@@ -43,7 +44,7 @@ ROOT = Path(__file__).parent.parent
 def frozen(kind, seed, channels, strides):
     """A small detector whose batch norms do not look at the batch."""
     torch.manual_seed(seed)
-    return build_detector(
+    recipe = Recipe(
         kind,
         "timm:resnet10t",
         num_classes=6,
@@ -54,6 +55,7 @@ def frozen(kind, seed, channels, strides):
         trunk_arguments=CNN,
         frozen_norm=True,
     )
+    return build_detector(recipe)
 
 
 class Mixed(SceneDataset):

@@ -11,6 +11,7 @@ from torch import nn
 from dfmsd.baselines import MGD, FitNet
 from dfmsd.detectors.build import build_detector
 from dfmsd.detectors.features import feature_channels
+from dfmsd.detectors.recipe import Recipe
 from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
 from dfmsd.training.loop import fit
@@ -22,7 +23,7 @@ CNN = {"channels": [8, 16, 24, 32]}
 
 def detector(kind, seed=0, *, frozen=True, channels=32, strides=(8, 16, 32)):
     torch.manual_seed(seed)
-    return build_detector(
+    recipe = Recipe(
         kind,
         "timm:resnet10t",
         num_classes=6,
@@ -33,6 +34,7 @@ def detector(kind, seed=0, *, frozen=True, channels=32, strides=(8, 16, 32)):
         trunk_arguments=CNN,
         frozen_norm=frozen,
     )
+    return build_detector(recipe)
 
 
 def distiller(kind="retinanet", method=MGD, *, frozen=True, **options):

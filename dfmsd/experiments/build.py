@@ -16,6 +16,7 @@ from dfmsd.data.coco import CocoDataset
 from dfmsd.data.scenes import SceneDataset
 from dfmsd.detectors.build import build_detector
 from dfmsd.detectors.features import feature_channels
+from dfmsd.detectors.recipe import Recipe
 from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.settings import Data, Detector, Settings, Train
@@ -80,7 +81,7 @@ def detector(
 ) -> nn.Module:
     """A fresh detector of the settings; with `max_size` it resizes its images."""
     require("weights", settings.weights)
-    return build_detector(
+    recipe = Recipe(
         settings.kind,
         settings.trunk,
         num_classes=num_classes,
@@ -91,10 +92,10 @@ def detector(
         fpn_channels=settings.fpn_channels,
         anchor_scale=settings.anchor_scale or None,
         trunk_arguments=json.loads(settings.trunk_arguments),
-        weights=settings.weights or None,
         frozen_norm=settings.frozen_norm,
         frozen_stride=settings.frozen_stride,
     )
+    return build_detector(recipe, weights=settings.weights or None)
 
 
 def detector_for(settings: Detector, data: Data, *, num_classes: int) -> nn.Module:

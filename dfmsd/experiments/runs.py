@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dfmsd.detectors.checkpoints import read_metadata
-from dfmsd.detectors.inheritance import inherit
+from dfmsd.detectors.pretrained import inherit
 from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import (
     accelerator,
