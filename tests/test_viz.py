@@ -64,11 +64,8 @@ def test_a_tag_names_class_and_score():
 def test_scenes_draw_every_box_without_tags():
     targets = [{**labelled(count), "image_id": 40 + count} for count in (1, 3, 0)]
     figure = viz.scene_sheet(images(3), targets, CLASSES)
-    assert [axes.get_title() for axes in figure.axes] == [
-        "41: 1 object",
-        "43: 3 objects",
-        "40: 0 objects",
-    ]
+    heads = [axes.get_title() for axes in figure.axes]
+    assert heads == ["41: 1 object", "43: 3 objects", "40: 0 objects"]
     assert [len(frames(axes, dashed=False)) for axes in figure.axes] == [1, 3, 0]
     assert not any(axes.texts for axes in figure.axes)
     assert_readable(figure)

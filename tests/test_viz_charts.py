@@ -17,13 +17,9 @@ from dfmsd.viz.charts import moving_mean
 def test_curves_hold_raw_and_smoothed_values_and_marks():
     long = [(step, float(step % 7)) for step in range(100)]
     short = [(50, 2.0), (0, 1.0), (100, float("nan"))]
-    figure = curves_figure(
-        {"long": long, "short": short, "none yet": []},
-        xlabel="step",
-        ylabel="loss",
-        marks={0: "stage 1", 60: "stage 2"},
-        title="falling",
-    )
+    series = {"long": long, "short": short, "none yet": []}
+    marks = {0: "stage 1", 60: "stage 2"}
+    figure = curves_figure(series, xlabel="step", ylabel="loss", marks=marks, title="falling")
     (axes,) = figure.axes
     raw, mean, points = axes.lines[:3]
     assert raw.get_ydata().tolist() == [value for _, value in long]
