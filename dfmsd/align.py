@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfmsd.together import average, processes, total
-
 Match = Literal["stride", "index"]
 
 
@@ -73,16 +71,13 @@ class Context:
 def mean_over(value: Tensor, mask: Tensor | None = None) -> Tensor:
     """The scalar mean of `value` (N, C, H, W) where `mask` counts; 0 when it counts nothing.
 
-    On several processes their average is the mean over the whole batch (see `together`).
-
     Args:
         value: (N, C, H, W).
         mask: 0/1 or bool, broadcastable to `value`; None counts everything.
     """
-    if mask is None and processes() == 1:
+    if mask is None:
         return value.mean()
-    mask = torch.ones_like(value[:, :1]) if mask is None else mask
-    count = average(mask.sum() * (value.numel() // mask.numel()))
+    count = mask.sum() * (value.numel() // mask.numel())
     return (value * mask).sum() / count.clamp_min(1)
 
 
@@ -92,7 +87,7 @@ def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5)
     In float32 or better. Source: PKD. Choice: population statistics over valid cells only (PKD:
     unbiased, padding included), so that the alignment is one minus Pearson's correlation exactly;
     `eps` is added to the variance, as in batch norm, so that a channel that never fires gives zeros
-    and finite gradients. On several processes N is the whole batch (see `together`).
+    and finite gradients.
 
     Args:
         feature: (N, C, H, W).
@@ -100,14 +95,13 @@ def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5)
         eps: added to the variance.
     """
     wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
-    if valid is None and processes() == 1:
+    if valid is None:
         variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0, keepdim=True)
         return (wide - mean) * (variance + eps).rsqrt()
-    valid = torch.ones_like(wide[:, :1]) if valid is None else valid
-    count = total(valid.sum().to(wide.dtype)).clamp_min(1)  # one dtype on every process
-    mean = total((wide * valid).sum((0, 2, 3), keepdim=True)) / count
+    count = valid.sum().to(wide.dtype).clamp_min(1)
+    mean = (wide * valid).sum((0, 2, 3), keepdim=True) / count
     centred = (wide - mean) * valid
-    variance = total(centred.square().sum((0, 2, 3), keepdim=True)) / count
+    variance = centred.square().sum((0, 2, 3), keepdim=True) / count
     return centred * (variance + eps).rsqrt()
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from dfmsd.align import Context
 from dfmsd.detectors.features import capture_features, strided_levels, to_levels
-from dfmsd.together import counting, whole_batch
 
 
 def renormalise(pixels: Tensor, source: nn.Module, goal: nn.Module, valid: Tensor) -> Tensor:
@@ -105,16 +104,14 @@ class Distiller(nn.Module):
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """In train mode the named, unweighted losses; in eval mode the student's detections.
 
-        On several processes the average of their losses is that of the whole batch.
-
         Args:
             images: list of (3, H, W) in 0..1.
             targets: one dict per image with `boxes` (n, 4) xyxy in pixels and `labels` (n,).
         """
         if not self.training:
             return self.student(images, targets)
-        with capture_features(self.student) as seen, counting(self.student) as counts:
-            losses = whole_batch(dict(self.student(images, targets)), counts)
+        with capture_features(self.student) as seen:
+            losses = dict(self.student(images, targets))
         if self.teacher is None:
             return losses
         context = Context(

@@ -7,8 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dfmsd.together import average, processes
-
 
 class Generator(nn.Module):
     """Rebuilds a masked feature: conv3x3 – ReLU – conv3x3, (N, C, H, W) → (N, C, H, W).
@@ -137,8 +135,7 @@ def reconstruction_loss(
 ) -> Tensor:
     """Scalar mean squared error over the counted elements, in float32 or better; 0 if none counts.
 
-    Source: MGD, on the whole map; its sum / N is this times C · H · W. On several processes their
-    average is the mean over the whole batch (see `together`).
+    Source: MGD, on the whole map; its sum / N is this times C · H · W.
 
     Args:
         reconstruction: (N, C, H, W).
@@ -149,8 +146,8 @@ def reconstruction_loss(
     """
     wide = torch.promote_types(reconstruction.dtype, torch.float32)
     error = (reconstruction.to(wide) - target.to(wide)).square()
-    if valid is None and keep is None and processes() == 1:
+    if valid is None and keep is None:
         return error.mean()
     counted = torch.ones_like(error[:, :1]) if keep is None else 1 - keep
     counted = (counted if valid is None else counted * valid).expand_as(error)
-    return (error * counted).sum() / average(counted.sum()).clamp_min(1)
+    return (error * counted).sum() / counted.sum().clamp_min(1)

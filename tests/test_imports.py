@@ -22,22 +22,21 @@ TABLE: dict[str, set[str]] = {
     "__init__": set(),
     "masking": set(),
     "enhance": set(),
-    "together": set(),
-    "align": {"together"},
-    "generate": {"align", "together"},
+    "align": set(),
+    "generate": {"align"},
     "loss": {"masking", "enhance", "align", "generate"},
-    "baselines": METHOD | {"together"},
+    "baselines": METHOD,
     "detectors": set(),
     "data": {"training.progress"},
     "training": {"detectors.checkpoints", "detectors.strict"},
-    "distill": {"align", "detectors.features", "together"},
+    "distill": {"align", "detectors.features"},
     "stages": {"distill", "training", "detectors.checkpoints"},
     "viz": METHOD | {"detectors.features", "data.images"},
     "widgets": METHOD | {"detectors.features", "data.images", "viz"},
     "terminal": {"training.signals"},
     "experiments": METHOD
     | {"baselines", "detectors", "data", "training", "distill", "stages", "viz", "widgets"}
-    | {"together", "terminal"},
+    | {"terminal"},
     "__main__": {"experiments", "data", "detectors", "training", "viz", "terminal"},
 }
 PRINTING = {"__main__.py", "terminal.py", "commands.py"}

@@ -18,7 +18,7 @@ from dfmsd.stages import Stage, run_stages
 from dfmsd.training.checkpoint import newest
 from dfmsd.training.log import History
 from dfmsd.training.optim import Schedule
-from dfmsd.training.rng import step_seed
+from dfmsd.training.steps import step_seed
 
 STEPS, LR = 3, 1e-2
 

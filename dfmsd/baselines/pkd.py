@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dfmsd.align import Context, Match, mean_over
 from dfmsd.baselines.pyramid import Baseline, Fit, over_levels
-from dfmsd.together import total
 
 
 class PKD(Baseline):
@@ -67,8 +66,7 @@ class PKD(Baseline):
 def standard_score(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """`(F − mean) / (std + eps)` per channel over (N, valid H, W), std unbiased; padding is 0.
 
-    Source: PKD. `dfmsd.align.standardise` is this project's own form of it. Choice: on several
-    processes N is the whole batch (PKD: each its own).
+    Source: PKD. `dfmsd.align.standardise` is this project's own form of it.
 
     Args:
         feature: (N, C, H, W).
@@ -76,9 +74,9 @@ def standard_score(feature: Tensor, valid: Tensor | None = None, eps: float = 1e
         eps: added to the standard deviation.
     """
     inside = torch.ones_like(feature[:, :1]) if valid is None else valid.to(feature.dtype)
-    count = total(inside.sum())
-    mean = total((feature * inside).sum((0, 2, 3), keepdim=True)) / count
+    count = inside.sum()
+    mean = (feature * inside).sum((0, 2, 3), keepdim=True) / count
     centred = (feature - mean) * inside
-    variance = total(centred.square().sum((0, 2, 3), keepdim=True)) / (count - 1).clamp_min(1)
+    variance = centred.square().sum((0, 2, 3), keepdim=True) / (count - 1).clamp_min(1)
     # the gradient of a square root at 0 is infinite: a channel that never fires gets none
     return centred / (variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt() + eps)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd.align import Adapter, Context, Match, match_levels, pair_strides
-from dfmsd.together import average
 
 Fit = Literal["conv", "identity", "auto"]
 
@@ -39,10 +38,10 @@ class Level:
 
     @property
     def elements(self) -> Tensor:
-        """How many elements of the level count, a scalar; the average of several processes."""
+        """How many elements of the level count, a scalar."""
         if self.valid is None:
-            return average(torch.tensor(float(self.teacher.numel()), device=self.teacher.device))
-        return average(self.valid.sum() * float(self.teacher.shape[1]))
+            return torch.tensor(float(self.teacher.numel()), device=self.teacher.device)
+        return self.valid.sum() * float(self.teacher.shape[1])
 
 
 class Baseline(nn.Module):
