@@ -1,13 +1,13 @@
 """Teacher and student features made comparable: level pairs, adapters, standardising, alignment.
 
-`Context`, what a method is told about the batch besides the features, lives here because every
-method needs its `valid`.
+What every method needs besides is here too: `Context`, the batch behind the features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Match = Literal["stride", "index"]
+Fit = Literal["conv", "identity", "auto"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5)
         valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
         eps: added to the variance.
     """
-    wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
+    wide = widen(feature)
     if valid is None:
         variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0, keepdim=True)
         return (wide - mean) * (variance + eps).rsqrt()
@@ -135,28 +136,22 @@ class Adapter(nn.Module):
     Args:
         student_channels: C_s.
         teacher_channels: C_t.
-        kind: "conv", a 1x1 convolution with bias; "identity", nothing (counts must agree).
+        kind: "conv", a 1x1 convolution with bias; "identity", nothing (counts must agree); "auto",
+            a convolution where the counts differ.
 
     Raises:
         ValueError: for an unknown kind, or an identity between different counts.
     """
 
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        kind: Literal["conv", "identity"] = "conv",
-    ) -> None:
+    def __init__(self, student_channels: int, teacher_channels: int, kind: Fit = "conv") -> None:
         """See the class."""
         super().__init__()
-        if kind not in ("conv", "identity"):
-            raise ValueError(f"kind must be 'conv' or 'identity', got {kind!r}")
-        if kind == "identity" and student_channels != teacher_channels:
-            raise ValueError(
-                f"kind='identity' needs equal counts, got {student_channels} and {teacher_channels}"
-            )
-        conv = kind == "conv"
-        self.map = nn.Conv2d(student_channels, teacher_channels, 1) if conv else nn.Identity()
+        counts, kinds = (student_channels, teacher_channels), ("conv", "identity", "auto")
+        check("adapter kind", kind, kind in kinds, f"one of {kinds}")
+        equal = student_channels == teacher_channels
+        check("channel counts", counts, equal or kind != "identity", "equal for an identity")
+        same = kind == "identity" or (kind == "auto" and equal)
+        self.map = nn.Identity() if same else nn.Conv2d(*counts, 1)
 
     def forward(self, feature: Tensor) -> Tensor:
         """The adapted feature, (N, C_t, H, W)."""
@@ -177,20 +172,24 @@ def pair_strides(
     Raises:
         ValueError: for an unknown `match`, or when no pair results.
     """
-    ours, theirs = sorted(student), sorted(teacher)
+    check("match", match, match in ("stride", "index"), "'stride' or 'index'")
+    student, teacher = sorted(student), sorted(teacher)
+    pairs = list(zip(student, teacher, strict=False))
     if match == "stride":
-        pairs = [(stride, stride) for stride in ours if stride in theirs]
-    elif match == "index":
-        pairs = list(zip(ours, theirs, strict=False))
-    else:
-        raise ValueError(f"match must be 'stride' or 'index', got {match!r}")
+        pairs = [(stride, stride) for stride in student if stride in teacher]
     if not pairs:
-        raise ValueError(f"no level in common: student strides {ours}, teacher strides {theirs}")
+        raise ValueError(
+            f"no level in common: student strides {student}, teacher strides {teacher}"
+        )
     return pairs
 
 
 def match_levels(
-    student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], match: Match = "stride"
+    student: Mapping[int, Tensor],
+    teacher: Mapping[int, Tensor],
+    match: Match = "stride",
+    *,
+    pairs: list[tuple[int, int]] | None = None,
 ) -> list[tuple[int, Tensor, Tensor]]:
     """(student stride, student feature, teacher feature) per pair of levels, equal in H and W.
 
@@ -201,20 +200,53 @@ def match_levels(
         student: stride → (N, C_s, H, W).
         teacher: stride → (N, C_t, H, W).
         match: see `pair_strides`.
+        pairs: what `pair_strides` gave a method when it was built; other levels are left out. None
+            pairs the levels that are there.
 
     Raises:
-        ValueError: when no level is in common, or sizes at one stride differ by more than rounding.
+        ValueError: when a level is missing, none is in common, or sizes at one stride differ by
+            more than rounding.
     """
+    pairs = pair_strides(student, teacher, match) if pairs is None else pairs
+    for name, features, side in (("student", student, 0), ("teacher", teacher, 1)):
+        strides = [pair[side] for pair in pairs]
+        check(name, sorted(features), set(strides) <= set(features), f"features at {strides}")
     levels = []
-    for ours, theirs in pair_strides(student, teacher, match):
-        feature, goal = student[ours], teacher[theirs]
+    for stride, teacher_stride in pairs:
+        feature, goal = student[stride], teacher[teacher_stride]
         size, wanted = feature.shape[-2:], goal.shape[-2:]
         if match == "stride" and max(abs(a - b) for a, b in zip(size, wanted, strict=True)) > 2:
             raise ValueError(
-                f"features at stride {ours} differ in size: student {tuple(size)}, teacher "
+                f"features at stride {stride} differ in size: student {tuple(size)}, teacher "
                 f"{tuple(wanted)}; were they computed from the same pixels?"
             )
         if size != wanted:
             feature = F.interpolate(feature, size=wanted, mode="bilinear", align_corners=False)
-        levels.append((ours, feature, goal))
+        levels.append((stride, feature, goal))
     return levels
+
+
+def positive_weights(**weights: float) -> dict[str, float]:
+    """The weights above 0, by the name of the term; a term of weight 0 is off.
+
+    Raises:
+        ValueError: when a weight is negative or not finite, or all are 0.
+    """
+    for name, value in weights.items():
+        # a single weight is the argument `weight`, several are named after their terms
+        argument = "weight" if len(weights) == 1 else f"{name}_weight"
+        check(argument, value, 0 <= value < inf, "at least 0 and finite")
+    kept = {name: float(value) for name, value in weights.items() if value > 0}
+    check("weights", weights, bool(kept), "above 0 for a term that has a branch")
+    return kept
+
+
+def widen(feature: Tensor) -> Tensor:
+    """The feature in float32, or as it is if its type is wider."""
+    return feature.to(torch.promote_types(feature.dtype, torch.float32))
+
+
+def check(name: str, value: object, fits: bool, expected: str) -> None:
+    """ValueError that names argument, value and expectation, unless the value `fits`."""
+    if not fits:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")

@@ -48,8 +48,6 @@ def test_every_setting_survives_being_printed_and_read_back(preset):
         ("method.strength=-1", "method.strength", -1.0),
         ("arms=none,two", "arms", ("none", "two")),
         ("train.steps=7", "train.steps", 7),
-        ("method.threshold=1.5", "method.threshold", 1.5),
-        ("method.threshold=None", "method.threshold", None),
         ("method.fusion=0.3", "method.fusion", 0.3),
         ("method.fusion=learned", "method.fusion", "learned"),
         ("method.select=low", "method.select", "low"),

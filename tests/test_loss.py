@@ -56,7 +56,7 @@ def attention_keeps(teacher):
 @pytest.mark.parametrize("ratio", [0.0, 0.65, 1.0])
 def test_limit_case_mgd(ratio):
     b = batch()
-    form = {"channel": False, "select": "random", "ratio_spatial": ratio, "hidden": 1.0}
+    form = {"channel": False, "select": "random", "ratio_spatial": ratio, "generator_width": 1.0}
     loss = DFMSDLoss(*b.channels, **PLAIN, **form)
     torch.manual_seed(5)
     term = loss(b.s, b.t, b.context)
@@ -77,7 +77,7 @@ def test_limit_case_mgd(ratio):
 
 def test_limit_case_amd():
     b = batch()
-    form = {"channel": False, "attention_on": "raw", "hidden": 1.0}
+    form = {"channel": False, "attention_on": "raw", "generator_width": 1.0}
     loss = DFMSDLoss(*b.channels, **PLAIN, **form)
     expected = [
         mgd(loss.generators[str(s)].spatial, b.s[s], b.t[s], attention_keeps(b.t[s])[0])
@@ -192,7 +192,7 @@ def test_gradient_reaches_every_part_but_the_teacher():
 def test_gradcheck():
     b = batch(size=(24, 16), strides=(8,), student=2, teacher=2, sizes=[(24, 16), (20, 8)])
     torch.manual_seed(0)
-    loss = DFMSDLoss(*b.channels, hidden=1.0).double()
+    loss = DFMSDLoss(*b.channels, generator_width=1.0).double()
     teacher = {8: b.t[8].double()}
 
     def total(student):
@@ -247,14 +247,6 @@ def test_energy_in_boxes_takes_candidates_before_targets():
     assert loss.levels(b.s, b.t, context)[8].energy.nonzero().tolist() == [[1, 0, 0, 0]]
     with pytest.raises(ValueError, match="boxes"):
         loss(b.s, b.t, Context(b.context.images, b.context.sizes))
-
-
-def test_threshold_replaces_the_ratio():
-    b = batch(strides=(8,))
-    loss = DFMSDLoss(*b.channels, threshold=1.0)
-    part = loss.levels(b.s, b.t, b.context)[8]
-    assert torch.equal(part.keep_spatial == 0, part.enhanced > 1)
-    assert torch.equal(part.keep_channel == 0, part.channels > 1)
 
 
 def test_levels_pair_by_stride_or_index():
@@ -318,7 +310,6 @@ def test_it_learns():
     [
         ("ratio", {"ratio_spatial": 1.2}),
         ("ratio", {"ratio_channel": -0.1}),
-        ("threshold", {"threshold": float("inf")}),
         ("temperature", {"temperature": 0}),
         ("select", {"select": "top"}),
         ("attention_on", {"attention_on": "both"}),
@@ -329,7 +320,7 @@ def test_it_learns():
         ("strength", {"strength": -1}),
         ("regions", {"regions": "rois"}),
         ("kind", {"adapter": "mlp"}),
-        ("hidden", {"hidden": 0}),
+        ("generator_width", {"generator_width": 0}),
         ("match", {"match": "name"}),
         ("reconstruction_weight", {"reconstruction_weight": -1}),
         ("weights", {"spatial": False, "channel": False, "alignment_weight": 0}),

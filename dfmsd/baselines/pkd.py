@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from dfmsd.align import Context, Match, mean_over
-from dfmsd.baselines.pyramid import Baseline, Fit, over_levels
+from dfmsd.align import Fit, Match, mean_over
+from dfmsd.baselines.base import Baseline, Level
 
 
 class PKD(Baseline):
@@ -24,10 +22,7 @@ class PKD(Baseline):
     `alignment_loss` is the same but for population statistics and where its `eps` stands.
 
     Args:
-        student_channels: stride → C_s.
-        teacher_channels: stride → C_t.
-        adapter: "auto", "identity" or "conv", see `Baseline`.
-        match: "stride" or "index", see `pair_strides`.
+        student_channels, teacher_channels, adapter, match: see `Baseline`.
         weight: on half the mean squared difference, > 0.
 
     Raises:
@@ -44,23 +39,12 @@ class PKD(Baseline):
         weight: float = 10.0 * 4,
     ) -> None:
         """See the class."""
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            adapter=adapter,
-            match=match,
-            weights={"alignment": weight},
-        )
+        super().__init__(student_channels, teacher_channels, adapter, match, {"alignment": weight})
 
-    def forward(
-        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
-    ) -> dict[str, Tensor]:
-        """{"alignment": unweighted scalar}; arguments and errors of `Baseline.levels`."""
-        losses = []
-        for level in self.levels(student, teacher, context):
-            z_s, z_t = (standard_score(x, level.valid) for x in (level.student, level.teacher))
-            losses.append(mean_over((z_s - z_t).square(), level.valid) / 2)
-        return {"alignment": over_levels(losses)}
+    def compare(self, level: Level) -> dict[str, Tensor]:
+        """{"alignment": unweighted scalar} of one level."""
+        z_s, z_t = (standard_score(x, level.valid) for x in (level.student, level.teacher))
+        return {"alignment": mean_over((z_s - z_t).square(), level.valid) / 2}
 
 
 def standard_score(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-6) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dfmsd.align import Context, standardise
 from dfmsd.detectors.features import capture_features, frozen_modes, strided_levels
 from dfmsd.enhance import high_frequency, pool_energy, region_energy, strengthen
-from dfmsd.masking import Select, spatial_attention, spatial_keep
+from dfmsd.masking import Select, keep_mask, spatial_attention
 
 Form = Literal["standardised", "raw"]
 Regions = Literal["cells", "boxes"]
@@ -192,7 +192,7 @@ def maps(scene: Scene, tuning: Tuning) -> dict[str, Tensor]:
     enhanced = attention
     if tuning.enhances:
         enhanced = strengthen(attention, energy, strength=tuning.strength, valid=valid)
-    keep = spatial_keep(
+    keep = keep_mask(
         enhanced,
         ratio=tuning.ratio,
         select=tuning.select,
