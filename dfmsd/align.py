@@ -39,15 +39,12 @@ class Context:
 
     def __post_init__(self) -> None:
         """Check that there is one size per image, none larger than the batch."""
-        if self.images.dim() != 4 or len(self.sizes) != self.images.shape[0]:
-            raise ValueError(
-                f"sizes needs one (height, width) per image of images {tuple(self.images.shape)}, "
-                f"got {len(self.sizes)}"
-            )
-        height, width = self.images.shape[-2:]
-        for size in self.sizes:
-            if not (0 < size[0] <= height and 0 < size[1] <= width):
-                raise ValueError(f"sizes must lie in 1..{(height, width)}, got {tuple(size)}")
+        shape, count = tuple(self.images.shape), len(self.sizes)
+        per_image = len(shape) == 4 and count == shape[0]
+        check("sizes", count, per_image, f"one (height, width) per image of images {shape}")
+        for height, width in self.sizes:
+            inside = 0 < height <= shape[2] and 0 < width <= shape[3]
+            check("sizes", (height, width), inside, f"in 1..{shape[2:]}")
 
     @property
     def padded(self) -> bool:
@@ -122,10 +119,8 @@ def alignment_loss(
     Raises:
         ValueError: when the shapes differ.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student {tuple(student.shape)} must have teacher's shape {tuple(teacher.shape)}"
-        )
+    shape, wanted = tuple(student.shape), tuple(teacher.shape)
+    check("student", shape, shape == wanted, f"of teacher's shape {wanted}")
     difference = standardise(student, valid, eps) - standardise(teacher, valid, eps)
     return mean_over(difference.square(), valid) / 2
 
@@ -178,9 +173,7 @@ def pair_strides(
     if match == "stride":
         pairs = [(stride, stride) for stride in student if stride in teacher]
     if not pairs:
-        raise ValueError(
-            f"no level in common: student strides {student}, teacher strides {teacher}"
-        )
+        raise ValueError(f"no level in common: strides {student} (student), {teacher} (teacher)")
     return pairs
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dfmsd.align import widen
+from dfmsd.align import check, widen
 
 
 class Generator(nn.Module):
@@ -29,8 +29,7 @@ class Generator(nn.Module):
         super().__init__()
         width = channels if width is None else width
         for name, value in (("channels", channels), ("width", width)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            check(name, value, value >= 1, "at least 1")
         self.block = nn.Sequential(
             nn.Conv2d(channels, width, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
@@ -79,11 +78,10 @@ class DualGenerator(nn.Module):
     ) -> None:
         """See the class."""
         super().__init__()
-        if not (spatial or channel):
-            raise ValueError("spatial or channel must be True, got neither")
-        learned = isinstance(share, str)
-        if share != "learned" if learned else not 0 <= share <= 1:
-            raise ValueError(f"share must be 'learned' or in 0..1, got {share!r}")
+        check("spatial or channel", "neither", spatial or channel, "True")
+        learned = share == "learned"
+        known = learned or (not isinstance(share, str) and 0 <= share <= 1)
+        check("share", share, known, "'learned' or in 0..1")
         self.spatial = Generator(channels, width) if spatial else None
         self.channel = Generator(channels, width) if channel else None
         both = spatial and channel

@@ -152,91 +152,72 @@ class DFMSDLoss(nn.Module):
         Features are stride → (N, C, H, W), `context` is the batch behind them; ValueError when a
         level is missing, or boxes are needed and the context has none.
         """
-        parts = self.levels(student, teacher, context).values()
-        return {
-            name: torch.stack([part.losses[name] for part in parts]).mean() for name in self.weights
-        }
+        levels = self.levels(student, teacher, context).values()
+        losses = {name: [level.losses[name] for level in levels] for name in self.weights}
+        return {name: torch.stack(values).mean() for name, values in losses.items()}
 
     def levels(
         self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
     ) -> dict[int, Level]:
         """Student stride → everything that was done there; arguments and errors of `forward`."""
+        frequency = None  # strength per pixel, once for all levels
+        enhances = self.spatial and self.strength > 0 and self.select != "random"
+        if enhances and "reconstruction" in self.weights:
+            frequency = high_frequency(context.images, cutoff=self.cutoff, sizes=context.sizes)
         matched = match_levels(student, teacher, self.match, pairs=self.pairs)
-        frequency = self.frequency(context)
         return {
-            stride: self.level(s, t, stride=stride, context=context, frequency=frequency)
-            for stride, s, t in matched
+            stride: self._level(str(stride), s, t, context, frequency) for stride, s, t in matched
         }
 
-    def frequency(self, context: Context) -> Tensor | None:
-        """High-frequency strength per pixel (N, 1, H, W), for all levels; None if not needed."""
-        enhances = self.spatial and self.strength > 0 and self.select != "random"
-        if not enhances or "reconstruction" not in self.weights:
-            return None
-        return high_frequency(context.images, cutoff=self.cutoff, sizes=context.sizes)
-
-    def level(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        *,
-        stride: int,
-        context: Context,
-        frequency: Tensor | None = None,
+    def _level(
+        self, key: str, student: Tensor, teacher: Tensor, context: Context, frequency: Tensor | None
     ) -> Level:
-        """What is done on one level, with its losses.
-
-        Args:
-            student: (N, C_s, H, W).
-            teacher: (N, C_t, H, W), same H and W.
-            stride: the student's stride, which names the adapter and the generators.
-            context: the batch behind the features.
-            frequency: from `frequency(context)`; None switches the enhancement off.
-        """
         teacher = teacher.detach()
         valid = context.valid(teacher) if context.padded else None
-        adapted = self.adapters[str(stride)](student)
+        adapted = self.adapters[key](student)
         z_s, z_t = standardise(adapted, valid), standardise(teacher, valid)
         raw = self.target == "raw"
-        part = Level(adapted if raw else z_s, teacher if raw else z_t, valid)
+        level = Level(adapted if raw else z_s, teacher if raw else z_t, valid)
         if "reconstruction" in self.weights:
             if self.spatial:
                 seen = teacher if self.attention_on == "raw" else z_t
-                self._hide_cells(part, seen, context, frequency)
+                self._hide_cells(level, seen, context, frequency)
             if self.channel:
                 scale = self.temperature
-                part.channels = masking.channel_attention(teacher, temperature=scale, valid=valid)
-                part.keep_channel = masking.keep_mask(
-                    part.channels, ratio=self.ratio_channel, select=self.select
+                level.channels = masking.channel_attention(teacher, temperature=scale, valid=valid)
+                level.keep_channel = masking.keep_mask(
+                    level.channels, ratio=self.ratio_channel, select=self.select
                 )
-            self._rebuild(part, str(stride))
+            self._rebuild(level, key)
         if "alignment" in self.weights:
-            part.losses["alignment"] = mean_over((z_s - z_t).square(), valid) / 2
-        return part
+            level.losses["alignment"] = mean_over((z_s - z_t).square(), valid) / 2
+        return level
 
     def _hide_cells(
-        self, part: Level, seen: Tensor, context: Context, frequency: Tensor | None
+        self, level: Level, seen: Tensor, context: Context, frequency: Tensor | None
     ) -> None:
-        scale, valid = self.temperature, part.valid
-        part.attention = masking.spatial_attention(seen, temperature=scale, valid=valid)
-        part.enhanced = part.attention
+        scale, valid = self.temperature, level.valid
+        level.attention = masking.spatial_attention(seen, temperature=scale, valid=valid)
+        level.enhanced = level.attention
         if frequency is not None:
             sizes = context.sizes if context.padded else None
             energy = pool_energy(frequency, tuple(seen.shape[-2:]), sizes=sizes)
             if self.regions == "boxes":
                 energy = region_energy(energy, _boxes(context), tuple(context.images.shape[-2:]))
-            part.energy = energy
-            part.enhanced = strengthen(part.attention, energy, strength=self.strength, valid=valid)
-        part.keep_spatial = masking.keep_mask(
-            part.enhanced, ratio=self.ratio_spatial, select=self.select, valid=valid
+            level.energy = energy
+            level.enhanced = strengthen(
+                level.attention, energy, strength=self.strength, valid=valid
+            )
+        level.keep_spatial = masking.keep_mask(
+            level.enhanced, ratio=self.ratio_spatial, select=self.select, valid=valid
         )
 
-    def _rebuild(self, part: Level, key: str) -> None:
-        masks = (part.keep_spatial, part.keep_channel)
-        part.reconstruction = self.generators[key](part.student, *masks, part.valid)
+    def _rebuild(self, level: Level, key: str) -> None:
+        masks = (level.keep_spatial, level.keep_channel)
+        level.reconstruction = self.generators[key](level.student, *masks, level.valid)
         keep = prod(mask for mask in masks if mask is not None) if self.masked_only else None
-        part.losses["reconstruction"] = reconstruction_loss(
-            part.reconstruction, part.teacher, valid=part.valid, keep=keep
+        level.losses["reconstruction"] = reconstruction_loss(
+            level.reconstruction, level.teacher, valid=level.valid, keep=keep
         )
 
 

@@ -159,16 +159,16 @@ def test_it_learns(name):
 
 @EVERY
 def test_levels_pair_by_stride_or_index_and_none_may_be_missing(name):
-    ours, theirs = batch(strides=(8, 16, 32), student=3), batch(strides=(4, 8, 16), teacher=5)
+    student, teacher = batch(strides=(8, 16, 32), student=3), batch(strides=(4, 8, 16), teacher=5)
     build = BASELINES[name]
-    method = build(ours.channels[0], theirs.channels[1])
+    method = build(student.channels[0], teacher.channels[1])
     assert set(method.adapters) == {"8", "16"}
-    method(ours.s, theirs.t, ours.context)
-    by_index = build(ours.channels[0], theirs.channels[1], match="index")
+    method(student.s, teacher.t, student.context)
+    by_index = build(student.channels[0], teacher.channels[1], match="index")
     assert set(by_index.adapters) == {"8", "16", "32"}
-    by_index(ours.s, theirs.t, ours.context)
+    by_index(student.s, teacher.t, student.context)
     with pytest.raises(ValueError, match=r"student must be features at \[8, 16\], got \[8\]"):
-        method({8: ours.s[8]}, theirs.t, ours.context)
+        method({8: student.s[8]}, teacher.t, student.context)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -22,13 +24,15 @@ def batch(
         return torch.randn(*shape, generator=generator)
 
     grids = {s: (-(-size[0] // s), -(-size[1] // s)) for s in strides}
-    ours = {s: randn(n, student, *grid).requires_grad_() for s, grid in grids.items()}
-    theirs = {s: (randn(n, teacher, *grid) + 1).requires_grad_() for s, grid in grids.items()}
+    student_features = {s: randn(n, student, *grid).requires_grad_() for s, grid in grids.items()}
+    teacher_features = {
+        s: (randn(n, teacher, *grid) + 1).requires_grad_() for s, grid in grids.items()
+    }
     box = torch.tensor([[2.0, 3.0, 20.0, 30.0]])
     targets = [{"boxes": box if i == 0 else torch.zeros(0, 4)} for i in range(n)]
     context = Context(randn(n, 3, *size), sizes or [size] * n, targets)
     counts = [dict.fromkeys(strides, c) for c in (student, teacher)]
-    return SimpleNamespace(s=ours, t=theirs, context=context, channels=counts)
+    return SimpleNamespace(s=student_features, t=teacher_features, context=context, channels=counts)
 
 
 def mgd(generator, student, teacher, keep):
@@ -250,19 +254,19 @@ def test_energy_in_boxes_takes_candidates_before_targets():
 
 
 def test_levels_pair_by_stride_or_index():
-    ours, theirs = batch(strides=(8, 16, 32), student=3), batch(strides=(4, 8, 16), teacher=5)
-    loss = DFMSDLoss(ours.channels[0], theirs.channels[1])
+    student, teacher = batch(strides=(8, 16, 32), student=3), batch(strides=(4, 8, 16), teacher=5)
+    loss = DFMSDLoss(student.channels[0], teacher.channels[1])
     assert set(loss.adapters) == {"8", "16"}
-    assert set(loss.levels(ours.s, theirs.t, ours.context)) == {8, 16}
-    by_index = DFMSDLoss(ours.channels[0], theirs.channels[1], match="index")
-    levels = by_index.levels(ours.s, theirs.t, ours.context)
+    assert set(loss.levels(student.s, teacher.t, student.context)) == {8, 16}
+    by_index = DFMSDLoss(student.channels[0], teacher.channels[1], match="index")
+    levels = by_index.levels(student.s, teacher.t, student.context)
     assert {s: tuple(p.teacher.shape) for s, p in levels.items()} == {
         8: (2, 5, 12, 8),
         16: (2, 5, 6, 4),
         32: (2, 5, 3, 2),
     }
     with pytest.raises(ValueError, match="student"):
-        loss({8: ours.s[8]}, theirs.t, ours.context)
+        loss({8: student.s[8]}, teacher.t, student.context)
 
 
 def test_state_dict_goes_round_and_random_masks_follow_the_global_seed():
@@ -336,3 +340,13 @@ def test_refuses_identity_between_other_counts_and_pyramids_without_a_common_lev
         DFMSDLoss({8: 4}, {8: 6}, adapter="identity")
     with pytest.raises(ValueError, match="no level"):
         DFMSDLoss({8: 4}, {4: 4})
+
+
+def test_the_method_is_imported_without_torchvision_and_the_compiler():
+    code = "import sys, torch; before = set(sys.modules); import dfmsd.loss, dfmsd.baselines;"
+    code += "print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    added = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "dfmsd" in added
+    assert not {"torchvision", "accelerate", "timm"} & added
+    assert "torch._dynamo" not in done.stdout.split()
