@@ -26,14 +26,12 @@ class Stage:
         schedule: steps and learning rate of this stage.
         teacher: a torchvision detector, or None for training without distillation.
         method: compares student and teacher, built for their channels; None without a teacher.
-        carry: start from the generators of the previous stage's method instead of fresh ones.
     """
 
     name: str
     schedule: Schedule
     teacher: nn.Module | None = None
     method: nn.Module | None = None
-    carry: bool = False
 
 
 def run_stages(
@@ -74,15 +72,13 @@ def run_stages(
     if first > len(stages) or (first == len(stages) and state["step"]):
         raise CheckpointError(f"{keeper.path}: stands at stage {first}, this run has {len(stages)}")
     if state and state["step"] == 0:
-        _load(student, state["student"], f"{keeper.path}: belongs to another model")
-    generators = state.get("generators") if state else None
+        difference = state_dict_diff(student.state_dict(), state["student"])
+        if difference:
+            raise CheckpointError(f"{keeper.path}: belongs to another model ({difference})")
+        student.load_state_dict(state["student"])
     for number, stage in enumerate(stages):
         if number < first:
             continue
-        if stage.carry and generators is not None and stage.method is not None:
-            _load(
-                stage.method.generators, generators, f"carry: generators of stage {number} differ"
-            )
         distiller = Distiller(student, stage.teacher, stage.method)
         history = fit(
             distiller,
@@ -96,12 +92,9 @@ def run_stages(
             accelerator=accelerator,
             **options,
         )
-        if stage.method is not None and hasattr(stage.method, "generators"):
-            generators = stage.method.generators.state_dict()
         if after_stage is not None:
             after_stage(number, stage, student, history)
-        done = {"stage": number + 1, "step": 0, "student": student.state_dict()}
-        keeper.save(done | {"generators": generators}, student)
+        keeper.save({"stage": number + 1, "step": 0, "student": student.state_dict()}, student)
     return student
 
 
@@ -110,11 +103,3 @@ def _of_distiller(export: Export | None) -> Export | None:
     if export is None:
         return None
     return lambda distiller, path, **place: export(distiller.student, path, **place)
-
-
-def _load(module: nn.Module, state: dict[str, Any], problem: str) -> None:
-    """Load `state` strictly; CheckpointError, beginning with `problem`, when it does not fit."""
-    difference = state_dict_diff(module.state_dict(), state)
-    if difference:
-        raise CheckpointError(f"{problem} ({difference})")
-    module.load_state_dict(state)

@@ -32,9 +32,7 @@ def main(folder: Path, batches: TinyBatches) -> None:
     for number in range(2):
         teacher = tiny_detector("faster_rcnn", seed=number + 1, channels=24, strides=(4, 8, 16, 32))
         method = DFMSDLoss(feature_channels(student), feature_channels(teacher), select="random")
-        stages.append(
-            Stage(str(number), Schedule(steps=10, lr=1e-3), teacher, method, carry=number > 0)
-        )
+        stages.append(Stage(str(number), Schedule(steps=10, lr=1e-3), teacher, method))
     optimizer = {"name": "adamw"}
     run_stages(
         student, stages, batches, optimizer=optimizer, folder=folder, save_every=3, show=False

@@ -16,7 +16,7 @@ from dfmsd.training.finite import NonFiniteLossError
 from dfmsd.training.log import History
 from dfmsd.training.loop import fit
 from dfmsd.training.optim import Schedule, make_optimizer
-from dfmsd.training.rng import step_seed
+from dfmsd.training.steps import step_seed
 
 HERE = Path(__file__).parent
 

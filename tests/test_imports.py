@@ -22,21 +22,19 @@ TABLE: dict[str, set[str]] = {
     "__init__": set(),
     "masking": set(),
     "enhance": set(),
-    "together": set(),
-    "align": {"together"},
-    "generate": {"align", "together"},
+    "align": set(),
+    "generate": {"align"},
     "loss": {"masking", "enhance", "align", "generate"},
-    "baselines": METHOD | {"together"},
+    "baselines": METHOD,
     "detectors": set(),
     "data": {"training.progress"},
     "training": {"detectors.checkpoints"},
-    "distill": {"align", "detectors.features", "together"},
+    "distill": {"align", "detectors.features"},
     "stages": {"distill", "training", "detectors.checkpoints"},
     "viz": METHOD | {"detectors.features", "data.images"},
     "widgets": METHOD | {"detectors.features", "data.images", "viz"},
     "experiments": METHOD
-    | {"baselines", "detectors", "data", "training", "distill", "stages", "viz", "widgets"}
-    | {"together"},
+    | {"baselines", "detectors", "data", "training", "distill", "stages", "viz", "widgets"},
     "__main__": {"experiments.commands", "data.commands", "detectors.commands", "training.signals"},
 }
 PRINTING = {"__main__.py", "commands.py"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -16,7 +18,7 @@ from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
 from dfmsd.training.loop import fit
 from dfmsd.training.optim import Schedule, make_optimizer
-from dfmsd.training.steps import Place, backward, parts, to_device
+from dfmsd.training.steps import Place, backward, parts, step_seed, to_device
 
 CNN = {"channels": [8, 16, 24, 32]}
 
@@ -45,7 +47,7 @@ def distiller(kind="retinanet", method=MGD, *, frozen=True, **options):
     return Distiller(student, teacher, built).train()
 
 
-def gradients(model, *, accumulate, draws="image"):
+def gradients(model, *, accumulate):
     """Losses and gradients of one step with four images."""
     weights = {name: 2.0 for name in ("reconstruction", "imitation")}
     place = Place(seed=1, stage=0, step=3)
@@ -57,7 +59,6 @@ def gradients(model, *, accumulate, draws="image"):
         place,
         weights=weights,
         accumulate=accumulate,
-        draws=draws,
         wishes=(True, False),
     )
     assert wishes == [True, False]
@@ -66,9 +67,16 @@ def gradients(model, *, accumulate, draws="image"):
     return losses, found
 
 
-@pytest.mark.parametrize("method", [MGD, FitNet])
-def test_parts_add_up_to_the_whole(method):
-    model = distiller(method=method)
+def test_seeds_differ():
+    steps = itertools.product(range(3), range(3), range(500), range(4))
+    seeds = {step_seed(*step) for step in steps}
+    assert len(seeds) == 3 * 3 * 500 * 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(("method", "options"), [(MGD, {"ratio": 0.0}), (FitNet, {})])
+def test_parts_add_up_to_the_whole(method, options):
+    model = distiller(method=method, **options)
     whole, expected = gradients(model, accumulate=1)
     terms = {name: value for name, value in whole.items() if name != "loss"}
     weighted = sum(
@@ -134,7 +142,6 @@ def test_fit_in_parts_is_fit():
             schedule,
             weights=model.weights,
             accumulate=accumulate,
-            draws="image",
             show=False,
         )
         rows.append(history.rows)

@@ -143,7 +143,7 @@ def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Mod
         ValueError: when no level takes part.
     """
     terms = asdict(settings.method)
-    name, factor, strides, _ = (terms.pop(key) for key in ("name", "factor", "strides", "carry"))
+    name, factor, strides = (terms.pop(key) for key in ("name", "factor", "strides"))
     if name != "dfmsd":
         terms = {key: terms[key] for key in ("adapter", "match")}
     kind = DFMSDLoss if name == "dfmsd" else BASELINES[name]
@@ -182,7 +182,6 @@ def arm_stages(
                 schedule(settings.train, steps=steps, offset=sum(lengths[:number]), total=total),
                 teacher,
                 method(settings, student, teacher) if teacher is not None else None,
-                carry=settings.method.carry and number > 0,
             )
         )
     return listed

@@ -54,9 +54,6 @@ class Engine:
     """minutes between checkpoints, beside `train.save_every`; 0 = none by the clock"""
     accumulate: int = 1
     """parts in which each process works through its images of a step, to need less memory"""
-    draws: Literal["step", "image"] = "step"
-    """random choices follow from step and process, or from step and image: the same on any number
-    of processes"""
     channels_last: bool = False
     """memory layout of the convolutions (faster on GPUs in bf16 and fp16)"""
     compile: bool = False

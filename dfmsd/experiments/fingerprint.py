@@ -25,7 +25,6 @@ YOUNGER = {
     "train.trunk": 1.0,
     "teach.trunk": 1.0,
     "engine.accumulate": 1,
-    "engine.draws": "step",
     "engine.channels_last": False,
     "engine.compile": False,
     "engine.sync_norm": False,

@@ -140,7 +140,7 @@ ABLATION = {
     "fine": ("without the level of stride 32", ("method.strides=4,8,16",)),
     "raw": ("raw reconstruction", ("method.target=raw",)),
     "masked": ("error on masked cells only", ("method.masked_only=True",)),
-    "wide": ("generators of full width", ("method.hidden=1",)),
+    "wide": ("generators of full width", ("method.generator_width=1",)),
     "rebuild-4": ("reconstruction weight 4", ("method.reconstruction_weight=4",)),
 }
 """Row → what is changed against DFMSD's defaults in one stage."""

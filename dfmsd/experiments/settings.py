@@ -108,8 +108,6 @@ class Method:
     """share of the cells that is hidden"""
     ratio_channel: float = 0.5
     """share of the channels that is hidden"""
-    threshold: float | None = None
-    """hide by attention value instead of by ratio"""
     temperature: float = 0.5
     """of the attention"""
     attention_on: Literal["standardised", "raw"] = "standardised"
@@ -130,7 +128,7 @@ class Method:
     """enhance by cell or by candidate box"""
     adapter: Literal["conv", "identity"] = "conv"
     """1x1 convolution on the student's features, or none"""
-    hidden: float = 0.5
+    generator_width: float = 0.5
     """width of the generators, share of the channels"""
     match: Literal["stride", "index"] = "stride"
     """how pyramid levels pair"""
@@ -140,8 +138,6 @@ class Method:
     """per element"""
     alignment_weight: float = 10.0
     """of 1 - Pearson, which is half the mean squared difference of standardised features"""
-    carry: bool = False
-    """generators run on from stage to stage"""
 
 
 @dataclass(frozen=True)

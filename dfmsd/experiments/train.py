@@ -13,10 +13,9 @@ from dfmsd.detectors.saved import save_detector
 from dfmsd.experiments.build import batches, evaluate
 from dfmsd.experiments.settings import Settings, Train
 from dfmsd.stages import Stage, run_stages
-from dfmsd.together import nobody_lost
 from dfmsd.training.log import History, tensorboard
 from dfmsd.training.signals import stop_signals
-from dfmsd.training.steps import lay_out, share_norms
+from dfmsd.training.steps import lay_out, peer_errors, share_norms
 
 
 def optimizer_options(train: Train) -> dict[str, Any]:
@@ -26,8 +25,7 @@ def optimizer_options(train: Train) -> dict[str, Any]:
 
 def step_options(settings: Settings) -> dict[str, Any]:
     """What `fit` takes to make its steps as the settings say."""
-    how = settings.engine
-    return {"clip": settings.train.clip, "accumulate": how.accumulate, "draws": how.draws}
+    return {"clip": settings.train.clip, "accumulate": settings.engine.accumulate}
 
 
 def prepare(
@@ -84,7 +82,7 @@ def train_stages(
         limit = settings.data.curve_images or None
         return evaluate(distiller.student, val_set, settings.data, limit=limit, accelerator=world)
 
-    with stop_signals() as stop, nobody_lost():
+    with stop_signals() as stop, peer_errors():
         run_stages(
             model,
             stages,

@@ -22,9 +22,8 @@ from dfmsd.training.finite import evidence
 from dfmsd.training.log import History, Row
 from dfmsd.training.optim import Schedule
 from dfmsd.training.progress import Progress
-from dfmsd.training.rng import step_seed
 from dfmsd.training.signals import Stop
-from dfmsd.training.steps import Batch, Draws, Place, backward, to_device
+from dfmsd.training.steps import Batch, Place, backward, step_seed, to_device
 
 
 class Batches(Protocol):
@@ -45,7 +44,6 @@ def fit(
     stage: int = 0,
     clip: float | None = 5.0,
     accumulate: int = 1,
-    draws: Draws = "step",
     folder: Path | None = None,
     save_every: int = 0,
     save_minutes: float = 0.0,
@@ -72,7 +70,6 @@ def fit(
         stage: number of this stage; a checkpoint of another stage is not read.
         clip: largest gradient norm, or None.
         accumulate: parts in which each process works through its images of a step.
-        draws: random choices by "step" and process, or by "image" (see `steps.backward`).
         folder: where checkpoints and `log.jsonl` live; None keeps everything in memory.
         save_every: steps between checkpoints; 0 saves none.
         save_minutes: minutes between checkpoints, beside `save_every`; 0 saves none.
@@ -130,7 +127,6 @@ def fit(
                     place,
                     weights=weights or {},
                     accumulate=accumulate,
-                    draws=draws,
                     wishes=(bool(stop.asked), keeper.late()),
                 )
             if clip is not None:

@@ -1,27 +1,26 @@
 """One step of training: a batch forward and backward, whole or in parts, on one or many processes.
 
-Everything random is a function of counters (seed, stage, step, and process or image), never of
-generator state: a run that was killed and resumed computes the very same losses as one that was
+Everything random is a function of counters (seed, stage, step and process), never of generator
+state: a run that was killed and resumed computes the very same losses as one that was
 never stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from dfmsd.training.finite import check_finite, total_loss
-from dfmsd.training.rng import ImageDraws, image_seed
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
-Draws = Literal["step", "image"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,30 @@ class Place:
     seed: int
     stage: int
     step: int
+
+
+def step_seed(seed: int, stage: int, step: int, rank: int = 0) -> int:
+    """The seed of everything random in one step: RPN and RoI sampling, drop-out, random masks."""
+    return ((seed * 1_000_003 + stage * 7_919) * 1_000_003 + step * 1_009 + rank) % 2**63
+
+
+@contextmanager
+def peer_errors() -> Iterator[None]:
+    """Context in which the end of another process is told in plain words.
+
+    Raises:
+        ChildProcessError: another process has ended while this one needed it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if not several or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise ChildProcessError(
+            "another process of this run has ended, and says itself why; the same command "
+            "continues from the last checkpoint"
+        ) from error
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -64,7 +87,6 @@ def backward(
     *,
     weights: dict[str, float],
     accumulate: int = 1,
-    draws: Draws = "step",
     wishes: Sequence[bool] = (),
 ) -> tuple[dict[str, float], list[bool]]:
     """The losses by name with their weighted sum "loss", and the wishes of all; leaves gradients.
@@ -72,34 +94,29 @@ def backward(
     The losses are means over the processes, and a wish of one process is a wish of all, so that
     every process draws the same conclusions.
 
-    With one part, or `draws="image"`, what is random does not depend on the number of parts, and
-    the gradient is that of the whole batch as far as the losses are means over images: not where
-    they look at the batch as a whole (batch norm; features standardised over the batch; means over
-    the sampled regions of Faster R-CNN, the positive cells of FCOS, the cells of padded images).
+    Several parts give the gradient of the whole batch as far as the losses are means over images
+    and nothing in them is random: not where they look at the batch as a whole (batch norm; features
+    standardised over the batch; means over the sampled regions of Faster R-CNN, the positive cells
+    of FCOS, the cells of padded images).
 
     Args:
         accelerator: device, precision and processes.
         model: gives a dict of losses; prepared by `accelerator`.
         batch: this process's images and targets.
-        place: where the run stands; what is random per image follows from it.
+        place: where the run stands.
         weights: weight of each loss by name.
         accumulate: parts of the batch.
-        draws: random choices from torch's generator, which `fit` seeds by "step" and process; or
-            by "image", wherever it is computed.
         wishes: what this process would like to happen.
 
     Raises:
         NonFiniteLossError: a loss of any process is NaN or infinite; before any backward pass of
             that part.
     """
-    rank, reports = accelerator.process_index, []
+    reports = []
     for numbers, (images, targets) in parts(batch, accumulate):
-        first = rank * len(batch[0])
-        seeds = [image_seed(place.seed, place.stage, place.step, first + n) for n in numbers]
         last = numbers.stop == len(batch[0])
         with nullcontext() if last else accelerator.no_sync(model):
-            with ImageDraws(seeds) if draws == "image" else nullcontext():
-                losses = model(images, targets)
+            losses = model(images, targets)
             loss = total_loss(losses, weights)
             names, report = _agreed(accelerator, {"loss": loss} | losses, wishes)
             check_finite(dict(zip(names, report, strict=False)), place.step)

@@ -20,7 +20,7 @@ from dfmsd.align import Context, standardise
 from dfmsd.detectors.features import capture_features, frozen_modes, strided_levels
 from dfmsd.enhance import high_frequency, pool_energy, region_energy, strengthen
 from dfmsd.loss import DFMSDLoss
-from dfmsd.masking import spatial_attention, spatial_keep
+from dfmsd.masking import keep_mask, spatial_attention
 
 # about a tenth of an octave apart, R20 of the preferred numbers (ISO 3), in two digits
 _TEMPERATURES = (0.1, 0.11, 0.12, 0.14, 0.16, 0.18, 0.2, 0.22, 0.25, 0.28, 0.32, 0.36, 0.4, 0.45)
@@ -178,6 +178,6 @@ def mask_maps(scene: Scene, settings: MaskSettings) -> dict[str, Tensor]:
         enhanced = strengthen(attention, energy, strength=settings.strength, valid=valid)
     chosen = {"ratio": settings.ratio, "select": settings.select}
     seeded = torch.Generator().manual_seed(0)
-    keep = spatial_keep(enhanced, **chosen, valid=valid, generator=seeded)
+    keep = keep_mask(enhanced, **chosen, valid=valid, generator=seeded)
     maps = {"keep": keep, "attention": attention, "energy": energy, "enhanced": enhanced}
     return {name: values[0, 0] for name, values in maps.items()}
