@@ -29,7 +29,7 @@ TABLE: dict[str, set[str]] = {
     "baselines": METHOD | {"together"},
     "detectors": set(),
     "data": {"training.progress"},
-    "training": {"detectors.checkpoints", "detectors.strict"},
+    "training": {"detectors.checkpoints", "detectors.features"},
     "distill": {"align", "detectors.features", "together"},
     "stages": {"distill", "training", "detectors.checkpoints"},
     "viz": METHOD | {"detectors.features", "data.images"},

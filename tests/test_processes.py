@@ -30,10 +30,11 @@ from dfmsd.experiments.records import read_records
 from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage, run_stages
 from dfmsd.together import nobody_lost
-from dfmsd.training.checkpoint import found, newest
+from dfmsd.training.checkpoint import Checkpointing, list_checkpoints, load_latest
 from dfmsd.training.evaluation import evaluate_detector
 from dfmsd.training.finite import NonFiniteLossError
-from dfmsd.training.loop import fit
+from dfmsd.training.log import Logging
+from dfmsd.training.loop import Evaluation, fit
 from dfmsd.training.optim import Schedule, make_optimizer
 from dfmsd.training.signals import PreemptedError, stop_signals
 
@@ -84,11 +85,9 @@ def trained(kind, name, optimizer, *, accumulate=1, steps=10):
         Batches(data, 4, seed=0, sizes=[(64, 64)] * 24),
         make_optimizer(model, name=optimizer, lr=lr),
         Schedule(steps=steps, lr=lr),
-        weights=model.weights,
         accumulate=accumulate,
-        draws="image",
         accelerator=Accelerator(cpu=True),
-        show=False,
+        log=Logging(show=False),
     )
     return history.rows, student.state_dict()
 
@@ -169,15 +168,15 @@ def run_line(folder, steps=6, kill_at=None):
             [Stage("task only", Schedule(steps=steps, lr=0.1)) for _ in range(2)],
             Killing(4),
             optimizer={},
-            folder=folder,
-            export=lambda model, path, **place: save_weights(model, path, place),
-            draws="image",
-            stop=stop,
-            evaluate=evaluate,
-            evaluate_every=4,
-            save_every=2,
+            checkpoints=Checkpointing(
+                folder,
+                lambda model, path, **place: save_weights(model, path, place),
+                every_steps=2,
+                stop=stop,
+            ),
+            evaluation=Evaluation(evaluate, every=4),
             accelerator=Accelerator(cpu=True),
-            show=False,
+            log=Logging(show=False),
         )
     return student.weight.item(), student.seen.item(), logged
 
@@ -196,14 +195,14 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_and_any_number_goes
     assert isinstance(first, PreemptedError)
     assert "another process was asked to stop: step 4 of stage 1 is done and saved" in str(first)
     assert "SIGTERM came: step 4 of stage 1 is done and saved" in str(second)
-    path, state = newest(tmp_path / "cut")
+    path, state = load_latest(tmp_path / "cut")
     assert (state["stage"], state["step"]) == (0, 4)
     place = load_weights(LineDetector(), path.with_suffix(".safetensors"))
     assert place == {"stage": 0, "step": 4}
     again = together(run_line, 2, tmp_path / "cut")
     assert [answer[:2] for answer in again] == [answer[:2] for answer in whole]
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
-    assert len(found(tmp_path / "cut")) == 2
+    assert len(list_checkpoints(tmp_path / "cut")) == 2
     # the same run on one process: the same images, so nearly the same numbers
     (tmp_path / "one").mkdir()
     _, one = alone(run_line, tmp_path / "one")
@@ -240,8 +239,8 @@ def explode(folder):
         TinyBatches(),
         make_optimizer(model, lr=0.1),
         Schedule(steps=5, lr=0.1),
-        folder=folder,
-        show=False,
+        checkpoints=Checkpointing(folder),
+        log=Logging(show=False),
     )
 
 
@@ -269,7 +268,8 @@ def lonely(folder):
     with nobody_lost():
         schedule, model = Schedule(steps=9, lr=0.1), Line()
         optimizer = make_optimizer(model)
-        fit(model, Dying(), optimizer, schedule, folder=folder, save_every=2, show=False)
+        options = {"checkpoints": Checkpointing(folder, every_steps=2), "log": Logging(show=False)}
+        fit(model, Dying(), optimizer, schedule, **options)
 
 
 def test_the_process_that_is_left_says_so_in_one_line_and_has_its_checkpoint(tmp_path):
@@ -280,7 +280,7 @@ def test_the_process_that_is_left_says_so_in_one_line_and_has_its_checkpoint(tmp
     assert second.exitcode == -signal.SIGKILL
     assert isinstance(error, ChildProcessError)
     assert str(error).startswith("another process of this run has ended")
-    assert newest(tmp_path)[1]["step"] == 2
+    assert load_latest(tmp_path)[1]["step"] == 2
 
 
 def test_other_errors_stay_what_they_are():
@@ -371,10 +371,10 @@ def test_a_process_that_is_killed_ends_torchrun_and_the_job_continues(tmp_path):
 NOTEBOOK = """
 from accelerate import notebook_launcher
 from dfmsd.experiments.presets import resolve
-from dfmsd.experiments.runs import execute_all
+from dfmsd.experiments.runs import execute_all, runs
 
 settings = resolve("scenes", {options!r})
-notebook_launcher(execute_all, (settings,), num_processes=2, use_port="{port}")
+notebook_launcher(execute_all, (runs(settings),), num_processes=2, use_port="{port}")
 """
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 
 from dfmsd.detectors.inheritance import inherit, listing
@@ -18,7 +19,6 @@ from dfmsd.detectors.saved import load_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import (
-    accelerator,
     batches,
     datasets,
     detector_for,
@@ -32,9 +32,9 @@ from dfmsd.experiments.profile import balance, cost, level_statistics, seen_feat
 from dfmsd.experiments.records import markdown_table
 from dfmsd.experiments.runs import runs
 from dfmsd.experiments.settings import Settings
-from dfmsd.experiments.train import optimizer_options, prepare, step_options
+from dfmsd.experiments.train import optimizer_options, prepare
 from dfmsd.training.optim import make_optimizer
-from dfmsd.training.steps import parts, to_device
+from dfmsd.training.steps import parts
 
 LONG = 5000
 """Steps from which `dfmsd distill` makes the preflight by itself."""
@@ -80,7 +80,8 @@ def examine(settings: Settings, *, images: int = 32, steps: int = 4, seed: int =
         steps: how many training steps are timed, after one that is not.
         seed: of student and batches.
     """
-    report, world = Preflight(), accelerator(settings)
+    report = Preflight()
+    world = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
     arm = max(settings.arms, key=lambda name: (len(ARMS[name].teachers), sum(ARMS[name].lengths)))
     torch.manual_seed(seed)
     try:
@@ -109,7 +110,7 @@ def examine(settings: Settings, *, images: int = 32, steps: int = 4, seed: int =
         except ValueError as error:
             report.add("method", str(error), "refused")
             return report
-        shown = to_device(tuple(map(list, zip(*samples, strict=True))), world.device)
+        shown = send_to_device(tuple(map(list, zip(*samples, strict=True))), world.device)
         seen = seen_features(student, found[-1], list(zip(*shown, strict=True)))
         _say_levels(report, seen, compares.pairs)
         distiller = Distiller(student, found[-1], compares).to(world.device)
@@ -210,11 +211,10 @@ def _say_steps(
     teachers = [distiller.teacher] if distiller.teacher is not None else []
     each = size // world.num_processes // parts_
     try:
-        prepare(settings, distiller.student, teachers, world.device)
+        prepare(settings.engine, [distiller.student, *teachers])
         if teachers:
             share = next(train.iterate(0, world.process_index, world.num_processes))
-            _, first = next(parts(share, parts_))
-            batch = to_device(first, world.device)
+            batch = send_to_device(next(parts(share, parts_)), world.device)
             _say_balance(report, settings, balance(distiller, batch, world.autocast))
         numbers = cost(
             distiller,
@@ -222,7 +222,8 @@ def _say_steps(
             train,
             schedule(job, steps=steps + 1, total=max(job.steps, steps + 1)),
             accelerator=world,
-            **step_options(settings),
+            clip=job.clip,
+            accumulate=parts_,
         )
     except torch.cuda.OutOfMemoryError:
         words = f"{each} images at a time do not fit; try engine.accumulate={2 * parts_}"

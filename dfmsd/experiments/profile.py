@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dfmsd.distill import Distiller
+from dfmsd.training.log import Logging
 from dfmsd.training.loop import Batches, fit
 from dfmsd.training.optim import Schedule
 from dfmsd.training.steps import Batch
@@ -168,11 +169,11 @@ def cost(
         torch.cuda.OutOfMemoryError: the batch does not fit.
         NonFiniteLossError: a loss is NaN or infinite.
     """
-    device, weights = accelerator.device, distiller.weights
+    device = accelerator.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    clock, how = _Clock(batches, device), {"accelerator": accelerator, "show": False}
-    fit(distiller, clock, optimizer, schedule, weights=weights, **how, **options)
+    clock, log = _Clock(batches, device), Logging(show=False)
+    fit(distiller, clock, optimizer, schedule, accelerator=accelerator, log=log, **options)
     whole = clock.now() - clock.asked[1]
     waited = sum(clock.came[1:]) - sum(clock.asked[1:])
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
