@@ -28,7 +28,7 @@ TABLE: dict[str, set[str]] = {
     "baselines": METHOD,
     "detectors": set(),
     "data": {"training.progress"},
-    "training": {"detectors.checkpoints"},
+    "training": {"detectors.checkpoints", "detectors.features"},
     "distill": {"align", "detectors.features"},
     "stages": {"distill", "training", "detectors.checkpoints"},
     "viz": METHOD | {"detectors.features", "data.images"},

@@ -26,13 +26,14 @@ from dfmsd.distill import Distiller
 from dfmsd.experiments.records import read_records
 from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage, run_stages
-from dfmsd.training.checkpoint import found, newest
+from dfmsd.training.checkpoint import Checkpointing, list_checkpoints, load_latest
 from dfmsd.training.evaluation import evaluate_detector
 from dfmsd.training.finite import NonFiniteLossError
-from dfmsd.training.loop import fit
+from dfmsd.training.log import Logging
+from dfmsd.training.loop import Evaluation, fit
 from dfmsd.training.optim import Schedule, make_optimizer
 from dfmsd.training.signals import PreemptedError, stop_signals
-from dfmsd.training.steps import Place, backward, peer_errors, step_seed
+from dfmsd.training.steps import backward, peer_errors, step_seed
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,7 +74,7 @@ def gradient_of_all(kind, name):
     accelerator, model = Accelerator(cpu=True), distiller(kind, name)
     weights, prepared = model.weights, accelerator.prepare(model)
     batch = share(accelerator.process_index)
-    losses, _ = backward(accelerator, prepared, batch, Place(0, 0, 0), weights=weights)
+    losses, _ = backward(accelerator, prepared, batch, 0, weights=weights)
     return {key: value.grad for key, value in model.named_parameters()}, losses
 
 
@@ -153,14 +154,15 @@ def run_line(folder, steps=6, kill_at=None):
             [Stage("task only", Schedule(steps=steps, lr=0.1)) for _ in range(2)],
             Killing(4),
             optimizer={},
-            folder=folder,
-            export=lambda model, path, **place: save_weights(model, path, place),
-            stop=stop,
-            evaluate=evaluate,
-            evaluate_every=4,
-            save_every=2,
+            checkpoints=Checkpointing(
+                folder,
+                lambda model, path, **place: save_weights(model, path, place),
+                every_steps=2,
+                stop=stop,
+            ),
+            evaluation=Evaluation(evaluate, every=4),
             accelerator=Accelerator(cpu=True),
-            show=False,
+            log=Logging(show=False),
         )
     return student.weight.item(), student.seen.item(), logged
 
@@ -179,14 +181,14 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_and_they_go_on_exac
     assert isinstance(first, PreemptedError)
     assert "another process was asked to stop: step 4 of stage 1 is done and saved" in str(first)
     assert "SIGTERM came: step 4 of stage 1 is done and saved" in str(second)
-    path, state = newest(tmp_path / "cut")
+    path, state = load_latest(tmp_path / "cut")
     assert (state["stage"], state["step"]) == (0, 4)
     place = load_weights(LineDetector(), path.with_suffix(".safetensors"))
     assert place == {"stage": 0, "step": 4}
     again = in_parallel(run_line, 2, tmp_path / "cut")
     assert [answer[:2] for answer in again] == [answer[:2] for answer in whole]
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
-    assert len(found(tmp_path / "cut")) == 2
+    assert len(list_checkpoints(tmp_path / "cut")) == 2
 
 
 def distilled(folder, kill_at=None):
@@ -207,11 +209,9 @@ def distilled(folder, kill_at=None):
             Killing(4),
             make_optimizer(model, lr=1e-2),
             Schedule(steps=4, lr=1e-2),
-            weights=model.weights,
-            folder=folder,
-            stop=stop,
+            checkpoints=Checkpointing(folder, stop=stop),
             accelerator=Accelerator(cpu=True),
-            show=False,
+            log=Logging(show=False),
         )
     return model.state_dict()
 
@@ -221,7 +221,7 @@ def test_an_interrupted_distillation_resumes_exactly_on_as_many_processes(tmp_pa
         (tmp_path / name).mkdir()
     whole = in_parallel(distilled, 2, tmp_path / "whole")
     assert isinstance(in_parallel(distilled, 2, tmp_path / "cut", 1)[0], PreemptedError)
-    assert newest(tmp_path / "cut")[1]["step"] == 2
+    assert load_latest(tmp_path / "cut")[1]["step"] == 2
     again = in_parallel(distilled, 2, tmp_path / "cut")
     assert len(lines(tmp_path / "cut")) == 4
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
@@ -255,8 +255,8 @@ def explode(folder):
         TinyBatches(),
         make_optimizer(model, lr=0.1),
         Schedule(steps=5, lr=0.1),
-        folder=folder,
-        show=False,
+        checkpoints=Checkpointing(folder),
+        log=Logging(show=False),
     )
 
 
@@ -284,7 +284,8 @@ def lonely(folder):
     with peer_errors():
         schedule, model = Schedule(steps=9, lr=0.1), Line()
         optimizer = make_optimizer(model)
-        fit(model, Dying(), optimizer, schedule, folder=folder, save_every=2, show=False)
+        options = {"checkpoints": Checkpointing(folder, every_steps=2), "log": Logging(show=False)}
+        fit(model, Dying(), optimizer, schedule, **options)
 
 
 def test_the_process_that_is_left_says_so_in_one_line_and_has_its_checkpoint(tmp_path):
@@ -295,7 +296,7 @@ def test_the_process_that_is_left_says_so_in_one_line_and_has_its_checkpoint(tmp
     assert second.exitcode == -signal.SIGKILL
     assert isinstance(error, ChildProcessError)
     assert str(error).startswith("another process of this run has ended")
-    assert newest(tmp_path)[1]["step"] == 2
+    assert load_latest(tmp_path)[1]["step"] == 2
 
 
 def test_other_errors_stay_what_they_are():
@@ -376,10 +377,10 @@ def test_a_process_that_is_killed_ends_torchrun_and_the_job_continues(tmp_path):
 NOTEBOOK = """
 from accelerate import notebook_launcher
 from dfmsd.experiments.presets import resolve
-from dfmsd.experiments.runs import execute_all
+from dfmsd.experiments.runs import execute_all, runs
 
 settings = resolve("scenes", {options!r})
-notebook_launcher(execute_all, (settings,), num_processes=2, use_port="{port}")
+notebook_launcher(execute_all, (runs(settings),), num_processes=2, use_port="{port}")
 """
 
 

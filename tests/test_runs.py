@@ -24,7 +24,7 @@ from dfmsd.experiments.fingerprint import fingerprint
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import PACKAGES, read_records
 from dfmsd.training import steps
-from dfmsd.training.checkpoint import newest
+from dfmsd.training.checkpoint import load_latest
 from dfmsd.training.evaluation import KEYS
 
 JOB = ("distill", "scenes", *TINY)
@@ -121,7 +121,7 @@ def test_every_stage_leaves_a_student_and_stages_differ(finished):
 
 def test_a_finished_job_is_not_run_again(capsys, finished, monkeypatch):
     monkeypatch.chdir(finished)
-    monkeypatch.setattr(runs, "train_stages", None)  # would raise
+    monkeypatch.setattr(runs, "train_and_record", None)  # would raise
     before = everything(finished)
     status, out, err = call(capsys, *JOB)
     assert (status, err) == (0, "")
@@ -169,7 +169,7 @@ def interrupt(monkeypatch, owner, name, *, at):
         (steps, "total_loss", 4),  # in the second
         (training, "save_detector", 4),  # a student beside a checkpoint
         (training, "evaluate", 3),  # the second stage is trained, its student not saved yet
-        (runs, "append_record", 1),  # saved, not recorded yet
+        (training, "append_record", 1),  # saved, not recorded yet
     ],
 )
 def test_an_interrupted_job_continues_with_the_same_numbers(
@@ -227,7 +227,7 @@ def test_a_broken_records_file_is_refused_before_training(capsys, fresh):
 @pytest.mark.parametrize("kind", ["cut", "foreign", "other"])
 def test_a_wrong_checkpoint_in_the_folder_is_named_and_kept(capsys, fresh, finished, kind):
     (source,) = finished.glob("runs/scenes-smoke-*/none-seed0")
-    path, _ = newest(source)
+    path, _ = load_latest(source)
     target = fresh / path.relative_to(finished)
     target.parent.mkdir(parents=True)
     data = path.read_bytes()

@@ -15,8 +15,8 @@ from dfmsd.detectors.features import feature_channels
 from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage, run_stages
-from dfmsd.training.checkpoint import newest
-from dfmsd.training.log import History
+from dfmsd.training.checkpoint import Checkpointing, load_latest
+from dfmsd.training.log import History, Logging
 from dfmsd.training.optim import Schedule
 from dfmsd.training.steps import step_seed
 
@@ -35,16 +35,16 @@ def plan(student, count=2):
     return made
 
 
-def go(student, stages, **options):
+def go(student, stages, *, folder=None, after_stage=lambda *_: None):
     """Run the stages; gives student and the losses of all steps."""
     rows = []
     optimizer = {"name": "sgd", "weight_decay": 0.0}
-    options = {"seed": 5, "show": False, "save_every": 1} | options
-    after = options.pop("after_stage", lambda *_: None)
+    options = {"seed": 5, "log": Logging(show=False)}
+    options["checkpoints"] = Checkpointing(folder, every_steps=1)
 
     def collect(number, stage, model, history):
         rows.extend(row for row in history.rows if row["stage"] == number)
-        after(number, stage, model, history)
+        after_stage(number, stage, model, history)
 
     run_stages(student, stages, TinyBatches(), optimizer=optimizer, after_stage=collect, **options)
     return student, [row["loss"] for row in rows]
@@ -168,7 +168,7 @@ def stopped(folder):
 
 def test_a_run_stopped_between_stages_continues_there(tmp_path, reference):
     stopped(tmp_path)
-    _, state = newest(tmp_path)
+    _, state = load_latest(tmp_path)
     assert (state["stage"], state["step"]) == (1, 0)
     student = tiny_detector(seed=99)  # its weights come from the checkpoint
     visited = []
@@ -195,7 +195,7 @@ def test_a_finished_run_trains_no_more_and_gives_its_student(tmp_path, reference
 def test_a_checkpoint_of_a_longer_run_is_refused_and_kept(tmp_path):
     student = tiny_detector(seed=0)
     go(student, plan(student), folder=tmp_path)
-    path, state = newest(tmp_path)
+    path, state = load_latest(tmp_path)
     content = path.read_bytes()
     short = tiny_detector(seed=0)
     with pytest.raises(CheckpointError, match=rf"{path.name}: stands at stage 2, this run has 1"):
@@ -214,7 +214,7 @@ def test_checkpoints_of_another_student_or_of_nothing_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="belongs to another model") as caught:
         go(wider, plan(wider), folder=tmp_path)
     assert "\n" not in str(caught.value)
-    path, _ = newest(tmp_path)
+    path, _ = load_latest(tmp_path)
     save_state({"x": 1}, path)
     with pytest.raises(CheckpointError, match=rf"{path.name}: holds no training run; remove it"):
         go(wider, plan(wider), folder=tmp_path)

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 
 from dfmsd.baselines import BASELINES
@@ -63,17 +62,11 @@ def shown_size(data: Data, height: int, width: int) -> tuple[int, int]:
 def batches(dataset: Any, data: Data, *, batch_size: int, seed: int) -> Batches:
     """Augmented batches, grouped by shape; what comes at a step depends on seed and step only."""
     zoom = None if tuple(data.zoom) == (1.0, 1.0) else tuple(data.zoom)
-    transform = augmentation(
-        flip=data.horizontal_flip, vflip=data.vertical_flip, scale=zoom, colour=data.colour
-    )
-    return Batches(
-        dataset,
-        batch_size,
-        seed=seed,
-        sizes=[shown_size(data, *size) for size in dataset.sizes],
-        transform=transform,
-        workers=data.workers,
-    )
+    flips = {"flip": data.horizontal_flip, "vflip": data.vertical_flip}
+    transform = augmentation(**flips, scale=zoom, colour=data.colour)
+    sizes, workers = [shown_size(data, *size) for size in dataset.sizes], data.workers
+    how = {"sizes": sizes, "transform": transform, "workers": workers}
+    return Batches(dataset, batch_size, seed=seed, **how)
 
 
 def detector(
@@ -100,12 +93,8 @@ def detector(
 
 def detector_for(settings: Detector, data: Data, *, num_classes: int) -> nn.Module:
     """A fresh detector of the settings, for the images of these data."""
-    sides = (
-        {"image_size": data.short, "max_size": data.size}
-        if data.short
-        else {"image_size": data.size}
-    )
-    return detector(settings, num_classes=num_classes, **sides)
+    size, largest = (data.short, data.size) if data.short else (data.size, None)
+    return detector(settings, num_classes=num_classes, image_size=size, max_size=largest)
 
 
 def evaluate(model: nn.Module, dataset: Any, data: Data, **options: Any) -> dict[str, float]:
@@ -148,17 +137,12 @@ def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Mod
         terms = {key: terms[key] for key in ("adapter", "match")}
     kind = DFMSDLoss if name == "dfmsd" else BASELINES[name]
     channels = [
-        {stride: count for stride, count in found.items() if not strides or stride in strides}
-        for found in (feature_channels(student), feature_channels(teacher))
+        {stride: count for stride, count in levels.items() if not strides or stride in strides}
+        for levels in (feature_channels(student), feature_channels(teacher))
     ]
-    built = kind(*channels, **terms)
-    built.weights = {term: factor * weight for term, weight in built.weights.items()}
-    return built
-
-
-def accelerator(settings: Settings) -> Accelerator:
-    """Device, precision and processes."""
-    return Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+    compares = kind(*channels, **terms)
+    compares.weights = {term: factor * weight for term, weight in compares.weights.items()}
+    return compares
 
 
 def records_file(settings: Settings) -> Path:
@@ -170,18 +154,16 @@ def arm_stages(
     settings: Settings, arm: str, student: nn.Module, teachers: dict[str, nn.Module]
 ) -> list[Stage]:
     """The stages of an arm, for this student and these teachers by name."""
-    plan = ARMS[arm]
-    lengths = [max(1, round(length * settings.train.steps)) for length in plan.lengths]
-    total = sum(lengths) if settings.train.schedule_over == "run" else None
-    listed = []
+    names, train = ARMS[arm].teachers, settings.train
+    lengths = [max(1, round(length * train.steps)) for length in ARMS[arm].lengths]
+    total = sum(lengths) if train.schedule_over == "run" else None
+    stages = []
     for number, steps in enumerate(lengths):
-        teacher = teachers[plan.teachers[number]] if plan.teachers else None
-        listed.append(
-            Stage(
-                plan.teachers[number] if plan.teachers else "task only",
-                schedule(settings.train, steps=steps, offset=sum(lengths[:number]), total=total),
-                teacher,
-                method(settings, student, teacher) if teacher is not None else None,
-            )
-        )
-    return listed
+        rates = schedule(train, steps=steps, offset=sum(lengths[:number]), total=total)
+        if not names:
+            stages.append(Stage("task only", rates))
+            continue
+        teacher = teachers[names[number]]
+        compares = method(settings, student, teacher)
+        stages.append(Stage(names[number], rates, teacher, compares))
+    return stages

@@ -74,7 +74,7 @@ def distill(
         _preflight(settings)
     elif line := scaled_rate(settings.train):
         print(line)
-    records = execute_all(settings)
+    records = execute_all(runs(settings))
     last = runs(settings)[-1]
     print(arms_table(records))
     print(f"\nrecords: {last.records}\nlast student: {last.weights}")

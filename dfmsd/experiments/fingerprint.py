@@ -19,6 +19,7 @@ YOUNGER = {
     "method.strides": (),
     "data.short": 0,
     "inherit": "no",
+    "inherit_from": "strong",
     **{f"{name}.frozen_stride": 0 for name in ("student", "weak", "strong")},
     "train.batch_of_lr": 0,
     "teach.batch_of_lr": 0,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 
 from dfmsd.detectors.build import parameter_count
@@ -19,7 +20,6 @@ from dfmsd.detectors.saved import load_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import (
-    accelerator,
     batches,
     datasets,
     detector_for,
@@ -33,9 +33,9 @@ from dfmsd.experiments.profile import collect_features, level_statistics, loss_b
 from dfmsd.experiments.records import markdown_table
 from dfmsd.experiments.runs import runs
 from dfmsd.experiments.settings import Settings
-from dfmsd.experiments.train import optimizer_options, prepare, step_options
+from dfmsd.experiments.train import optimizer_options, prepare
 from dfmsd.training.optim import make_optimizer
-from dfmsd.training.steps import parts, to_device
+from dfmsd.training.steps import parts
 
 LONG = 5000
 """Steps from which `dfmsd distill` makes the preflight by itself."""
@@ -90,7 +90,8 @@ def run_preflight(
         steps: how many training steps are timed, after one that is not.
         seed: of student and batches.
     """
-    preflight = Preflight(settings, accelerator(settings))
+    device = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+    preflight = Preflight(settings, device)
     arm = max(settings.arms, key=lambda name: (len(ARMS[name].teachers), sum(ARMS[name].lengths)))
     torch.manual_seed(seed)
     try:
@@ -177,7 +178,7 @@ def _report_method(
     except ValueError as error:
         preflight.add("method", str(error), "refused")
         return None
-    images, targets = to_device(tuple(map(list, zip(*samples, strict=True))), device)
+    images, targets = send_to_device(tuple(map(list, zip(*samples, strict=True))), device)
     levels = collect_features(student, teacher, list(zip(images, targets, strict=True)))
     _report_levels(preflight, levels, built.pairs)
     return Distiller(student, teacher, built).to(device)
@@ -236,15 +237,14 @@ def _measure(preflight: Preflight, distiller: Distiller, data: Any, steps: int) 
     """What `throughput` measures; before it the balance of the losses is reported."""
     settings, world = preflight.settings, preflight.accelerator
     job, teachers = settings.train, [distiller.teacher] if distiller.teacher is not None else []
-    prepare(settings, distiller.student, teachers, world.device)
+    prepare(settings.engine, [distiller.student, *teachers])
     if teachers:
         share = next(data.iterate(0, world.process_index, world.num_processes))
-        _, first = next(parts(share, settings.engine.accumulate))
-        batch = to_device(first, world.device)
+        batch = send_to_device(next(parts(share, settings.engine.accumulate)), world.device)
         _report_balance(preflight, loss_balance(distiller, batch, world.autocast))
     optimizer = make_optimizer(distiller, lr=job.peak, **optimizer_options(job))
     plan = schedule(job, steps=steps + 1, total=max(job.steps, steps + 1))
-    options = step_options(settings)
+    options = {"clip": job.clip, "accumulate": settings.engine.accumulate}
     return throughput(distiller, optimizer, data, plan, accelerator=world, **options)
 
 

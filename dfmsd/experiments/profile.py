@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dfmsd.distill import Distiller
+from dfmsd.training.log import Logging
 from dfmsd.training.loop import Batches, fit
 from dfmsd.training.optim import Schedule
 from dfmsd.training.steps import Batch
@@ -165,8 +166,8 @@ def throughput(
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
     timed = _TimedBatches(batches, device)
-    common = {"weights": distiller.weights, "accelerator": accelerator, "show": False}
-    fit(distiller, timed, optimizer, schedule, **common, **options)
+    options |= {"accelerator": accelerator, "log": Logging(show=False)}
+    fit(distiller, timed, optimizer, schedule, **options)
     asked, waits, sizes = zip(*timed.notes[1:], strict=True)  # the first step warms up
     seconds = _now(device) - asked[0]
     return {

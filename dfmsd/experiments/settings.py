@@ -171,7 +171,9 @@ class Settings:
     weak_steps: int = 800
     """steps of the weaker teacher"""
     inherit: Literal["no", "neck", "neck+head"] = "no"
-    """parts of the stronger teacher that the student of every row starts from"""
+    """parts of a teacher that the student of every row starts from"""
+    inherit_from: Literal["weak", "strong"] = "strong"
+    """the teacher that these parts come from"""
     teacher_images: int = 6000
     """generated scenes for the teachers; the student's are the first of them"""
     method: Method = field(default_factory=Method)
