@@ -64,8 +64,7 @@ class AMD(Masked):
     def compare(self, level: Level) -> dict[str, Tensor]:
         """{"reconstruction": unweighted scalar} of one level."""
         if self.gates:
-            gated = self.gates[level.key](level.student, level.valid)
-            level = replace(level, student=gated)
+            level = replace(level, student=self.gates[level.key](level.student, level.valid))
         return super().compare(level)
 
     def keep(self, teacher: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -184,7 +184,3 @@ class Masked(Baseline):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Keep masks over cells (N, 1, H, W) and channels (N, C, 1, 1); None for a branch off."""
         return self.keep(teacher, valid), None
-
-    def keep(self, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The keep mask, (N, 1, H, W) of 0 (hidden) and 1, for a teacher's (N, C, H, W)."""
-        raise NotImplementedError
