@@ -96,25 +96,16 @@ def test_help_needs_no_torch():
         ((), ["distill", "predict", "dfmsd --help"]),
         (("data",), ["check", "scenes", "dfmsd data --help"]),
         (("tarin",), ["tarin", "train", "dfmsd --help"]),
-        (("data", "chek"), ["chek", "check"]),
-        (("distill",), ["scenes,photos", "dfmsd distill --help"]),
         (("distill", "scnes"), ["scnes", "'scenes'"]),
-        (("train", "scenes", "weka"), ["weka", "'weak'"]),
         (("evaluate",), ["PATH", "dfmsd evaluate --help"]),
-        (("data", "check", "x", "--split", "tset"), ["tset", "'val'"]),
-        (("data", "scenes", "x", "--images", "many"), ["--images", "'many'"]),
         (("distill", "scenes", "--steps", "3"), ["--steps"]),
     ],
     ids=" ".join,
 )
-def test_arguments_that_fit_no_command_get_the_message_of_tyro(
-    capsys, tmp_path, monkeypatch, arguments, words
-):
-    monkeypatch.chdir(tmp_path)
+def test_arguments_that_fit_no_command_get_the_message_of_tyro(capsys, arguments, words):
     status, out, err = call(capsys, *arguments)
     assert (status, out) == (2, "")
     assert all(word in err for word in words), err
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
