@@ -172,8 +172,8 @@ def cost(
     device = accelerator.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    clock, log = _Clock(batches, device), Logging(show=False)
-    fit(distiller, clock, optimizer, schedule, accelerator=accelerator, log=log, **options)
+    clock, options = _Clock(batches, device), {"log": Logging(show=False)} | options
+    fit(distiller, clock, optimizer, schedule, accelerator=accelerator, **options)
     whole = clock.now() - clock.asked[1]
     waited = sum(clock.came[1:]) - sum(clock.asked[1:])
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
