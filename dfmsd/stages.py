@@ -11,7 +11,7 @@ from torch import nn
 
 from dfmsd.detectors.checkpoints import CheckpointError, state_dict_diff
 from dfmsd.distill import Distiller
-from dfmsd.training.checkpoint import Checkpointing, CheckpointManager, Export
+from dfmsd.training.checkpoint import Checkpointing, CheckpointManager
 from dfmsd.training.log import History
 from dfmsd.training.loop import Batches, fit
 from dfmsd.training.optim import Schedule, make_optimizer
@@ -63,26 +63,20 @@ def run_stages(
         CheckpointError: the newest checkpoint belongs to another run.
     """
     accelerator, checkpoints = accelerator or Accelerator(), checkpoints or Checkpointing()
-    checkpoints = replace(checkpoints, export=_of_student(checkpoints.export))
+    if (export := checkpoints.export) is not None:  # `fit` trains a distiller and exports that
+        checkpoints = replace(checkpoints, export=lambda m, *to, **at: export(m.student, *to, **at))
     manager = CheckpointManager(checkpoints, accelerator)
     first = _resume(manager, student, len(stages))
     options |= {"checkpoints": checkpoints, "accelerator": accelerator}
     for number, stage in enumerate(stages[first:], start=first):
         distiller = Distiller(student, stage.teacher, stage.method)
-        steps = make_optimizer(distiller, lr=stage.schedule.lr, **optimizer)
-        history = fit(distiller, batches, steps, stage.schedule, stage=number, **options)
+        adamw_or_sgd = make_optimizer(distiller, lr=stage.schedule.lr, **optimizer)
+        history = fit(distiller, batches, adamw_or_sgd, stage.schedule, stage=number, **options)
         if after_stage is not None:
             after_stage(number, stage, student, history)
         state = {"stage": number + 1, "step": 0, "student": student.state_dict()}
         manager.save(state, distiller)
     return student
-
-
-def _of_student(export: Export | None) -> Export | None:
-    """`export` for the distiller that `fit` trains."""
-    if export is None:
-        return None
-    return lambda distiller, path, **counters: export(distiller.student, path, **counters)
 
 
 def _resume(manager: CheckpointManager, student: nn.Module, count: int) -> int:

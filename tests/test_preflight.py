@@ -25,6 +25,7 @@ from dfmsd.experiments.profile import (
     throughput,
 )
 from dfmsd.loss import DFMSDLoss
+from dfmsd.training.log import Logging
 from dfmsd.training.optim import Schedule, make_optimizer
 
 
@@ -104,7 +105,8 @@ def test_throughput_counts_images_and_waiting():
     distiller, world, rows = Distiller(tiny_detector()), Accelerator(cpu=True), []
     schedule, optimizer = Schedule(steps=3, lr=1e-3), make_optimizer(distiller)
     began = time.perf_counter()
-    found = throughput(distiller, optimizer, Slow(), schedule, accelerator=world, watch=rows.append)
+    log = Logging(watch=rows.append, show=False)
+    found = throughput(distiller, optimizer, Slow(), schedule, accelerator=world, log=log)
     whole = time.perf_counter() - began
     assert len(rows) == 3  # one of them is not timed
     assert 6 / whole < found["images_s"] < 3 / 0.2

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -207,6 +211,36 @@ def test_two_jobs_at_a_time_give_the_same(fresh):
         torch.set_num_threads(threads)
     alone = {record["arm"]: outcome(record) for record in read_records(fresh / "alone.jsonl")}
     assert {arm: outcome(record) for arm, record in together.items()} == alone
+
+
+def worker_of(pipe):
+    """Start a worker as a job with `jobs=2` does, tell its number, and wait to be killed."""
+    with ProcessPoolExecutor(1, get_context("spawn"), runs._prepare_worker) as pool:
+        pipe.send(pool.submit(os.getpid).result())
+        pool.submit(time.sleep, 600).result()
+
+
+def test_a_worker_ends_with_the_process_that_started_it():
+    context = get_context("spawn")
+    answers, pipe = context.Pipe(duplex=False)
+    parent = context.Process(target=worker_of, args=(pipe,))
+    parent.start()
+    worker = Path(f"/proc/{answers.recv()}")
+    assert worker.exists()
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 60
+    while not gone(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert gone(worker)
+
+
+def gone(process):
+    """Whether a process of /proc has ended, though nobody may have asked how."""
+    try:
+        return (process / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 # --- mistakes leave everything as it was

@@ -166,8 +166,8 @@ def throughput(
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
     timed = _TimedBatches(batches, device)
-    options |= {"accelerator": accelerator, "log": Logging(show=False)}
-    fit(distiller, timed, optimizer, schedule, **options)
+    options = {"log": Logging(show=False)} | options
+    fit(distiller, timed, optimizer, schedule, accelerator=accelerator, **options)
     asked, waits, sizes = zip(*timed.notes[1:], strict=True)  # the first step warms up
     seconds = _now(device) - asked[0]
     return {
