@@ -16,9 +16,8 @@ from dfmsd.data.coco import CocoDataset
 from dfmsd.data.scenes import SceneDataset
 from dfmsd.detectors.build import build_detector
 from dfmsd.detectors.features import feature_channels
-from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.presets_coco import require
-from dfmsd.experiments.settings import Data, Detector, Settings, Train
+from dfmsd.experiments.settings import ARMS, Data, Detector, Settings, Train
 from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage
 from dfmsd.training.evaluation import evaluate_detector
@@ -142,7 +141,7 @@ def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Mod
         ValueError: when no level takes part.
     """
     terms = asdict(settings.method)
-    name, factor, strides, _ = (terms.pop(key) for key in ("name", "factor", "strides", "carry"))
+    name, factor, strides = (terms.pop(key) for key in ("name", "factor", "strides"))
     if name != "dfmsd":
         terms = {key: terms[key] for key in ("adapter", "match")}
     kind = DFMSDLoss if name == "dfmsd" else BASELINES[name]
@@ -181,7 +180,6 @@ def arm_stages(
                 schedule(settings.train, steps=steps, offset=sum(lengths[:number]), total=total),
                 teacher,
                 method(settings, student, teacher) if teacher is not None else None,
-                carry=settings.method.carry and number > 0,
             )
         )
     return listed

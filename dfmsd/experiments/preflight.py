@@ -16,7 +16,6 @@ from torch import nn
 from dfmsd.detectors.inheritance import inherit, listing
 from dfmsd.detectors.saved import load_detector
 from dfmsd.distill import Distiller
-from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import (
     accelerator,
     batches,
@@ -31,7 +30,7 @@ from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.profile import balance, cost, level_statistics, seen_features
 from dfmsd.experiments.records import markdown_table
 from dfmsd.experiments.runs import runs
-from dfmsd.experiments.settings import Settings
+from dfmsd.experiments.settings import ARMS, Settings
 from dfmsd.experiments.train import optimizer_options, prepare, step_options
 from dfmsd.training.optim import make_optimizer
 from dfmsd.training.steps import parts, to_device

@@ -15,7 +15,6 @@ import torch
 
 from dfmsd.detectors.checkpoints import read_metadata
 from dfmsd.detectors.inheritance import inherit
-from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import (
     accelerator,
     arm_stages,
@@ -23,11 +22,11 @@ from dfmsd.experiments.build import (
     detector_for,
     records_file,
 )
-from dfmsd.experiments.fingerprint import fingerprint
 from dfmsd.experiments.grids import EXPERIMENTS
+from dfmsd.experiments.overrides import FILES, NOT_HASHED, fingerprint, split_override
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import append_record, environment, mean_losses, read_records
-from dfmsd.experiments.settings import Settings, SettingsError, nearest
+from dfmsd.experiments.settings import ARMS, Settings, SettingsError, nearest
 from dfmsd.experiments.teachers import teacher, teacher_run
 from dfmsd.experiments.train import train_stages
 from dfmsd.experiments.workers import workers
@@ -42,8 +41,9 @@ class Run:
     settings: Settings
     arm: str
     seed: int
+    experiment: str = ""
     row: str = ""
-    """of the experiment it belongs to"""
+    """of the experiment, under which it is recorded"""
 
     @property
     def folder(self) -> Path:
@@ -67,9 +67,13 @@ class Run:
 
     def among(self, records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
         """The newest of the records that are of this very run, or None."""
-        wanted = {"arm": self.arm, "seed": self.seed, "fingerprint": fingerprint(self.settings)}
-        found = [r for r in records if wanted.items() <= r.items()]
-        return max(found, key=lambda r: r["finished"], default=None)
+        wanted = {"seed": self.seed, "arm": self.arm}
+        if self.experiment:
+            wanted |= {"experiment": self.experiment, "row": self.row}
+        else:
+            wanted["fingerprint"] = fingerprint(self.settings)
+        same = [record for record in records if wanted.items() <= record.items()]
+        return max(same, key=lambda record: record["finished"], default=None)
 
     def done(self) -> bool:
         """Whether record and weights are both there."""
@@ -81,7 +85,8 @@ def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
 
     Args:
         name: one of `EXPERIMENTS`.
-        overrides: settings on top of the rows', e.g. jobs=2; `records` has its own default.
+        overrides: settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
+            under one that changes what a row is are no runs of the experiment.
 
     Raises:
         SettingsError: no such experiment, or a setting that does not exist.
@@ -91,8 +96,10 @@ def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
     plan = EXPERIMENTS[name]
     shared = [*plan.settings, f"records=data/results/{name}.jsonl"]
     shared.append(f"seeds={','.join(map(str, plan.seeds))}")
+    keys = {split_override(text)[0] for text in overrides} - NOT_HASHED
+    changed = any(not key.endswith(FILES) for key in keys)
     listed = [
-        Run(settings, row.arm, seed, key)
+        Run(settings, row.arm, seed, *(() if changed else row.recorded or (name, key)))
         for key, row in plan.rows.items()
         for settings in [resolve(plan.preset, [*shared, *row.settings, *overrides])]
         for seed in settings.seeds
@@ -144,7 +151,7 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
         "preset": settings.preset,
         "scale": settings.scale,
         "arm": run.arm,
-        **({"row": run.row} if run.row else {}),
+        **({"experiment": run.experiment, "row": run.row} if run.experiment else {}),
         **({"inherited": inherited} if inherited else {}),
         "seed": run.seed,
         "fingerprint": fingerprint(settings),

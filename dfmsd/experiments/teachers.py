@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,10 +13,10 @@ from torch import nn
 from dfmsd.detectors.checkpoints import read_metadata
 from dfmsd.detectors.saved import load_detector
 from dfmsd.experiments.build import accelerator, datasets, detector_for, records_file, schedule
-from dfmsd.experiments.fingerprint import without_younger
+from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.records import append_record, environment, read_records
-from dfmsd.experiments.settings import Settings, SettingsError, flat
+from dfmsd.experiments.settings import Settings, SettingsError
 from dfmsd.experiments.train import train_stages
 from dfmsd.stages import Stage
 
@@ -45,9 +43,7 @@ def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settin
     if name != "student" and data.kind == "scenes":
         data = replace(data, train_images=settings.teacher_images)
     own = replace(settings, data=data, train=train, student=getattr(settings, name))
-    parts = {k: v for k, v in flat(own).items() if k.split(".")[0] in ("data", "train", "student")}
-    parts = without_younger(parts)
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    key = fingerprint(own, "data", "train", "student")
     folder = Path(settings.out) / f"{settings.preset}-{settings.scale}-{name}-{key}"
     return own, folder.with_name(f"{folder.name}-seed{seed}") if seed else folder
 

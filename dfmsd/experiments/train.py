@@ -16,7 +16,7 @@ from dfmsd.stages import Stage, run_stages
 from dfmsd.together import nobody_lost
 from dfmsd.training.log import History, tensorboard
 from dfmsd.training.signals import stop_signals
-from dfmsd.training.steps import lay_out, share_norms
+from dfmsd.training.steps import lay_out
 
 
 def optimizer_options(train: Train) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def optimizer_options(train: Train) -> dict[str, Any]:
 def step_options(settings: Settings) -> dict[str, Any]:
     """What `fit` takes to make its steps as the settings say."""
     how = settings.engine
-    return {"clip": settings.train.clip, "accumulate": how.accumulate, "draws": how.draws}
+    return {"clip": settings.train.clip, "accumulate": how.accumulate}
 
 
 def prepare(
@@ -41,8 +41,6 @@ def prepare(
     engine = settings.engine
     for detector in (student, *teachers):
         lay_out(detector, channels_last=engine.channels_last, compiled=engine.compile)
-    if engine.sync_norm:
-        share_norms(student, device)
 
 
 def train_stages(
