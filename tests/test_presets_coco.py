@@ -12,12 +12,12 @@ import torch
 from dfmsd import __main__ as cli
 from dfmsd.detectors.features import feature_channels
 from dfmsd.experiments import presets
-from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import arm_stages, detector_for
 from dfmsd.experiments.preflight import Preflight, _teacher
 from dfmsd.experiments.presets import PRESETS, resolve
 from dfmsd.experiments.presets_coco import PRESETS as COCO
 from dfmsd.experiments.presets_coco import require
+from dfmsd.experiments.settings import ARMS
 from dfmsd.experiments.teachers import teacher
 from dfmsd.terminal import parse
 

@@ -208,7 +208,7 @@ def provenance(records: Iterable[dict[str, Any]]) -> str:
         for record in records:
             try:
                 texts.append(describe(record))
-            except KeyError:
+            except (KeyError, TypeError):  # a part of it is missing
                 texts.append("unknown")
         return " / ".join(dict.fromkeys(texts))
 
