@@ -26,7 +26,7 @@ from dfmsd.experiments.build import arm_stages, batches, datasets, detector
 from dfmsd.experiments.grids import TITLES, chosen
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import append_record, environment
-from dfmsd.experiments.reports import cost_table
+from dfmsd.experiments.tables import cost_table
 from dfmsd.experiments.teachers import teacher
 from dfmsd.experiments.train import optimizer_options
 from dfmsd.stages import run_stages

@@ -11,7 +11,11 @@ from command_line import TINY, call, refused, teachers
 
 from dfmsd.experiments import runs
 from dfmsd.experiments.grids import CHOSEN, EXPERIMENTS, HELD_OUT, MULTIPLES, Experiment, Row
-from dfmsd.experiments.records import read_records
+from dfmsd.experiments.overrides import FILES, NOT_HASHED, fingerprint
+from dfmsd.experiments.presets import resolve
+from dfmsd.experiments.records import read_folder, read_records
+from dfmsd.experiments.settings import Settings, flat
+from dfmsd.experiments.teachers import teacher_run
 
 ROOT = Path(__file__).parent.parent
 SMALL = Experiment(
@@ -53,6 +57,47 @@ def test_the_weights_are_those_that_the_records_chose():
         }
         assert set(found) == {f"{multiple:g}" for multiple in MULTIPLES}, name
         assert max(found, key=found.get) == f"{chosen:g}", name
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_finished_experiments_leave_nothing_to_do(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert runs.without_record(runs.experiment_runs(name)) == []
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_records_have_the_settings_and_the_fingerprint_of_their_rows(name, monkeypatch):
+    """All that can change a result; a file or folder may lie elsewhere, or be the reader's own."""
+    monkeypatch.chdir(ROOT)  # the teachers' files count by their content
+    records, defaults = read_folder("data/results"), flat(Settings())
+    for run in runs.experiment_runs(name):
+        record, settings = run.among(records), flat(run.settings)
+        recorded = flat(record["settings"])
+        assert recorded.keys() <= settings.keys()
+        for key, value in settings.items():
+            had = recorded.get(key, defaults[key])  # added later: what was done before
+            had = tuple(had) if isinstance(had, list) else had
+            assert had == value or key in NOT_HASHED or key.endswith(FILES), (run.row, key)
+        if name != "photos-methods":  # its photographs and its trunk's file are the reader's own
+            assert record["fingerprint"] == fingerprint(run.settings), run.row
+
+
+def test_teachers_and_distilled_students_that_are_recorded_are_still_known(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    made = {r["arm"]: r for r in read_records("data/results/teachers.jsonl")}
+    settings = resolve("scenes", ["seeds=0,1,2"], scale="quick")
+    for name in ("weak", "strong"):
+        folder = teacher_run(settings, name)[1].name
+        assert folder == f"scenes-quick-{name}-{made[f'train {name}']['fingerprint']}"
+    distilled = read_records("data/results/scenes.jsonl")
+    assert all(run.among(distilled) for run in runs.runs(settings))
+
+
+def test_under_other_settings_a_row_is_not_the_experiments():
+    same = runs.experiment_runs("scenes-ablation", ["jobs=1", "strong_file=x.safetensors"])
+    assert {run.experiment for run in same} == {"scenes-ablation", "scenes-methods"}
+    other = runs.experiment_runs("scenes-ablation", ["train.steps=5"])
+    assert {(run.experiment, run.row) for run in other} == {("", "")}
 
 
 def test_an_unknown_experiment_names_the_nearest(capsys):

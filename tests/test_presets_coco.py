@@ -14,13 +14,13 @@ import tyro
 from dfmsd.__main__ import COMMANDS
 from dfmsd.detectors.features import feature_channels
 from dfmsd.experiments import presets
-from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import arm_stages, detector_for
 from dfmsd.experiments.commands import Preset
 from dfmsd.experiments.preflight import Preflight, _report_teacher
 from dfmsd.experiments.presets import PRESETS, resolve
 from dfmsd.experiments.presets_coco import PRESETS as COCO
 from dfmsd.experiments.presets_coco import require
+from dfmsd.experiments.settings import ARMS
 from dfmsd.experiments.teachers import teacher
 
 

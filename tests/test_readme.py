@@ -11,10 +11,10 @@ from tiny import tiny_images
 
 from dfmsd.__main__ import COMMANDS
 from dfmsd.data.commands import COMMANDS as DATA_COMMANDS
-from dfmsd.experiments.outcomes import against, experiment_outcomes
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import read_folder
-from dfmsd.experiments.tables import gains_table, outcomes_table
+from dfmsd.experiments.results import relative_to, results_frame
+from dfmsd.experiments.tables import gains_table, results_table
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -53,10 +53,10 @@ def test_every_room_and_library_is_named():
 
 @pytest.mark.parametrize("name", ["scenes-methods", "scenes-ablation", "photos-methods"])
 def test_tables_are_those_of_the_records(name):
-    outcomes = experiment_outcomes(name, read_folder(ROOT / "data" / "results"))
+    frame = results_frame(name, read_folder(ROOT / "data" / "results"))
     parts = name == "scenes-ablation"
-    shown = gains_table(against(outcomes, "dfmsd")) if parts else outcomes_table(outcomes)
-    assert shown.replace("\N{NO-BREAK SPACE}", " ").strip() in TEXT
+    table = gains_table(relative_to(frame, "dfmsd")) if parts else results_table(frame)
+    assert table.replace("\N{NO-BREAK SPACE}", " ").strip() in TEXT
 
 
 def test_no_placeholder_is_left():

@@ -17,7 +17,6 @@ from dfmsd.data.scenes import SceneDataset, write_coco
 from dfmsd.detectors.checkpoints import CheckpointError, read_metadata, read_tensors
 from dfmsd.detectors.saved import load_detector
 from dfmsd.distill import Distiller
-from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import (
     VAL_SEED,
     arm_stages,
@@ -33,7 +32,7 @@ from dfmsd.experiments.build import (
     shown_size,
 )
 from dfmsd.experiments.presets import resolve
-from dfmsd.experiments.settings import Train
+from dfmsd.experiments.settings import ARMS, Train
 from dfmsd.experiments.teachers import teacher, teacher_run
 from dfmsd.loss import DFMSDLoss
 

@@ -24,7 +24,7 @@ from dfmsd.detectors.checkpoints import read_tensors
 from dfmsd.experiments import runs
 from dfmsd.experiments import teachers as teachers_module
 from dfmsd.experiments import train as training
-from dfmsd.experiments.fingerprint import fingerprint
+from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import PACKAGES, read_records
 from dfmsd.training import steps

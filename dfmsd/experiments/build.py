@@ -16,9 +16,8 @@ from dfmsd.data.scenes import SceneDataset
 from dfmsd.detectors.build import build_detector
 from dfmsd.detectors.features import feature_channels
 from dfmsd.detectors.recipe import Recipe
-from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.presets_coco import require
-from dfmsd.experiments.settings import Data, Detector, Settings, Train
+from dfmsd.experiments.settings import ARMS, Data, Detector, Settings, Train
 from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage
 from dfmsd.training.evaluation import evaluate_detector

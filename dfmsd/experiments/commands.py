@@ -233,8 +233,8 @@ def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> N
     """
     from dfmsd.experiments.grids import EXPERIMENTS
     from dfmsd.experiments.records import read_folder, read_records
-    from dfmsd.experiments.reports import experiment_report
-    from dfmsd.experiments.tables import arms_table, newest
+    from dfmsd.experiments.results import newest
+    from dfmsd.experiments.tables import arms_table, experiment_report
 
     if not records.exists():
         raise FileNotFoundError(f"{records}: no such file; `dfmsd distill` names the one it writes")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BALANCE = {
     "dfmsd": 1.0,
@@ -43,6 +43,8 @@ class Row:
     settings: tuple[str, ...] = ()
     base: str = "none"
     """the row that its gain is counted from"""
+    recorded: tuple[str, str] | None = None
+    """experiment and row under which its runs are recorded, if they are another row's too"""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,11 @@ def _methods() -> dict[str, Row]:
     return rows
 
 
+def _again(key: str, title: str) -> Row:
+    """A row of `scenes-methods` under another title; its runs count here too."""
+    return replace(_methods()[key], title=title, recorded=("scenes-methods", key))
+
+
 SCENES = ("scale=quick", "train.steps=800")
 """Generated scenes, 800 steps: the budget of the scenes' tables."""
 ABLATION = {
@@ -160,8 +167,8 @@ LARGER = (
 def _pairs() -> dict[str, Row]:
     """Students and teachers of different make."""
     rows = {
-        "none": Row("Faster R-CNN, no distillation", "none"),
-        "swin": Row("Faster R-CNN, from Swin", "one", chosen("dfmsd")),
+        "none": _again("none", "Faster R-CNN, no distillation"),
+        "swin": _again("dfmsd", "Faster R-CNN, from Swin"),
         "cnn": Row("Faster R-CNN, from a CNN", "one", (*CNN, *chosen("dfmsd"))),
         "larger": Row(
             "Faster R-CNN, from a much stronger Swin", "one", (*LARGER, *chosen("dfmsd"))
@@ -210,9 +217,9 @@ EXPERIMENTS = {
         "Which part of DFMSD helps?",
         "scenes",
         {
-            "none": Row("no distillation", "none"),
-            "dfmsd": Row("DFMSD, one stage", "one"),
-            "stages": Row("+ a first stage (a fifth of the steps)", *STAGED["dfmsd-early"]),
+            "none": _again("none", "no distillation"),
+            "dfmsd": _again("dfmsd", "DFMSD, one stage"),
+            "stages": _again("dfmsd-early", "+ a first stage (a fifth of the steps)"),
             **{key: Row(title, "one", chosen) for key, (title, chosen) in ABLATION.items()},
         },
         (0, 1, 2),

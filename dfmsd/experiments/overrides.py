@@ -1,14 +1,24 @@
-"""`key=value` texts → typed settings."""
+"""`key=value` texts → typed settings, and settings → the fingerprint of a run."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import io
+import json
 import typing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from dfmsd.experiments.settings import Settings, SettingsError, flat, nearest
+
+NOT_HASHED = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
+NOT_HASHED |= {"engine.save_minutes", "engine.tensorboard"}
+"""Settings that change no result."""
+FILES = ("_file", "weights", "root")
+"""How the names of settings end that say where a file or folder is."""
 
 
 def split_override(text: str) -> tuple[str, str]:
@@ -22,24 +32,26 @@ def split_override(text: str) -> tuple[str, str]:
 def change(settings: Settings, changes: dict[str, str]) -> Settings:
     """Settings with the dotted keys of `changes` set to the parsed values."""
     valid = flat(settings)
-    nested: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
     for key, text in changes.items():
         if key not in valid:
             raise SettingsError(f"{key}: no such setting{nearest(key, list(valid))}")
         section, _, name = key.rpartition(".")
-        value = _parse(getattr(settings, section) if section else settings, name, key, text)
-        (nested.setdefault(section, {}) if section else nested)[name] = value
-    for section, values in nested.items():
-        if isinstance(values, dict):
-            nested[section] = replace(getattr(settings, section), **values)
-    return replace(settings, **nested)
+        owner = getattr(settings, section) if section else settings
+        kind = typing.get_type_hints(type(owner))[name]
+        sections.setdefault(section, {})[name] = _parse(kind, key, text)
+    top = sections.pop("", {})
+    return replace(
+        settings,
+        **top,
+        **{name: replace(getattr(settings, name), **sections[name]) for name in sections},
+    )
 
 
-def _parse(owner: Any, name: str, key: str, text: str) -> Any:
-    """`text` as the type that field `name` of `owner` declares."""
+def _parse(kind: Any, key: str, text: str) -> Any:
+    """`text` as a value of the type `kind`; SettingsError naming `key` for anything else."""
     import tyro
 
-    kind = typing.get_type_hints(type(owner))[name]
     choices = [str(choice) for choice in typing.get_args(kind)]
     if typing.get_origin(kind) is Literal and text not in choices:
         raise SettingsError(f"{key}={text}: no such value{nearest(text, choices)}")
@@ -48,10 +60,33 @@ def _parse(owner: Any, name: str, key: str, text: str) -> Any:
     if kind is bool:
         text = {"true": "True", "false": "False"}.get(text, text)
     parts = [p for p in text.split(",") if p] if typing.get_origin(kind) is tuple else [text]
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            # `--value X` rather than `X`, so that negative numbers are not taken for options
-            return tyro.cli(kind, args=parts, config=(tyro.conf.FlagConversionOff,))
-        except SystemExit:
-            expected = getattr(kind, "__name__", "") if not choices else str(kind)
-            raise SettingsError(f"{key}={text}: expected {expected or kind}") from None
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        return tyro.cli(kind, args=parts, config=(tyro.conf.FlagConversionOff,))
+    raise SettingsError(f"{key}={text}: expected {kind if choices else kind.__name__}")
+
+
+def fingerprint(settings: Settings, *sections: str) -> str:
+    """Twelve digits of the settings that can change a result: all, or those of some sections.
+
+    A file counts by its content, the data's folder by its name. Choice: a setting at its default is
+    left out, so that finished runs are still known when a setting is added.
+    """
+    defaults = flat(Settings())
+    kept = {
+        key: value
+        for key, value in flat(settings).items()
+        if key not in NOT_HASHED and value != defaults[key]
+        if not sections or key.split(".")[0] in sections
+    }
+    for key, value in kept.items():
+        if key == "data.root":
+            kept[key] = Path(value).name
+        elif value and key.endswith(("_file", "weights")) and Path(value).is_file():
+            kept[key] = _content(value, Path(value).stat().st_mtime_ns)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@functools.lru_cache(maxsize=16)
+def _content(file: str, _changed: int) -> str:
+    """The hash of a file's content, computed once as long as the file does not change."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()

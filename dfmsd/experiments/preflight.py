@@ -18,7 +18,6 @@ from dfmsd.detectors.build import parameter_count
 from dfmsd.detectors.pretrained import inherit
 from dfmsd.detectors.saved import load_detector
 from dfmsd.distill import Distiller
-from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import (
     batches,
     datasets,
@@ -32,7 +31,7 @@ from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.profile import collect_features, level_statistics, loss_balance, throughput
 from dfmsd.experiments.records import markdown_table
 from dfmsd.experiments.runs import runs
-from dfmsd.experiments.settings import Settings
+from dfmsd.experiments.settings import ARMS, Settings
 from dfmsd.experiments.train import optimizer_options, prepare
 from dfmsd.training.optim import make_optimizer
 from dfmsd.training.steps import parts

@@ -1,15 +1,13 @@
-"""Run records as JSON lines, and the tables that are made from them and from nothing else."""
+"""Run records as JSON lines: what a run leaves behind, and where it took place."""
 
 from __future__ import annotations
 
 import fcntl
 import functools
 import json
-import math
 import os
 import platform
 import re
-import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -110,49 +108,15 @@ def append_record(path: str | Path, record: dict[str, Any]) -> None:
     Raises:
         RecordError: when the file that is there cannot be read; it is left as it was.
     """
+    from dfmsd.detectors.checkpoints import write_atomic
+
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(_finite(record), sort_keys=False, allow_nan=False)
+    finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
     with open(Path(tempfile.gettempdir()) / f"dfmsd-records-{os.getuid()}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         read_records(path)
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text + line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-
-
-def _finite(value: Any) -> Any:
-    """`value` with every NaN or infinity replaced by None, at any depth."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def spread(values: Sequence[float | None], *, scale: float = 100.0, digits: int = 1) -> str:
-    """`mean ± sd` of values in 0..1, shown times `scale`; `–` for none, no sd for a single one."""
-    known = [scale * v for v in values if v is not None and not math.isnan(v)]
-    if not known:
-        return "–"
-    mean = f"{statistics.mean(known):.{digits}f}"
-    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.{digits}f}"
-
-
-def select(records: Iterable[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
-    """The newest record per seed among those whose fields equal `wanted`, in order of the seed."""
-    latest = {
-        record.get("seed"): record
-        for record in records
-        if all(record.get(key) == value for key, value in wanted.items())
-    }
-    return [latest[seed] for seed in sorted(latest)]
+        write_atomic(path, f"{text}{json.dumps(finite)}\n")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -163,18 +127,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     rule = "|".join(["---", *("--:" if number else "---" for number in numbers[1:])])
     lines = [" | ".join(line) for line in (header, *cells)]
     return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
-
-
-def paired_difference(
-    records: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]], metric: str = "AP"
-) -> list[float]:
-    """Per seed that both have: `metric` of `records` minus that of `base` (0..1)."""
-    reference = {record["seed"]: record["metrics"][metric] for record in base}
-    return [
-        record["metrics"][metric] - reference[record["seed"]]
-        for record in records
-        if reference.get(record["seed"]) is not None and record["metrics"][metric] is not None
-    ]
 
 
 def mean_losses(rows: list[dict[str, Any]], parts: int = 40) -> list[dict[str, float]]:

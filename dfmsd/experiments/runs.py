@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from dfmsd.experiments.arms import ARMS
 from dfmsd.experiments.build import records_file
-from dfmsd.experiments.fingerprint import fingerprint
 from dfmsd.experiments.grids import EXPERIMENTS
+from dfmsd.experiments.overrides import FILES, NOT_HASHED, fingerprint, split_override
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import commit, read_records
-from dfmsd.experiments.settings import Settings, SettingsError, nearest
+from dfmsd.experiments.settings import ARMS, Settings, SettingsError, nearest
 from dfmsd.experiments.teachers import teacher, teacher_run
 from dfmsd.experiments.train import stage_file, train_and_record
 from dfmsd.training.progress import Progress
@@ -35,8 +34,9 @@ class Run:
     settings: Settings
     arm: str
     seed: int
+    experiment: str = ""
     row: str = ""
-    """of the experiment it belongs to"""
+    """of the experiment, under which it is recorded"""
 
     @property
     def folder(self) -> Path:
@@ -62,8 +62,12 @@ class Run:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What its record is found by."""
-        return {"arm": self.arm, "seed": self.seed, "fingerprint": fingerprint(self.settings)}
+        """What its record is found by: the row of an experiment, or else its settings."""
+        if self.experiment:
+            key = {"experiment": self.experiment, "row": self.row}
+        else:
+            key = {"fingerprint": fingerprint(self.settings)}
+        return {"arm": self.arm, "seed": self.seed, **key}
 
     def record(self) -> dict[str, Any] | None:
         """The newest record of this very run, or None."""
@@ -84,7 +88,8 @@ def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
 
     Args:
         name: one of `EXPERIMENTS`.
-        overrides: settings on top of the rows', e.g. jobs=2; `records` has its own default.
+        overrides: settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
+            under one that changes what a row is are no runs of the experiment.
 
     Raises:
         SettingsError: no such experiment, or a setting that does not exist.
@@ -94,8 +99,10 @@ def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
     plan = EXPERIMENTS[name]
     shared = [*plan.settings, f"records=data/results/{name}.jsonl"]
     shared.append(f"seeds={','.join(map(str, plan.seeds))}")
+    keys = {split_override(text)[0] for text in overrides} - NOT_HASHED
+    changed = any(not key.endswith(FILES) for key in keys)
     listed = [
-        Run(settings, row.arm, seed, key)
+        Run(settings, row.arm, seed, *(() if changed else row.recorded or (name, key)))
         for key, row in plan.rows.items()
         for settings in [resolve(plan.preset, [*shared, *row.settings, *overrides])]
         for seed in settings.seeds
@@ -118,7 +125,7 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
     if run.done():
         return run.record()
     teachers = {name: teacher(run.settings, name, show=show) for name in run.teachers}
-    labels = run.labels | ({"row": run.row} if run.row else {})
+    labels = run.labels | {"fingerprint": fingerprint(run.settings)}
     how = {"folder": run.folder, "labels": labels, "show": show}
     return train_and_record(run.settings, run.arm, teachers, **how)
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
-
-from dfmsd.experiments.arms import ARMS
-from dfmsd.experiments.config_train import Engine as Engine
-from dfmsd.experiments.config_train import Train as Train
 
 Scale = Literal["smoke", "quick", "full"]
 SCALES: tuple[str, ...] = get_args(Scale)
@@ -27,169 +24,177 @@ class SettingsError(ValueError):
 class Data:
     """Where the images come from and how they are augmented."""
 
-    kind: Literal["scenes", "coco"] = "scenes"
-    """generated scenes, or a COCO-format folder"""
-    root: str = ""
-    """the COCO-format folder; unused for scenes"""
+    kind: Literal["scenes", "coco"] = "scenes"  # generated scenes, or a COCO-format folder
+    root: str = ""  # the COCO-format folder; unused for scenes
+    # number of generated training scenes; 0 = all, for a folder always all
     train_images: int = 1000
-    """number of generated training scenes; 0 = all, for a folder always all"""
-    val_images: int = 400
-    """number of validation images; 0 = all"""
-    curve_images: int = 100
-    """validation images for the evaluations during training"""
-    size: int = 96
-    """side of a scene, or the longest side to which photographs are reduced, pixels"""
+    val_images: int = 400  # number of validation images; 0 = all
+    curve_images: int = 100  # validation images for the evaluations during training
+    size: int = 96  # side of a scene, or the longest side to which photographs are reduced, pixels
+    # the detector brings the shorter side to this, the longer to `size` at most; 0 = neither
     short: int = 0
-    """the detector brings the shorter side to this, the longer to `size` at most; 0 = neither"""
-    horizontal_flip: float = 0.5
-    """probability"""
-    vertical_flip: float = 0.0
-    """probability"""
-    zoom: tuple[float, float] = (1.0, 1.0)
-    """random rescaling of the image, from and to"""
-    colour: float = 0.0
-    """strength of colour jitter, 0 to 1"""
-    small: float = 32.0
-    """objects below this side squared are small, pixels"""
-    medium: float = 96.0
-    """objects below this side squared are medium, pixels"""
-    cache: bool = True
-    """keep decoded images in memory"""
-    workers: int = 0
-    """loader processes"""
+    horizontal_flip: float = 0.5  # probability
+    vertical_flip: float = 0.0  # probability
+    zoom: tuple[float, float] = (1.0, 1.0)  # random rescaling of the image, from and to
+    colour: float = 0.0  # strength of colour jitter, 0 to 1
+    small: float = 32.0  # objects below this side squared are small, pixels
+    medium: float = 96.0  # objects below this side squared are medium, pixels
+    cache: bool = True  # keep decoded images in memory
+    workers: int = 0  # loader processes
 
 
 @dataclass(frozen=True)
 class Detector:
     """A detector: its head, its trunk, its pyramid."""
 
-    kind: Literal["faster_rcnn", "retinanet", "fcos"] = "faster_rcnn"
-    """the head"""
-    trunk: str = "timm:resnet10t"
-    """`torchvision:NAME`, `timm:NAME` or `swin`"""
-    trunk_arguments: str = "{}"
-    """arguments of the trunk, as JSON"""
-    weights: str = ""
-    """file with the state dict of an ImageNet trunk; `hub` fetches it"""
-    strides: tuple[int, ...] = (4, 8, 16, 32)
-    """strides of the pyramid levels taken from the trunk"""
-    fpn_channels: int = 64
-    """channels of the pyramid"""
+    kind: Literal["faster_rcnn", "retinanet", "fcos"] = "faster_rcnn"  # the head
+    trunk: str = "timm:resnet10t"  # `torchvision:NAME`, `timm:NAME` or `swin`
+    trunk_arguments: str = "{}"  # arguments of the trunk, as JSON
+    weights: str = ""  # file with the state dict of an ImageNet trunk; `hub` fetches it
+    strides: tuple[int, ...] = (4, 8, 16, 32)  # strides of the pyramid levels taken from the trunk
+    fpn_channels: int = 64  # channels of the pyramid
+    # factor on torchvision's anchor sizes; 0 chooses it by the image size
     anchor_scale: float = 0.0
-    """factor on torchvision's anchor sizes; 0 chooses it by the image size"""
-    frozen_norm: bool = False
-    """batch norm keeps the statistics and scales of the trunk's weights"""
-    frozen_stride: int = 0
-    """the trunk is not trained up to this stride; 0 = all of it is"""
+    frozen_norm: bool = False  # batch norm keeps the statistics and scales of the trunk's weights
+    frozen_stride: int = 0  # the trunk is not trained up to this stride; 0 = all of it is
 
     def __post_init__(self) -> None:
         """Check the JSON early."""
-        try:
-            arguments = json.loads(self.trunk_arguments)
-        except json.JSONDecodeError as error:
-            raise SettingsError(f"trunk_arguments={self.trunk_arguments!r}: not JSON") from error
-        if not isinstance(arguments, dict):
-            raise SettingsError(f"trunk_arguments={self.trunk_arguments!r}: not a JSON object")
+        with contextlib.suppress(json.JSONDecodeError):
+            if isinstance(json.loads(self.trunk_arguments), dict):
+                return
+        raise SettingsError(f"trunk_arguments={self.trunk_arguments!r}: not a JSON object")
+
+
+@dataclass(frozen=True)
+class Train:
+    """One training run."""
+
+    steps: int = 400  # steps that count as 1 in `ARMS`
+    batch_size: int = 8  # images per step, over all processes
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # AdamW (0.9, 0.99) or SGD (momentum 0.9)
+    lr: float = 2e-3  # peak learning rate
+    # batch that `lr` is meant for, scaled linearly for another `batch_size`; 0 = any
+    batch_of_lr: int = 0
+    trunk: float = 1.0  # share of the learning rate for the trunk
+    weight_decay: float = 0.05  # not applied to vectors
+    warmup: float = 0.1  # share of the steps with linear warm-up
+    # cosine to 0, or x0.1 at 2/3 and 8/9 of the steps
+    schedule: Literal["cosine", "step"] = "cosine"
+    # the learning rate restarts with each stage, or runs over all of them
+    schedule_over: Literal["stage", "run"] = "stage"
+    clip: float = 5.0  # largest gradient norm
+    save_every: int = 100  # steps between checkpoints
+    log_every: int = 1  # steps between rows of the log
+    evaluations: int = 4  # evaluations on `curve_images` during one run
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate at this batch size. Source: Goyal et al., arXiv 1706.02677."""
+        same = self.batch_of_lr in (0, self.batch_size)
+        return self.lr if same else self.lr * self.batch_size / self.batch_of_lr
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a run is computed, divided and kept."""
+
+    # minutes between checkpoints, beside `train.save_every`; 0 = none by the clock
+    save_minutes: float = 0.0
+    # parts in which each process works through its images of a step, to need less memory
+    accumulate: int = 1
+    # memory layout of the convolutions (faster on GPUs in bf16 and fp16)
+    channels_last: bool = False
+    compile: bool = False  # compile trunk and pyramid with torch.compile
+    tensorboard: bool = False  # scalars for TensorBoard too, in `tensorboard` of the run's folder
 
 
 @dataclass(frozen=True)
 class Method:
     """The method of the distillation; most settings are DFMSD's (see `dfmsd.loss.DFMSDLoss`)."""
 
+    # DFMSD, or a baseline (see `dfmsd.baselines`), which takes `factor`, `adapter` and `match`
     name: Literal["dfmsd", "fitnet", "mgd", "amd", "dmkd", "pkd", "fgd", "cwd"] = "dfmsd"
-    """DFMSD, or a baseline (see `dfmsd.baselines`), which takes `factor`, `adapter` and `match`"""
-    factor: float = 1.0
-    """on every weight of the method"""
-    spatial: bool = True
-    """spatial masking branch"""
-    channel: bool = True
-    """channel masking branch"""
-    ratio_spatial: float = 0.5
-    """share of the cells that is hidden"""
-    ratio_channel: float = 0.5
-    """share of the channels that is hidden"""
-    temperature: float = 0.5
-    """of the attention"""
+    factor: float = 1.0  # on every weight of the method
+    spatial: bool = True  # spatial masking branch
+    channel: bool = True  # channel masking branch
+    ratio_spatial: float = 0.5  # share of the cells that is hidden
+    ratio_channel: float = 0.5  # share of the channels that is hidden
+    temperature: float = 0.5  # of the attention
+    # the teacher's feature that spatial attention looks at
     attention_on: Literal["standardised", "raw"] = "standardised"
-    """the teacher's feature that spatial attention looks at"""
+    # hide the most attended, the least attended, or any cells
     select: Literal["high", "low", "random"] = "high"
-    """hide the most attended, the least attended, or any cells"""
-    target: Literal["standardised", "raw"] = "standardised"
-    """what is rebuilt"""
-    masked_only: bool = False
-    """count the error on hidden cells only"""
-    fusion: Literal["learned"] | float = "learned"
-    """share of the spatial branch, learned or fixed"""
-    cutoff: float = 0.25
-    """radial cut-off of the high-pass filter, share of Nyquist"""
-    strength: float = 1.0
-    """of the frequency enhancement; 0 = off"""
-    regions: Literal["cells", "boxes"] = "cells"
-    """enhance by cell or by candidate box"""
+    target: Literal["standardised", "raw"] = "standardised"  # what is rebuilt
+    masked_only: bool = False  # count the error on hidden cells only
+    fusion: Literal["learned"] | float = "learned"  # share of the spatial branch, learned or fixed
+    cutoff: float = 0.25  # radial cut-off of the high-pass filter, share of Nyquist
+    strength: float = 1.0  # of the frequency enhancement; 0 = off
+    regions: Literal["cells", "boxes"] = "cells"  # enhance by cell or by candidate box
+    # 1x1 convolution on the student's features, or none
     adapter: Literal["conv", "identity"] = "conv"
-    """1x1 convolution on the student's features, or none"""
-    generator_width: float = 0.5
-    """width of the generators, share of the channels"""
-    match: Literal["stride", "index"] = "stride"
-    """how pyramid levels pair"""
+    generator_width: float = 0.5  # width of the generators, share of the channels
+    match: Literal["stride", "index"] = "stride"  # how pyramid levels pair
+    # levels of the student and the teacher that take part; none named: all
     strides: tuple[int, ...] = ()
-    """levels of the student and the teacher that take part; none named: all"""
-    reconstruction_weight: float = 1.0
-    """per element"""
+    reconstruction_weight: float = 1.0  # per element
+    # of 1 - Pearson, which is half the mean squared difference of standardised features
     alignment_weight: float = 10.0
-    """of 1 - Pearson, which is half the mean squared difference of standardised features"""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Which teachers in turn, and how long each, in units of `train.steps`."""
+
+    title: str
+    teachers: tuple[str, ...]
+    lengths: tuple[float, ...]
+
+
+ARMS: dict[str, Arm] = {
+    "none": Arm("no distillation", (), (1.0,)),
+    "one": Arm("DFMSD, one stage (strong)", ("strong",), (1.0,)),
+    "two": Arm("DFMSD, two stages (weak → strong)", ("weak", "strong"), (0.5, 0.5)),
+    "two-early": Arm("DFMSD, two stages (a fifth weak → strong)", ("weak", "strong"), (0.2, 0.8)),
+    "none-long": Arm("no distillation", (), (2.0,)),
+    "one-long": Arm("DFMSD, one stage (strong)", ("strong",), (2.0,)),
+    "two-long": Arm("DFMSD, two stages (weak → strong)", ("weak", "strong"), (1.0, 1.0)),
+}
+"""Two budgets: a stage of "two-long" is as long as the only stage of "one". "two-early" goes on to
+the stronger teacher after a fifth of the steps; it is meant for `train.schedule_over=run`."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that a job needs."""
 
-    preset: str = "scenes"
-    """name of the preset these settings came from"""
-    scale: Scale = "smoke"
-    """how much of the job is run"""
-    seeds: tuple[int, ...] = (0,)
-    """one run per arm and seed"""
-    arms: tuple[str, ...] = ("none", "one", "two")
-    """rows of the table, see `ARMS`"""
-    data: Data = field(default_factory=Data)
-    """images"""
-    student: Detector = field(default_factory=Detector)
-    """the detector that is distilled"""
-    weak: Detector = field(default_factory=Detector)
-    """the weaker teacher"""
-    strong: Detector = field(default_factory=Detector)
-    """the stronger teacher"""
-    weak_file: str = ""
-    """weights of the weaker teacher; trained into the run folder when empty"""
-    strong_file: str = ""
-    """weights of the stronger teacher; trained into the run folder when empty"""
-    train: Train = field(default_factory=Train)
-    """training of the student"""
-    teach: Train = field(default_factory=Train)
-    """training of the teachers, by `dfmsd train`"""
-    weak_steps: int = 800
-    """steps of the weaker teacher"""
+    preset: str = "scenes"  # name of the preset these settings came from
+    scale: Scale = "smoke"  # how much of the job is run
+    seeds: tuple[int, ...] = (0,)  # one run per arm and seed
+    arms: tuple[str, ...] = ("none", "one", "two")  # rows of the table, see `ARMS`
+    data: Data = field(default_factory=Data)  # images
+    student: Detector = field(default_factory=Detector)  # the detector that is distilled
+    weak: Detector = field(default_factory=Detector)  # the weaker teacher
+    strong: Detector = field(default_factory=Detector)  # the stronger teacher
+    weak_file: str = ""  # weights of the weaker teacher; trained into the run folder when empty
+    strong_file: str = ""  # weights of the stronger teacher; trained into the run folder when empty
+    train: Train = field(default_factory=Train)  # training of the student
+    teach: Train = field(default_factory=Train)  # training of the teachers, by `dfmsd train`
+    weak_steps: int = 800  # steps of the weaker teacher
+    # parts of a teacher that the student of every row starts from
     inherit: Literal["no", "neck", "neck+head"] = "no"
-    """parts of a teacher that the student of every row starts from"""
+    # whose neck and head the student of every row starts from
     inherit_from: Literal["weak", "strong"] = "strong"
-    """the teacher that these parts come from"""
+    # generated scenes for the teachers; the student's are the first of them
     teacher_images: int = 6000
-    """generated scenes for the teachers; the student's are the first of them"""
-    method: Method = field(default_factory=Method)
-    """the distillation"""
-    out: str = "data/runs"
-    """folder of checkpoints and weights"""
-    records: str = ""
-    """JSON-lines file that takes the records; OUT/records.jsonl when empty"""
-    device: Literal["auto", "cpu"] = "auto"
-    """the GPU when there is one, or the CPU"""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """mixed precision"""
-    engine: Engine = field(default_factory=Engine)
-    """how a run is computed, divided and kept"""
+    method: Method = field(default_factory=Method)  # the distillation
+    out: str = "data/runs"  # folder of checkpoints and weights
+    records: str = ""  # JSON-lines file that takes the records; OUT/records.jsonl when empty
+    device: Literal["auto", "cpu"] = "auto"  # the GPU when there is one, or the CPU
+    precision: Literal["no", "bf16", "fp16"] = "no"  # mixed precision
+    engine: Engine = field(default_factory=Engine)  # how a run is computed, divided and kept
+    # runs at a time, one CPU thread each when more than one; with torchrun one after another
     jobs: int = 1
-    """runs at a time, one CPU thread each when more than one; with torchrun one after another"""
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
@@ -217,8 +222,8 @@ def nearest(word: str, valid: Sequence[str]) -> str:
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted name → value of every setting, of a dataclass or of the dict in a record."""
     nested = dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in nested.items():
         name = prefix + key
-        found |= flat(value, name + ".") if isinstance(value, dict) else {name: value}
-    return found
+        values |= flat(value, name + ".") if isinstance(value, dict) else {name: value}
+    return values

@@ -1,190 +1,244 @@
-"""Records → the tables of README and notebooks, as Markdown."""
+"""Frames of runs → the tables of README and notebooks, as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from dfmsd.experiments.arms import ARMS
-from dfmsd.experiments.outcomes import Gain, Outcome, arm_outcomes, newest
-from dfmsd.experiments.records import markdown_table, paired_difference, select, spread
+import pandas as pd
 
-SIZES = ("AP_S", "AP_M", "AP_L")
-VERDICTS = (
-    "significantly higher",
-    "not significant (the interval holds 0)",
-    "significantly lower",
-    "one seed in common, so no interval",
-    "no seed in common",
-)
+from dfmsd.experiments.grids import EXPERIMENTS
+from dfmsd.experiments.records import markdown_table
+from dfmsd.experiments.results import METRICS, Gain, arms_frame, gain_of, gains, results_frame
+from dfmsd.experiments.settings import ARMS
 
-PAPER_FIGURE_3 = (
-    ("Faster R-CNN R50, no distillation", 38.4),
-    ("stage 1: from Swin-T", 42.2),
-    ("stage 2: then from Swin-S", 42.9),
-    ("straight from Swin-S", 42.3),
-)
+SIZES = METRICS[3:]
+NBSP = "\N{NO-BREAK SPACE}"  # a cell of a table stays on one line
+PAPER_FIGURE_3 = {
+    "Faster R-CNN R50, no distillation": "38.4",
+    "stage 1: from Swin-T": "42.2",
+    "stage 2: then from Swin-S": "42.9",
+    "straight from Swin-S": "42.3",
+}
 """COCO val2017 AP as figure 3 of the paper states it."""
 
 
-def arms_table(records: Iterable[dict[str, Any]]) -> str:
-    """Markdown: one row per arm, AP as mean ± sd over the seeds, the paired gain, sizes and time.
+def mean_sd(values: Iterable[float | None], digits: int = 1) -> str:
+    """`mean ± sd`; `–` for no value, no sd for a single one."""
+    known = pd.Series(values, dtype=float).dropna()
+    texts = [f"{value:.{digits}f}" for value in (known.mean(), known.std()) if not pd.isna(value)]
+    return " ± ".join(texts) or "–"
 
-    Arms that were asked for and left no record say "not run". The gain is per seed, over "no
-    distillation" with as many steps in all.
-    """
-    listed = newest(records)
-    asked = {name for record in listed for name in record["settings"]["arms"]}
+
+def format_gain(gain: Gain | None, digits: int = 1) -> str:
+    """`+3.0 (+1.2 to +4.8) *`: mean, interval if there is one, a star where it excludes 0."""
+    if gain is None:
+        return ""
+    mean, *ends = (f"{value:+.{digits}f}" for value in (gain.mean, *(gain.interval or ())))
+    text = f"{mean} ({' to '.join(ends)})" if ends else mean
+    return (text + " *" * gain.significant).replace(" ", NBSP)
+
+
+def _table(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Markdown: one row per row of the frame, the columns by their headers (see `_cell`)."""
     rows = []
-    for name, arm in ARMS.items():
-        if asked and name not in asked:
-            continue
-        found = select(listed, arm=name)
-        if not found:
-            rows.append([arm.title, "not run", *[""] * 8])
-            continue
-        base = select(listed, arm="none-long" if sum(arm.lengths) == 2 else "none")
-        gain = paired_difference(found, base) if not name.startswith("none") else []
-        metrics = [record["metrics"] for record in found]
-        rows.append(
-            [
-                arm.title,
-                " + ".join(str(steps) for steps in found[0]["steps"]),
-                len(found),
-                spread([m["AP"] for m in metrics]),
-                spread(gain) if gain else "",
-                spread([m["AP50"] for m in metrics]),
-                *(spread([m[key] for m in metrics]) for key in SIZES),
-                f"{sum(r['cpu_s'] for r in found) / len(found):.0f}",
-            ]
-        )
-    header = ["student", "steps", "seeds", "AP", "gain", "AP50", *SIZES, "CPU s"]
-    return markdown_table(header, rows)
+    for _, runs in frame.groupby(level="row", sort=False):
+        cells = ["not run", *[""] * (len(columns) - 1)]
+        if runs["record"].notna().any():
+            cells = [_cell(runs, column).replace("nan", "") for column in columns]
+        rows.append([runs["title"].iloc[0], *cells])
+    return markdown_table(["student", *columns], rows)
+
+
+def _cell(runs: pd.DataFrame, column: str) -> str:
+    """What a column says of the runs of one row."""
+    count, asked = runs["record"].count(), len(runs)
+    if column == "seeds":
+        return str(count) if count == asked else f"{count} of {asked}"
+    if column == "CPU s":
+        return f"{runs['cpu_s'].mean():.0f}"
+    if column == "extra CPU":
+        return f"{runs['extra CPU'].mean():+.0f} %".replace("+nan %", "")
+    if column == "gain":
+        return mean_sd(runs["gain AP"]).removesuffix("–")
+    if column == "steps":
+        return runs["steps"].max().replace(" ", NBSP)
+    if column.endswith("gain (95 %)"):
+        metric = column.removesuffix("gain (95 %)").removesuffix(": ") or "AP"
+        return format_gain(gain_of(runs[f"gain {metric}"]))
+    return mean_sd(runs[column]).replace(" ", NBSP)
+
+
+def results_table(frame: pd.DataFrame) -> str:
+    """Markdown: AP as mean ± sd, the paired gain with its 95 % interval, sizes and CPU time.
+
+    A star says that the interval excludes 0; `extra CPU` is the mean beyond that of the row which
+    the gain is counted from, of the runs that were never interrupted.
+    """
+    columns = ["steps", "seeds", "AP", "gain (95 %)", *SIZES, "CPU s", "extra CPU"]
+    return _table(frame, columns)
+
+
+def detail_table(frame: pd.DataFrame) -> str:
+    """Markdown: AP50 and AP75, and the gain by size of the objects, of the rows that were run."""
+    done = frame["record"].notna().groupby(level="row").transform("any")
+    return _table(frame[done], ["AP50", "AP75", *(f"{size}: gain (95 %)" for size in SIZES)])
+
+
+def gains_table(frame: pd.DataFrame, metrics: Iterable[str] = ("AP", "AP_S")) -> str:
+    """Markdown: each metric as mean ± sd, and its gain with the 95 % interval."""
+    pairs = [(metric, f"{metric}: gain (95 %)") for metric in metrics]
+    return _table(frame, ["seeds", *(header for pair in pairs for header in pair)])
+
+
+def arms_table(records: Iterable[dict[str, Any]]) -> str:
+    """Markdown: one row per arm of `dfmsd distill`, AP and its paired gain as mean ± sd."""
+    frame = arms_frame(records)
+    frame["title"] = [ARMS[row].title for row in frame.index.get_level_values("row")]
+    columns = ["steps", "seeds", "AP", "gain", "AP50", *SIZES, "CPU s"]
+    return _table(frame, columns).replace(NBSP, " ")
 
 
 def paper_table() -> str:
     """Markdown: figure 3 of the paper."""
-    rows = [[name, f"{value:.1f}"] for name, value in PAPER_FIGURE_3]
-    return markdown_table(["paper, COCO val2017 (figure 3)", "AP"], rows)
+    return markdown_table(["paper, COCO val2017 (figure 3)", "AP"], PAPER_FIGURE_3.items())
 
 
-def ap_by_arm(records: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
-    """Row title with its steps → AP (0..100) of each seed, for a figure of the same rows."""
-    return {
-        outcome.title: outcome.values()
-        for outcome in arm_outcomes(records).values()
-        if outcome.records
-    }
-
-
-def outcomes_table(outcomes: Mapping[str, Outcome]) -> str:
-    """Markdown: one row per outcome; AP as mean ± sd, the paired gain with its 95 % interval.
-
-    A star after the interval says that it excludes 0. CPU seconds are those of the runs that were
-    never interrupted; `extra CPU` is the mean share of CPU time
-    beyond that of the row which the gain is counted from. Rows without a record say "not run".
-    """
-    rows = []
-    for outcome in outcomes.values():
-        if not outcome.records:
-            rows.append([outcome.title, "not run", *[""] * 8])
-            continue
-        extra, count, times = outcome.extra_cpu(), len(outcome.records), outcome.cpu().values()
-        rows.append(
-            [
-                outcome.title,
-                solid(outcome.steps),
-                count if count == outcome.seeds else f"{count} of {outcome.seeds}",
-                solid(spread(outcome.values(), scale=1)),
-                words(outcome.gain()),
-                *(solid(spread(outcome.values(size), scale=1)) for size in SIZES),
-                f"{sum(times) / len(times):.0f}" if times else "",
-                f"{extra.mean:+.0f} %" if extra else "",
-            ]
-        )
-    header = ["student", "steps", "seeds", "AP", "gain (95 %)", *SIZES, "CPU s", "extra CPU"]
-    return markdown_table(header, rows)
-
-
-def detail_table(outcomes: Mapping[str, Outcome]) -> str:
-    """Markdown: AP50 and AP75, and the gain by size of the objects with its 95 % interval."""
-    rows = [
-        [
-            outcome.title,
-            *(solid(spread(outcome.values(m), scale=1)) for m in ("AP50", "AP75")),
-            *(words(outcome.gain(size)) for size in SIZES),
-        ]
-        for outcome in outcomes.values()
-        if outcome.records
-    ]
-    return markdown_table(["student", "AP50", "AP75", *(f"{s}: gain (95 %)" for s in SIZES)], rows)
-
-
-def gains_table(outcomes: Mapping[str, Outcome], metrics: Sequence[str] = ("AP", "AP_S")) -> str:
-    """Markdown: one row per outcome; each metric as mean ± sd, and its gain with the interval."""
-    rows = []
-    for outcome in outcomes.values():
-        count = len(outcome.records)
-        row = [
-            outcome.title,
-            count if count in (0, outcome.seeds) else f"{count} of {outcome.seeds}",
-        ]
-        for metric in metrics:
-            row += [solid(spread(outcome.values(metric), scale=1)), words(outcome.gain(metric))]
-        rows.append(row if count else [outcome.title, "not run", *[""] * (2 * len(metrics))])
-    columns = [column for metric in metrics for column in (metric, f"{metric}: gain (95 %)")]
-    return markdown_table(["student", "seeds", *columns], rows)
-
-
-def words(gain: Gain | None, digits: int = 1) -> str:
-    """`+3.0 (+1.2 to +4.8) *`: mean, interval if there is one, a star where it excludes 0.
-
-    Its spaces do not break, so that a cell of a table stays on one line.
-    """
-    if gain is None:
-        return ""
-    shown = f"{gain.mean:+.{digits}f}"
-    if gain.interval is None:
-        return shown
-    low, high = gain.interval
-    star = " *" if gain.significant else ""
-    return solid(f"{shown} ({low:+.{digits}f} to {high:+.{digits}f}){star}")
-
-
-def solid(text: str) -> str:
-    """The same text, spaces that do not break."""
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def findings(outcomes: Mapping[str, Outcome], metric: str = "AP") -> str:
-    """Markdown list: which rows gain or lose significantly, which do not, which were not run.
-
-    "Significant" is said only where the 95 % interval of the paired gain excludes 0.
-    """
+def summarise(frame: pd.DataFrame, metric: str = "AP") -> str:
+    """Markdown list: which rows gain or lose significantly, which do not, which were not run."""
     lines = []
-    for base in dict.fromkeys(o.base_title for o in outcomes.values() if o.base_title):
-        groups: dict[str, list[tuple[float, str]]] = {}
-        for outcome in outcomes.values():
-            if outcome.base_title == base and outcome.records:
-                gain = outcome.gain(metric)
-                text = f"{outcome.title} {words(gain)}".rstrip("* \N{NO-BREAK SPACE}")
-                order = -gain.mean if gain else 0.0
-                groups.setdefault(_verdict(gain), []).append((order, text))
-        for verdict in VERDICTS:
-            if verdict in groups:
-                listed = "; ".join(text for _, text in sorted(groups[verdict]))
-                lines.append(f"- {metric} against “{base}”, {verdict}: {listed}.")
-    missing = [outcome.title for outcome in outcomes.values() if not outcome.records]
-    if missing:
-        lines.append(f"- Not run: {'; '.join(missing)}.")
-    return "\n".join(lines)
+    done = frame[frame["record"].notna()]
+    for base, rows in done[done["base"] != ""].groupby("base", sort=False):
+        texts: dict[tuple[int, str], list[tuple[float, str]]] = {}
+        for title, gain in gains(rows, f"gain {metric}").items():
+            text = f"{title} {format_gain(gain)}".rstrip(f"* {NBSP}")
+            texts.setdefault(_verdict(gain), []).append((-gain.mean if gain else 0.0, text))
+        for place, verdict in sorted(texts):
+            titles = "; ".join(text for _, text in sorted(texts[place, verdict]))
+            lines.append(f"- {metric} against “{base}”, {verdict}: {titles}.")
+    missing = [title for title in frame["title"].unique() if title not in set(done["title"])]
+    return "\n".join([*lines, *([f"- Not run: {'; '.join(missing)}."] if missing else [])])
 
 
-def _verdict(gain: Gain | None) -> str:
+def _verdict(gain: Gain | None) -> tuple[int, str]:
+    """Its place in a list, and the verdict; "significant" only where the interval excludes 0."""
     if gain is None:
-        return VERDICTS[4]
+        return 4, "no seed in common"
     if gain.interval is None:
-        return VERDICTS[3]
+        return 3, "one seed in common, so no interval"
     if not gain.significant:
-        return VERDICTS[1]
-    return VERDICTS[0 if gain.mean > 0 else 2]
+        return 1, "not significant (the interval holds 0)"
+    return (0, "significantly higher") if gain.mean > 0 else (2, "significantly lower")
+
+
+def weights_grid(frame: pd.DataFrame) -> pd.DataFrame:
+    """Method by multiple of its balanced weight → AP in points, NaN: not run.
+
+    Args:
+        frame: of an experiment whose rows are `METHOD-MULTIPLE`, titled `TITLE × MULTIPLE`.
+    """
+    titles = frame["title"].str.rsplit(" × ", n=1).str[0]
+    multiples = frame.index.get_level_values("row").str.rsplit("-", n=1).str[1].astype(float)
+    grid = frame["AP"].groupby([titles, multiples]).first().unstack()
+    return grid.reindex(index=titles.unique())
+
+
+def weights_table(grid: pd.DataFrame) -> str:
+    """Markdown: AP by multiple, the best of each method, and whether it ends the grid."""
+    rows = []
+    for title, values in grid.iterrows():
+        best = None if values.isna().all() else values.idxmax()
+        chosen = "not run" if best is None else f"× {best:g}"
+        chosen += ", an end of the grid" * (best in (grid.columns[0], grid.columns[-1]))
+        cells = ("not run" if pd.isna(value) else f"{value:.1f}" for value in values)
+        rows.append([title, *cells, chosen])
+    return markdown_table(["AP at", *(f"× {m:g}" for m in grid.columns), "best"], rows)
+
+
+def cost_table(records: Iterable[dict[str, Any]], titles: Mapping[str, str]) -> str:
+    """Markdown: CPU time of a step and peak memory by method, and what they add to "none".
+
+    Args:
+        records: of `benchmarks/method_cost.py`: every round measures every method once, each in a
+            process of its own; differences are taken within a round.
+        titles: method → its name in the table, "none" among them; without a record: "not run".
+    """
+    runs = pd.DataFrame([record for record in records if "cost_of" in record])
+    rows = []
+    for key, title in titles.items():
+        if runs.empty or key not in set(runs["cost_of"]):
+            rows.append([title, "not run", *[""] * 5])
+            continue
+        own, none = (runs[runs["cost_of"] == name].set_index("round") for name in (key, "none"))
+        extra = [100 * (own["step_ms"] / none["step_ms"] - 1), own["memory_mb"] - none["memory_mb"]]
+        more = ["" if key == "none" else format_gain(gain_of(values), 0) for values in extra]
+        shares = [mean_sd(own[column], 0) for column in ("step_ms", "memory_mb")]
+        parameters = f"{own['parameters'].iloc[0]:,}"
+        rows.append([title, len(own), shares[0], more[0], shares[1], more[1], parameters])
+    header = ["method", "rounds", "CPU ms per step", "extra % (95 %)", "peak MB", "extra MB (95 %)"]
+    return markdown_table([*header, "own parameters"], rows)
+
+
+def experiment_report(name: str, records: Iterable[dict[str, Any]]) -> str:
+    """Markdown: question, tables, findings and provenance of an experiment; "not run" where so."""
+    plan, frame = EXPERIMENTS[name], results_frame(name, records)
+    head = f"### {name}\n\n{plan.question}"
+    if frame["record"].isna().all():
+        rows, seeds = len(plan.rows), len(plan.seeds)
+        what = f"{rows} rows, {seeds} seed{'s' * (seeds > 1)}: `dfmsd experiment {name}`"
+        return f"{head}\n\n**not run** ({what})"
+    if name.endswith("-weights"):
+        body = [weights_table(weights_grid(frame))]
+    else:
+        body = [results_table(frame), detail_table(frame), summarise(frame)]
+    return "\n\n".join([head, *body, provenance(frame["record"].dropna())])
+
+
+def provenance(records: Iterable[dict[str, Any]]) -> str:
+    """Markdown: at which scale, on which data, with which seeds, where and when records were made.
+
+    Whatever differs between the records is listed; what a record does not say is "unknown".
+    """
+    records = list(records)
+    if not records:
+        return "*Made from no record.*"
+
+    def each(describe: Callable[[dict[str, Any]], str]) -> str:
+        texts = []
+        for record in records:
+            try:
+                texts.append(describe(record))
+            except (KeyError, TypeError):  # a part of it is missing
+                texts.append("unknown")
+        return " / ".join(dict.fromkeys(texts))
+
+    seeds = sorted({record["seed"] for record in records})
+    days = sorted({record["finished"][:10] for record in records if "finished" in record})
+    when = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "at an unknown time"
+    versions = each(
+        lambda r: "Python {python}, torch {torch}".format(**r["environment"]["versions"])
+    )
+    return (
+        f"*Made from {len(records)} run{'s' * (len(records) > 1)} at scale "
+        f"{each(lambda r: r['scale'])}, seed{'s' * (len(seeds) > 1)} "
+        f"{', '.join(map(str, seeds))}, {when}. "
+        f"Data: {each(lambda r: _data(**r['settings']))}. "
+        f"Hardware: {each(lambda r: _hardware(**r['environment']))}. Versions: {versions}. "
+        f"Commits (+: with changed files): {each(lambda r: r['environment']['commit'])}.*"
+    )
+
+
+def _data(data: Mapping[str, Any], train: Mapping[str, Any], **_: Any) -> str:
+    """What a run was trained on."""
+    if data["kind"] == "scenes":
+        what = f"{data['train_images']} training and {data['val_images']} validation scenes"
+    else:
+        what = f"photographs of the folder {data['root'].rstrip('/').rsplit('/', 1)[-1]}"
+    limits = f"small below {data['small']:g}, medium below {data['medium']:g}"
+    return f"{what}, {data['size']} pixels ({limits}), batches of {train['batch_size']}"
+
+
+def _hardware(processor: str, cores: int, threads: int, accelerators: list[str], **_: Any) -> str:
+    """Where a run was made."""
+    gpus = ", ".join(accelerators) or "no accelerator"
+    return f"{processor}, {cores} cores, {threads} thread{'s' * (threads > 1)}, {gpus}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,9 @@ from torch import nn
 
 from dfmsd.detectors.checkpoints import read_metadata
 from dfmsd.detectors.saved import load_detector
-from dfmsd.experiments.fingerprint import without_younger
+from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.presets_coco import require
-from dfmsd.experiments.settings import Settings, SettingsError, flat
+from dfmsd.experiments.settings import Settings, SettingsError
 from dfmsd.experiments.train import stage_file, train_and_record
 
 TEACHERS = ("weak", "strong")
@@ -40,9 +38,7 @@ def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settin
     if name != "student" and data.kind == "scenes":
         data = replace(data, train_images=settings.teacher_images)
     own = replace(settings, data=data, train=train, student=getattr(settings, name), inherit="no")
-    parts = {k: v for k, v in flat(own).items() if k.split(".")[0] in ("data", "train", "student")}
-    parts = without_younger(parts)
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    key = fingerprint(own, "data", "train", "student")
     folder = Path(settings.out) / f"{settings.preset}-{settings.scale}-{name}-{key}"
     return own, folder.with_name(f"{folder.name}-seed{seed}") if seed else folder
 

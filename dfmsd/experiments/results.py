@@ -1,0 +1,128 @@
+"""Records → a frame of runs by row and seed, and what their paired differences say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+from scipy import stats
+
+from dfmsd.experiments.grids import EXPERIMENTS
+from dfmsd.experiments.settings import ARMS
+
+METRICS = ["AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L"]
+
+
+class Gain(NamedTuple):
+    """The mean of paired differences, and its 95 % interval by Student's t; None for a single."""
+
+    mean: float
+    interval: tuple[float, float] | None
+
+    @property
+    def significant(self) -> bool:
+        """Whether there is an interval and it excludes 0."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+def gain_of(differences: Iterable[float]) -> Gain | None:
+    """Mean and interval of paired differences, NaN left out; None for none.
+
+    Choice: t to three decimals, as tables print it, so that a reader can repeat it by hand.
+    """
+    known = pd.Series(differences, dtype=float).dropna()
+    if len(known) < 2:
+        return Gain(known.item(), None) if len(known) else None
+    mean, half = known.mean(), round(stats.t.ppf(0.975, len(known) - 1), 3) * known.sem()
+    return Gain(float(mean), (float(mean - half), float(mean + half)))
+
+
+def gains(frame: pd.DataFrame, column: str = "gain AP") -> dict[str, Gain | None]:
+    """Title of every row → the mean of a column of differences, for figures."""
+    return {title: gain_of(runs) for title, runs in frame.groupby("title", sort=False)[column]}
+
+
+def results_frame(name: str, records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The runs of an experiment: a line for every row and seed that it asks for, NaN where not run.
+
+    Experiments share records: give those of the whole folder (`records.read_folder`), newest last.
+
+    Returns:
+        frame by row and seed: `title`, `base` (title of the row that gains are counted from),
+        `record`, `steps`, the metrics and their gains (`AP`, `gain AP`) in points (0..100), `cpu_s`
+        (NaN for an interrupted run: it knows only its last piece) and `extra CPU` in per cent.
+    """
+    plan = EXPERIMENTS[name]
+    known = {(r.get("experiment"), r.get("row"), r.get("seed")): r for r in records}
+    runs = {
+        (key, seed): known.get((*(row.recorded or (name, key)), seed))
+        for key, row in plan.rows.items()
+        for seed in plan.seeds
+    }
+    frame = _frame(runs, {key: row.title for key, row in plan.rows.items()})
+    return relative_to(frame, {key: row.base for key, row in plan.rows.items()})
+
+
+def arms_frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The frame (see `results_frame`) of the newest records of `dfmsd distill`, by arm and seed.
+
+    It holds every arm that was asked for. Titles name the steps, because arms differ in them; gains
+    are over "no distillation" with as many steps in all.
+    """
+    records = newest(records)
+    known = {(record["arm"], record["seed"]): record for record in records}
+    asked = {name for record in records for name in record["settings"]["arms"]} or ARMS
+    seeds = sorted({record["seed"] for record in records}) or [0]
+    runs = {(arm, seed): known.get((arm, seed)) for arm in ARMS if arm in asked for seed in seeds}
+    frame = _frame(runs, {name: arm.title for name, arm in ARMS.items()})
+    steps = frame["steps"].groupby(level="row").transform("max")
+    frame["title"] += (", " + steps).where(steps != "", "")
+    totals = {name: sum(arm.lengths) for name, arm in ARMS.items()}
+    return relative_to(frame, {n: "none-long" if totals[n] == 2 else "none" for n in ARMS})
+
+
+def newest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records with the settings of the newest one (preset, scale and fingerprint)."""
+    runs = [record for record in records if record.get("arm") in ARMS]
+    last = max(runs, key=lambda record: record["finished"], default={})
+    keys = ("preset", "scale", "fingerprint")
+    return [record for record in runs if all(record[key] == last[key] for key in keys)]
+
+
+def _frame(runs: Mapping[tuple[str, int], Any], titles: Mapping[str, str]) -> pd.DataFrame:
+    """(row, seed) → record (None: not run) as a frame, without gains."""
+    index = pd.MultiIndex.from_tuples(list(runs), names=["row", "seed"])
+    records = [record or {} for record in runs.values()]
+    metrics = [record.get("metrics", {}) for record in records]
+    frame = 100 * pd.DataFrame(metrics, index, METRICS, dtype=float)
+    frame["title"] = [titles[row] for row, _ in runs]
+    frame["record"] = pd.Series(list(runs.values()), index, dtype=object)
+    frame["steps"] = [" + ".join(map(str, record.get("steps", []))) for record in records]
+    times = [None if record.get("resumed") else record.get("cpu_s") for record in records]
+    frame["cpu_s"] = pd.Series(times, index, dtype=float)
+    return frame
+
+
+def relative_to(frame: pd.DataFrame, base: str | Mapping[str, str]) -> pd.DataFrame:
+    """The same runs, their gains counted from row `base` in the same seed, or from a row each."""
+    rows, seeds = (frame.index.get_level_values(level) for level in ("row", "seed"))
+    bases = [base if isinstance(base, str) else base[row] for row in rows]
+    bases = ["" if name == row else name for name, row in zip(bases, rows, strict=True)]
+    reference = frame.reindex(pd.MultiIndex.from_arrays([bases, seeds])).set_axis(frame.index)
+    titles = dict(zip(rows, frame["title"], strict=True))
+    frame = frame.assign(base=[titles.get(name, "") for name in bases])
+    for metric in METRICS:
+        frame[f"gain {metric}"] = frame[metric] - reference[metric]
+    frame["extra CPU"] = 100 * (frame["cpu_s"] / reference["cpu_s"] - 1)
+    return frame
+
+
+def learning_curve(records: Iterable[dict[str, Any]]) -> list[tuple[int, float]]:
+    """(step of the whole run, mean AP over the runs, 0..100) of the evaluations while training."""
+    points = [
+        (sum(record["steps"][: row["stage"]]) + row["step"] + 1, 100 * row["AP"])
+        for record in records
+        for row in record["curve"]
+    ]
+    return list(pd.DataFrame(points, columns=["step", "AP"]).groupby("step")["AP"].mean().items())
