@@ -170,7 +170,7 @@ def unpack(file: Path, pattern: str) -> None:
 
 
 def _append(url: str, part: Path, size: int, bar: tqdm) -> str:
-    """What ended the download, after appending to `part` what the server sends; "" when complete."""
+    """What cut the download, after appending to `part` what the server sends; "" when complete."""
     have = _size(part)
     if have >= size:
         return ""
