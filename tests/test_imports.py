@@ -28,7 +28,7 @@ TABLE: dict[str, set[str]] = {
     "loss": {"masking", "enhance", "align", "generate"},
     "baselines": METHOD | {"together"},
     "detectors": set(),
-    "data": {"training.progress"},
+    "data": set(),
     "training": {"detectors.checkpoints", "detectors.strict"},
     "distill": {"align", "detectors.features", "together"},
     "stages": {"distill", "training", "detectors.checkpoints"},

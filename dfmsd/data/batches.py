@@ -91,10 +91,6 @@ class Augmented(Dataset):
     def __init__(self, dataset: Any, transform: Callable | None, *, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.dataset)
-
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Image and target of `key` = (epoch, index); the caller's random state stays."""
         epoch, index = key
@@ -161,10 +157,9 @@ class StepSampler:
         Raises:
             ValueError: the batch size is not a multiple of `world`.
         """
-        size, rest = divmod(self.batch_size, world)
-        if rest:
-            message = f"batch_size={self.batch_size}: expected a multiple of {world} processes"
-            raise ValueError(message)
+        total, size = self.batch_size, self.batch_size // world
+        if total % world:
+            raise ValueError(f"batch_size={total}: expected a multiple of {world} processes")
         epoch, skip = divmod(start, self.batches_per_epoch)
         while True:
             for batch in self.epoch(epoch)[skip:]:
@@ -200,8 +195,7 @@ class Batches:
 
     Args:
         dataset: `dataset[index]` gives (image (3, H, W) in 0..1, target).
-        batch_size: images per step, over all processes: the same images come at a step on any
-            number of them.
+        batch_size: images per step, over all processes.
         seed: of order and augmentation.
         sizes: (height, width) per image; the images of a batch have equal sides after rounding up
             to 32 pixels, which is what detectors pad to. None puts all in one group.
@@ -234,7 +228,7 @@ class Batches:
 
         Raises:
             ValueError: a batch that `world` processes cannot share; what the data set raises.
-            RuntimeError: a loader process was killed.
+            ChildProcessError: a loader process was lost; RuntimeError if between two batches.
         """
         loader = DataLoader(
             self.dataset,
@@ -249,7 +243,13 @@ class Batches:
             yield from loader
         except ValueError as error:
             # from a loader process it comes as "Caught ...", a traceback, and its words at the end
-            lines = str(error).splitlines()
-            if not lines or not lines[0].startswith("Caught "):
+            if not str(error).startswith("Caught "):
                 raise
-            raise type(error)(lines[-1].partition(": ")[2]) from None
+            raise type(error)(str(error).splitlines()[-1].partition(": ")[2]) from None
+        except (RuntimeError, OSError, EOFError) as error:
+            # torch's own report, or what reading a batch ends with while its sender dies
+            if not self.workers or str(error).startswith("Caught "):
+                raise
+            lost = "a loader process was lost (out of memory? data.workers=0 needs the least)"
+            again = "the same command continues from the last checkpoint"
+            raise ChildProcessError(f"{lost}: {error}; {again}") from error
