@@ -11,8 +11,8 @@ from coco_folder import box, content, picture, shared, write
 from PIL import Image
 from pycocotools.coco import COCO
 
-from dfmsd.data.check import DataError
-from dfmsd.data.coco import CocoDataset, check
+from dfmsd.data.check import DataError, check
+from dfmsd.data.coco import CocoDataset
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import torch
 from coco_folder import picture
 from PIL import Image
 
-from dfmsd.data.check import DataError
-from dfmsd.data.images import open_image, read_image, reduced, to_pixels
+from dfmsd.data.images import DataError, open_image, read_image, reduced, to_pixels
 
 # EXIF orientation -> how the stored pixels must be turned (numpy), from the EXIF standard
 TURNS = {

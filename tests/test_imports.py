@@ -27,11 +27,11 @@ TABLE: dict[str, set[str]] = {
     "loss": {"masking", "enhance", "align", "generate"},
     "baselines": METHOD,
     "detectors": set(),
-    "data": {"training.progress"},
+    "data": set(),
     "training": {"detectors.checkpoints", "detectors.features"},
     "distill": {"align", "detectors.features"},
     "stages": {"distill", "training", "detectors.checkpoints"},
-    "viz": METHOD | {"detectors.features", "data.images"},
+    "viz": set(),
     "widgets": METHOD | {"detectors.features", "data.images", "viz"},
     "experiments": METHOD
     | {"baselines", "detectors", "data", "training", "distill", "stages", "viz", "widgets"},

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing.resource_sharer
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import pytest
@@ -211,12 +209,12 @@ def test_augmented_leaves_the_callers_random_state(monkeypatch):
 
 def test_augmented_without_transform_is_the_data_set():
     data = Augmented(Numbers(), None, seed=0)
-    assert len(data) == 7
     assert torch.equal(data[3, 2][0], Numbers()[2][0])
 
 
-def steps(sampler, count):
-    return list(itertools.islice(sampler, count))
+def steps(sampler, count, *place):
+    """The shares of `count` steps; `place` is start, rank, world."""
+    return list(itertools.islice(sampler.shares(*place), count))
 
 
 @pytest.mark.parametrize(("images", "batch"), [(8, 4), (10, 4), (3, 4), (1, 4), (5, 1), (9, 2)])
@@ -256,30 +254,25 @@ def test_groups_are_not_served_one_after_another():
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3, 7, 31])
 def test_a_later_start_skips_exactly_so_many(start):
-    groups = [0] * 5 + [1] * 6
-    whole = steps(StepSampler(groups, 2, seed=4), start + 10)
-    assert steps(StepSampler(groups, 2, seed=4, start=start), 10) == whole[start:]
+    sampler = StepSampler([0] * 5 + [1] * 6, 2, seed=4)
+    assert steps(sampler, 10, start) == steps(sampler, start + 10)[start:]
 
 
-def test_epochs_are_counted_in_the_places():
+def test_epochs_are_counted_beside_the_indices():
     sampler = StepSampler([0] * 6, 2, seed=4)
-    places = steps(sampler, 9)
-    assert [{epoch for epoch, _ in batch} for batch in places] == [{0}] * 3 + [{1}] * 3 + [{2}] * 3
-    assert [[i for _, i in batch] for batch in places[3:6]] == sampler.epoch(1)
+    shares = steps(sampler, 9)
+    assert [{epoch for epoch, _ in share} for share in shares] == [{0}] * 3 + [{1}] * 3 + [{2}] * 3
+    assert [[i for _, i in share] for share in shares[3:6]] == sampler.epoch(1)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("start", [0, 4])
 def test_ranks_share_every_batch_in_order(world, start):
-    groups = [0] * 8 + [1] * 7
-    alone = steps(StepSampler(groups, 6, seed=2), start + 8)
-    ranks = [
-        steps(StepSampler(groups, 6, seed=2, start=start, rank=r, world=world), 8)
-        for r in range(world)
-    ]
+    sampler = StepSampler([0] * 8 + [1] * 7, 6, seed=2)
+    ranks = [steps(sampler, 8, start, rank, world) for rank in range(world)]
     assert {len(share) for share in ranks[0]} == {6 // world}
     joined = [list(itertools.chain(*shares)) for shares in zip(*ranks, strict=True)]
-    assert joined == alone[start:]
+    assert joined == steps(sampler, start + 8)[start:]
 
 
 def test_sampler_refuses():
@@ -288,7 +281,7 @@ def test_sampler_refuses():
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         StepSampler([0], 0, seed=0)
     with pytest.raises(ValueError, match="batch_size=4: expected a multiple of 3 processes"):
-        StepSampler([0], 4, seed=0, world=3)
+        steps(StepSampler([0], 4, seed=0), 1, 0, 0, 3)
 
 
 def test_collate_keeps_images_of_different_sizes():
@@ -335,16 +328,13 @@ def test_batches_leave_the_callers_random_state():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_steps_per_epoch_by_hand():
-    loading = batches(sizes=[(32, 32)] * 3 + [(64, 32)] * 4)
-    assert loading.steps_per_epoch() == 4
-    epoch = [index for _, indices, _ in drawn(loading, 4) for index in indices]
-    assert set(epoch) == set(range(7))
-
-
-def test_sizes_are_grouped_as_detectors_pad_them():
+def test_images_of_a_batch_are_padded_to_the_same_size():
     sizes = [(40, 60), (64, 33), (65, 33), (33, 64), (32, 64), (40, 64), (1, 1)]
-    assert batches(sizes=sizes).groups == [(2, 2), (2, 2), (3, 2), (2, 2), (1, 2), (2, 2), (1, 1)]
+    pads = [(64, 64), (64, 64), (96, 64), (64, 64), (32, 64), (64, 64), (32, 32)]
+    epoch = [indices for _, indices, _ in drawn(batches(sizes=sizes), 4)]
+    assert {i for indices in epoch for i in indices} == set(range(7))
+    mixed = [indices for indices in epoch if len({pads[i] for i in indices}) > 1]
+    assert all(pads[i] != (64, 64) for indices in mixed for i in indices)  # rare sizes only
     with pytest.raises(ValueError, match="sizes: 2 of them for 7 images"):
         batches(sizes=[(1, 1)] * 2)
 
@@ -374,84 +364,43 @@ class Deadly(Numbers):
         return super().__getitem__(index)
 
 
-DEATH = r"a loader process was killed .* continues from the last checkpoint"
-
-
 def test_the_death_of_a_loader_process_is_one_line():
-    with pytest.raises(ChildProcessError, match=DEATH):
+    with pytest.raises(ChildProcessError, match=r"was lost .* continues from the last checkpoint"):
         drawn(Batches(Deadly(), 2, seed=0, workers=1), 9)
 
 
-def two_before_image_3(data):
-    """Batches of one image, the first taken: the process that loads them comes to image 3 next."""
-    order = [ids[0] for _, ids, _ in drawn(Batches(Numbers(), 1, seed=0), 14)]
-    arrivals = Batches(data, 1, seed=0, workers=1).iterate(start=order.index(3, 2) - 2)
-    next(arrivals)
-    return arrivals
-
-
-def test_a_death_during_a_step_is_told_when_the_next_batch_is_asked():
-    class Dying(Deadly):
-        def __getitem__(self, index):
-            if index == 3:
-                time.sleep(0.3)
-            return super().__getitem__(index)
-
-    arrivals = two_before_image_3(Dying())
-    for _ in range(100):
-        time.sleep(0.01)  # the step, which is left in peace
-    with pytest.raises(ChildProcessError, match=DEATH):
-        next(arrivals)
-
-
-def test_a_batch_that_breaks_while_its_process_dies_is_one_line_too(tmp_path):
-    closed = tmp_path / "closed"
-
-    class Closing(Numbers):
-        def __getitem__(self, index):
-            if index == 3:  # a dying process closes its connections before it is gone
-                multiprocessing.resource_sharer.stop()
-                closed.touch()
-                time.sleep(3)
-            return super().__getitem__(index)
-
-    arrivals = two_before_image_3(Closing())
-    while not closed.exists():
-        time.sleep(0.01)
-    with pytest.raises(ChildProcessError, match=DEATH) as error:
-        next(arrivals)
-    assert isinstance(error.value.__cause__, ConnectionError | FileNotFoundError)
-
-
-def test_loader_processes_leave_signals_to_the_one_that_trains():
-    class Pressed(Numbers):
-        def __getitem__(self, index):
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                os.kill(os.getpid(), number)
-            return super().__getitem__(index)
-
-    assert len(drawn(Batches(Pressed(), 2, seed=0, workers=1), 3)) == 3
-
-
-FORGETFUL = """
-import torch
+PROGRAM = """
+import signal, sys
 from dfmsd.data.batches import Batches
+from dfmsd.data.scenes import SceneDataset
 
-class Noise(torch.utils.data.Dataset):
-    def __len__(self):
-        return 7
-
-    def __getitem__(self, index):
-        boxes, labels = torch.tensor([[2.0, 3.0, 20.0, 25.0]]), torch.tensor([1])
-        return torch.rand(3, 32, 32), {"boxes": boxes, "labels": labels, "image_id": index}
-
-arrivals = Batches(Noise(), 2, seed=0, workers=1).iterate()
-next(arrivals)
+signal.signal(signal.SIGTERM, lambda *_: print("SIGTERM came", flush=True))
+batches = Batches(SceneDataset(8, size=32), 2, seed=0, workers=2).iterate()
+next(batches)
+if sys.argv[1] == "group":
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for _ in range(9):
+        next(batches)
+    print("nine batches more", flush=True)
 """
 
 
+def program(*arguments):
+    """A program with two loader processes, in a process group of its own."""
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, start_new_session=True, **pipes)
+
+
+def test_a_cluster_that_signals_all_processes_leaves_the_loader_processes_to_their_parent():
+    process = program("group")
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.stdout.readline() == "SIGTERM came\n"
+    out, err = process.communicate("\n", timeout=60)
+    assert (process.returncode, out, err) == (0, "nine batches more\n", "")
+
+
 def test_a_program_ends_though_it_still_holds_its_batches():
-    done = subprocess.run(
-        [sys.executable, "-c", FORGETFUL], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stderr == ""
+    assert program("hold").communicate(timeout=60) == ("", "")

@@ -1,11 +1,14 @@
 """Training batches as a function of the step: augmented, grouped by shape, resumable at any step.
 
-Nothing here keeps random state. What comes at a step follows from the seed and the step alone, so a
-run that starts again at step k sees exactly what it would have seen.
+Nothing here keeps random state. What comes at a step follows from the seed, the step and the rank
+alone, so a run that starts again at step k sees exactly what it would have seen.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,10 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dfmsd.data.arrivals import arrivals, stay
-from dfmsd.data.sampling import StepSampler
-
 Target = dict[str, Any]
+Sample = tuple[Tensor, Target]
+Batch = tuple[list[Tensor], list[Target]]
 
 
 def augmentation(
@@ -27,7 +29,7 @@ def augmentation(
     vflip: float = 0.0,
     scale: tuple[float, float] | None = None,
     colour: float = 0.0,
-) -> Callable[[Tensor, Target], tuple[Tensor, Target]]:
+) -> Callable[[Tensor, Target], Sample]:
     """A random change of (image, target), drawn from torch's global generator.
 
     Boxes move with the image, are clipped to it, and go together with their labels when less than a
@@ -54,7 +56,7 @@ def augmentation(
     clean = v2.Compose([v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
     change = v2.Compose(steps)
 
-    def apply(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    def apply(image: Tensor, target: Target) -> Sample:
         canvas = tuple(image.shape[-2:])
         boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=canvas)
         image, moved = change(tv_tensors.Image(image), {"boxes": boxes, "labels": target["labels"]})
@@ -67,9 +69,7 @@ def augmentation(
     return apply
 
 
-def _rescale(
-    image: tv_tensors.Image, target: Target, scale: tuple[float, float]
-) -> tuple[tv_tensors.Image, Target]:
+def _rescale(image: Tensor, target: Target, scale: tuple[float, float]) -> Sample:
     """Image and boxes times a random factor, cropped or set on grey so that the size stays."""
     height, width = image.shape[-2:]
     factor = scale[0] * (scale[1] / scale[0]) ** float(torch.rand(()))
@@ -83,24 +83,17 @@ def _rescale(
 
 
 class Augmented(Dataset):
-    """`dataset[index]` changed by `transform`, as a function of (epoch, index).
+    """`dataset[index]` changed by `transform`, as a function of (seed, epoch, index).
 
-    Args:
-        dataset: `dataset[index]` gives (image, target).
-        transform: changes (image, target) with torch's global generator; None for none.
-        seed: of the changes.
+    `transform` changes (image, target) with torch's global generator; None for no change.
     """
 
     def __init__(self, dataset: Any, transform: Callable | None, *, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.dataset)
-
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Target]:
-        """Image and target of `place` = (epoch, index); the caller's random state stays."""
-        epoch, index = place
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """Image and target of `key` = (epoch, index); the caller's random state stays."""
+        epoch, index = key
         image, target = self.dataset[index]
         if self.transform is None:
             return image, target
@@ -111,10 +104,90 @@ class Augmented(Dataset):
             return self.transform(image, target)
 
 
-def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+class StepSampler:
+    """The images of every step, as a function of (seed, step).
+
+    An epoch is a permutation drawn from (seed, epoch). Images of one group share batches; groups
+    smaller than a batch are thrown together. A group's last batch is filled up from its start, so
+    that every batch is full and every epoch as long.
+
+    Args:
+        groups: the group of each image; anything that can be compared.
+        batch_size: images per batch, over all processes.
+        seed: of the permutations.
+
+    Raises:
+        ValueError: no images, or a batch size below 1.
+    """
+
+    def __init__(self, groups: Sequence[Any], batch_size: int, *, seed: int) -> None:
+        if not groups:
+            raise ValueError("groups: a data set without images cannot be trained on")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        members: dict[Any, list[int]] = {}
+        for index, group in enumerate(groups):
+            members.setdefault(group, []).append(index)
+        large = [m for m in members.values() if len(m) >= batch_size]
+        small = [index for m in members.values() if len(m) < batch_size for index in m]
+        self.groups = [torch.tensor(indices) for indices in (*large, small) if indices]
+        self.batch_size, self.seed = batch_size, seed
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in one epoch: steps in which every image comes once (rounded up)."""
+        return sum(-(-len(group) // self.batch_size) for group in self.groups)
+
+    def epoch(self, number: int) -> list[list[int]]:
+        """The batches of one epoch, as lists of image indices."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
+        batches = []
+        for group in self.groups:
+            order = group[torch.randperm(len(group), generator=generator)]
+            full = -(-len(order) // self.batch_size) * self.batch_size
+            order = order.repeat(-(-full // len(order)))[:full]
+            batches += order.view(-1, self.batch_size).tolist()
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def shares(
+        self, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[list[tuple[int, int]]]:
+        """From step `start` on, without end: the (epoch, index) of process `rank` of `world`.
+
+        Raises:
+            ValueError: the batch size is not a multiple of `world`.
+        """
+        total, size = self.batch_size, self.batch_size // world
+        if total % world:
+            raise ValueError(f"batch_size={total}: expected a multiple of {world} processes")
+        epoch, skip = divmod(start, self.batches_per_epoch)
+        while True:
+            for batch in self.epoch(epoch)[skip:]:
+                yield [(epoch, index) for index in batch[rank * size :][:size]]
+            epoch, skip = epoch + 1, 0
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
     """A list of images and a list of targets."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)
+
+
+def _obey_parent_only(_worker: int) -> None:
+    """Make a loader process end when its parent says so, not when a cluster signals all processes.
+
+    The parent still needs batches then, to finish its step. Ignoring SIGTERM would be too much: by
+    it Python ends the loader processes of a program that is over, and then waits for them.
+    """
+    signals = {signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def listen() -> None:
+        while signal.sigwaitinfo(signals).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 class Batches:
@@ -122,17 +195,15 @@ class Batches:
 
     Args:
         dataset: `dataset[index]` gives (image (3, H, W) in 0..1, target).
-        batch_size: images per step, over all processes: the same images come at a step on any
-            number of them.
+        batch_size: images per step, over all processes.
         seed: of order and augmentation.
-        sizes: (height, width) per image; batches hold images of one size group: both sides equal
-            after rounding up to 32 pixels, which is what detectors pad to. None puts all in one
-            group.
+        sizes: (height, width) per image; the images of a batch have equal sides after rounding up
+            to 32 pixels, which is what detectors pad to. None puts all in one group.
         transform: see `augmentation`.
         workers: loader processes.
 
     Raises:
-        ValueError: not as many sizes as images.
+        ValueError: not as many sizes as images, no images, or a batch size below 1.
     """
 
     def __init__(
@@ -149,33 +220,36 @@ class Batches:
         sizes = [(0, 0)] * len(dataset) if sizes is None else sizes
         if len(sizes) != len(dataset):
             raise ValueError(f"sizes: {len(sizes)} of them for {len(dataset)} images")
-        self.groups = [(-(-height // 32), -(-width // 32)) for height, width in sizes]
-        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        groups = [(-(-height // 32), -(-width // 32)) for height, width in sizes]
+        self.sampler, self.workers = StepSampler(groups, batch_size, seed=seed), workers
 
-    def steps_per_epoch(self) -> int:
-        """Steps in which every image comes once (rounded up)."""
-        return StepSampler(self.groups, self.batch_size, seed=self.seed).batches_per_epoch
-
-    def iterate(
-        self, start: int = 0, rank: int = 0, world: int = 1
-    ) -> Iterator[tuple[list[Tensor], list[Target]]]:
+    def iterate(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Endless (images, targets) from step `start` on, for process `rank` of `world`.
 
         Raises:
-            ValueError: a batch that `world` processes cannot share; an image that cannot be read,
-                in the words of the data set.
-            ChildProcessError: a loader process was killed.
+            ValueError: a batch that `world` processes cannot share; what the data set raises.
+            ChildProcessError: a loader process was lost; RuntimeError if between two batches.
         """
-        sampler = StepSampler(
-            self.groups, self.batch_size, seed=self.seed, start=start, rank=rank, world=world
-        )
         loader = DataLoader(
             self.dataset,
-            batch_sampler=sampler,
+            batch_sampler=self.sampler.shares(start, rank, world),
             collate_fn=collate,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else it draws from the caller's
-            worker_init_fn=stay,
+            worker_init_fn=_obey_parent_only,
         )
-        return arrivals(loader)
+        try:
+            yield from loader
+        except ValueError as error:
+            # from a loader process it comes as "Caught ...", a traceback, and its words at the end
+            if not str(error).startswith("Caught "):
+                raise
+            raise type(error)(str(error).splitlines()[-1].partition(": ")[2]) from None
+        except (RuntimeError, OSError, EOFError) as error:
+            # torch's own report, or what reading a batch ends with while its sender dies
+            if not self.workers or str(error).startswith("Caught "):
+                raise
+            lost = "a loader process was lost (out of memory? data.workers=0 needs the least)"
+            again = "the same command continues from the last checkpoint"
+            raise ChildProcessError(f"{lost}: {error}; {again}") from error

@@ -1,21 +1,25 @@
-"""COCO annotation files: find them, read them, say what is wrong with them."""
+"""COCO-format folders: find a split, read its annotations, say what is wrong and what is there."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from dfmsd.data.images import DataError, open_image
+
+Entry = dict[str, Any]
 
 _OVERHANG = 1.0  # pixels; official COCO boxes stick out by fractions of one
 
 # The two boxes without height in the official train2017 (and train2014), by annotation id; see
 # github.com/cocodataset/cocoapi issue 355. Everybody drops them, nobody can mend the file.
 _OFFICIAL_FLAT = {918: [296.65, 388.33, 1.03, 0.0], 2206849: [9.98, 188.56, 5.54, 0.0]}
-
-
-class DataError(ValueError):
-    """Data that cannot be used; one line that names file, entry and value."""
 
 
 def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
@@ -65,128 +69,192 @@ def problems(content: dict[str, Any], images: Path) -> list[str]:
         images: the folder that should hold the image files.
     """
     with os.scandir(images) as listing:
-        there = {entry.name for entry in listing if entry.is_file()}
-    found: list[str] = []
+        files = {entry.name for entry in listing if entry.is_file()}
     sizes: dict[int, tuple[float, float] | None] = {}
-    for number, image in enumerate(content["images"]):
-        wrong = _image_problem(image, sizes, there, images)
-        if wrong:
-            found.append(f"image {_name(image, number)}: {wrong}")
-        if isinstance(image, dict) and _whole(image.get("id")):
-            usable = all(_positive(image.get(side)) for side in ("width", "height"))
-            # an image that is wrong already is no reason to complain about its boxes too
+    for image in _objects(content, "images"):
+        if _is_integer(image.get("id")):
+            # an image that is wrong itself is no reason to complain about its boxes too
+            usable = _field_problem(image, "image") is None
             sizes.setdefault(image["id"], (image["width"], image["height"]) if usable else None)
-    categories: set[int] = set()
-    for number, category in enumerate(content["categories"]):
-        wrong = _category_problem(category, categories)
-        if wrong:
-            found.append(f"category {_name(category, number)}: {wrong}")
-        if isinstance(category, dict) and _whole(category.get("id")):
-            categories.add(category["id"])
-    seen: set[int] = set()
-    for number, entry in enumerate(content["annotations"]):
-        wrong = _annotation_problem(entry, sizes, categories, seen)
-        if wrong:
-            found.append(f"annotation {_name(entry, number)}: {wrong}")
-        if isinstance(entry, dict) and _whole(entry.get("id")):
-            seen.add(entry["id"])
-    return found
+    categories = {c["id"] for c in _objects(content, "categories") if _is_integer(c.get("id"))}
+
+    def image_problem(image: Entry) -> str | None:
+        file = image["file_name"]
+        present = file in files or (images / file).is_file()
+        return None if present else f"file {file!r} is not in {images}"
+
+    def annotation_problem(entry: Entry) -> str | None:
+        if entry["image_id"] not in sizes:
+            return f"image_id {entry['image_id']} is no image"
+        if entry["category_id"] not in categories:
+            return f"category_id {entry['category_id']} is no category"
+        return _box_problem(entry, sizes[entry["image_id"]])
+
+    return [
+        *_lines("image", content["images"], image_problem),
+        *_lines("category", content["categories"], lambda category: None),
+        *_lines("annotation", content["annotations"], annotation_problem),
+    ]
 
 
-def _name(entry: Any, number: int) -> str:
-    """An entry's id, or its place in the list."""
-    known = isinstance(entry, dict) and "id" in entry
-    return str(entry["id"]) if known else f"number {number}"
+def _objects(content: dict[str, Any], key: str) -> list[Entry]:
+    """The entries of a list that are objects."""
+    return [entry for entry in content[key] if isinstance(entry, dict)]
 
 
-def _whole(value: Any) -> bool:
-    """Whether `value` is an integer."""
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     """Whether `value` is a finite number of the size of pixels (an area: 1e9² of them)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
 
 
-def _positive(value: Any) -> bool:
-    """Whether `value` is a finite number above 0."""
-    return _number(value) and value > 0
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
-def _shape_problem(entry: Any, fields: tuple[str, ...], ids: tuple[str, ...]) -> str | None:
-    """No object, a missing field, or an id that is no integer."""
+_INTEGER = (_is_integer, "an integer")
+_TEXT = (lambda value: isinstance(value, str), "a text")
+_SIDE = (lambda value: _is_number(value) and value > 0, "a number above 0")
+_AREA = (lambda value: _is_number(value) and value >= 0, "a number from 0 up")
+_FIELDS = {
+    "image": {"id": _INTEGER, "file_name": _TEXT, "width": _SIDE, "height": _SIDE},
+    "category": {"id": _INTEGER, "name": _TEXT},
+    "annotation": {"id": _INTEGER, "image_id": _INTEGER, "category_id": _INTEGER}
+    | {"bbox": (_is_box, "four finite numbers"), "area": _AREA}
+    | {"iscrowd": (lambda value: value in (0, 1), "0 or 1")},
+}
+
+
+def _lines(kind: str, entries: list[Any], rule: Callable[[Entry], str | None]) -> Iterator[str]:
+    """A line for each entry whose fields are wrong, or to which `rule` objects."""
+    seen: set[int] = set()
+    for number, entry in enumerate(entries):
+        wrong = _field_problem(entry, kind)
+        if wrong is None:
+            wrong = "id appears twice" if entry["id"] in seen else rule(entry)
+            seen.add(entry["id"])
+        if wrong is not None:
+            known = isinstance(entry, dict) and "id" in entry
+            yield f"{kind} {entry['id'] if known else f'number {number}'}: {wrong}"
+
+
+def _field_problem(entry: Any, kind: str) -> str | None:
+    """No object, a missing field, or a value of another kind than it should be."""
+    fields = _FIELDS[kind]
     if not isinstance(entry, dict):
         return f"expected an object, got {entry!r}"
-    missing = [field for field in fields if field not in entry]
+    missing = [name for name in fields if name not in entry and name not in ("area", "iscrowd")]
     if missing:
         return f"{', '.join(missing)} missing"
-    for field in ids:
-        if not _whole(entry[field]):
-            return f"{field} must be an integer, got {entry[field]!r}"
+    for name, (is_right, words) in fields.items():
+        if name in entry and not is_right(entry[name]):
+            return f"{name} must be {words}, got {entry[name]!r}"
     return None
 
 
-def _image_problem(image: Any, sizes: dict, there: set[str], folder: Path) -> str | None:
-    """What is wrong with one image entry, or None."""
-    wrong = _shape_problem(image, ("id", "file_name", "width", "height"), ("id",))
-    if wrong:
-        return wrong
-    if image["id"] in sizes:
-        return "id appears twice"
-    for side in ("width", "height"):
-        if not _positive(image[side]):
-            return f"{side} must be a number above 0, got {image[side]!r}"
-    file = image["file_name"]
-    if not isinstance(file, str):
-        return f"file_name must be a text, got {file!r}"
-    if file not in there and not (folder / file).is_file():
-        return f"file {file!r} is not in {folder}"
-    return None
-
-
-def _category_problem(category: Any, seen: set[int]) -> str | None:
-    """What is wrong with one category, or None."""
-    wrong = _shape_problem(category, ("id", "name"), ("id",))
-    if wrong:
-        return wrong
-    if not isinstance(category["name"], str):
-        return f"name must be a text, got {category['name']!r}"
-    return "id appears twice" if category["id"] in seen else None
-
-
-def _annotation_problem(entry: Any, sizes: dict, categories: set, seen: set) -> str | None:
-    """What is wrong with one annotation, or None."""
-    ids = ("id", "image_id", "category_id")
-    wrong = _shape_problem(entry, (*ids, "bbox"), ids)
-    if wrong:
-        return wrong
-    if entry["image_id"] not in sizes:
-        return f"image_id {entry['image_id']} is no image"
-    if entry["category_id"] not in categories:
-        return f"category_id {entry['category_id']} is no category"
-    if entry["id"] in seen:
-        return "id appears twice"
-    if "area" in entry and not (_number(entry["area"]) and entry["area"] >= 0):
-        return f"area must be a number from 0 up, got {entry['area']!r}"
-    if entry.get("iscrowd", 0) not in (0, 1):
-        return f"iscrowd must be 0 or 1, got {entry['iscrowd']!r}"
-    if _OFFICIAL_FLAT.get(entry["id"], ()) == entry["bbox"]:
+def _box_problem(entry: Entry, size: tuple[float, float] | None) -> str | None:
+    """What is wrong with a box of an image of `size` (width, height; None: not known), or None."""
+    box, image = entry["bbox"], entry["image_id"]
+    if size is None or _OFFICIAL_FLAT.get(entry["id"]) == box:
         return None
-    return _box_problem(entry["bbox"], entry["image_id"], sizes[entry["image_id"]])
-
-
-def _box_problem(box: Any, image: int, size: tuple[float, float] | None) -> str | None:
-    """What is wrong with a box of an image of `size` (width, height), or None."""
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_number, box))):
-        return f"bbox must be four finite numbers, got {box!r}"
     x, y, width, height = box
     if width <= 0 or height <= 0:
         return f"bbox {box} has no size"
-    if size is None:
-        return None
     over = max(-x, -y, x + width - size[0], y + height - size[1])
     inside = min(x + width, size[0]) > max(x, 0) and min(y + height, size[1]) > max(y, 0)
     if over > _OVERHANG or not inside:
         return f"bbox {box} lies outside image {image} of {size[0]} x {size[1]}"
     return None
+
+
+@dataclass
+class Report:
+    """What `check` found: counts per split, and everything that is wrong, a line each."""
+
+    root: Path
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    classes: dict[str, Counter] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """A short text for a terminal."""
+        lines = [str(self.root)]
+        for split, counts in self.splits.items():
+            lines.append(f"  {split}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+            common = self.classes[split].most_common(8)
+            boxes = ", ".join(f"{name} {count}" for name, count in common)
+            rest = len(self.classes[split]) - len(common)
+            lines.append(f"    boxes by class: {boxes}" + (f", {rest} more" if rest > 0 else ""))
+        lines += [f"  {problem}" for problem in self.problems]
+        count = len(self.problems)
+        return "\n".join([*lines, f"  {count or 'no'} problem{'s' * (count != 1)}"])
+
+
+def check(root: str | Path, split: str | None = None) -> Report:
+    """Everything wrong with a COCO-format folder, and what it holds; every image is decoded.
+
+    Args:
+        root: the folder.
+        split: "train" or "val"; every split that is there when None.
+
+    Raises:
+        FileNotFoundError: no such split.
+        DataError: an annotation file that cannot be read at all.
+    """
+    report = Report(Path(root))
+    for name in (split,) if split else ("train", "val"):
+        try:
+            images, annotations = find_split(root, name)
+        except FileNotFoundError:
+            if split or (name == "val" and not report.splits):
+                raise
+            continue
+        content = read_annotations(annotations)
+        lines = [*problems(content, images), *_undecodable(content, images)]
+        report.problems += [f"{annotations}: {line}" for line in lines]
+        report.splits[name] = _counts(content)
+        names = {str(c.get("id")): str(c.get("name")) for c in _objects(content, "categories")}
+        ids = (str(entry.get("category_id")) for entry in _objects(content, "annotations"))
+        report.classes[name] = Counter(names.get(category, "?") for category in ids)
+    return report
+
+
+def _undecodable(content: dict[str, Any], images: Path) -> Iterator[str]:
+    """A line for each image that cannot be decoded or has another size than stated."""
+    for image in _objects(content, "images"):
+        file, size = image.get("file_name"), (image.get("width"), image.get("height"))
+        # what is missing here is on the list of `problems`
+        if None in size or not isinstance(file, str) or not (images / file).is_file():
+            continue
+        try:
+            open_image(images / file, size)
+        except DataError as error:
+            yield f"image {image.get('id')}: {error}"
+
+
+def _counts(content: dict[str, Any]) -> dict[str, int]:
+    """How many images and boxes of which kind."""
+    entries, images = _objects(content, "annotations"), _objects(content, "images")
+    boxes = [entry for entry in entries if not entry.get("iscrowd", 0)]
+    areas = [_area(entry) for entry in boxes]
+    annotated = {str(entry.get("image_id")) for entry in entries}
+    return {
+        "images": len(images),
+        "without boxes": sum(str(image.get("id")) not in annotated for image in images),
+        "boxes": len(boxes),
+        "crowds": len(entries) - len(boxes),
+        "small": sum(area < 32**2 for area in areas),
+        "medium": sum(32**2 <= area < 96**2 for area in areas),
+        "large": sum(area >= 96**2 for area in areas),
+    }
+
+
+def _area(entry: Entry) -> float:
+    """The area of an annotation, its box's unless stated; NaN when neither can be told."""
+    area, box = entry.get("area"), entry.get("bbox")
+    if _is_number(area):
+        return area
+    return box[2] * box[3] if _is_box(box) else math.nan

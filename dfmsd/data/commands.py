@@ -7,27 +7,24 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from dfmsd.data.archives import SOURCE
-
 Split = Literal["train", "val"]
 
 
 def data_coco(
-    root: Positional[Path], /, source: str = SOURCE, train: bool = True, keep: bool = True
+    root: Positional[Path], /, source: str | None = None, train: bool = True, keep: bool = True
 ) -> None:
     """Download COCO 2017, verify and unpack it; the same command continues where it stopped.
 
     Args:
-        root: the folder for it, e.g. data/coco.
-        source: address of a mirror, or of a server of your own.
+        root: the folder for it, e.g. data/coco; archives that lie there already are used.
+        source: address of a mirror with the paths of the official site, which is the default.
         train: also the training images (19 GB).
         keep: keep the archives; else each goes when it is unpacked.
     """
-    from dfmsd.data.coco2017 import get_coco
+    from dfmsd.data.download import get_coco
 
-    counts = get_coco(root, source=source, train=train, keep=keep, say=print)
-    for split, (images, entries) in counts.items():
-        print(f"  {split}: {images} images, {entries} annotations")
+    for split, (images, boxes) in get_coco(root, source=source, train=train, keep=keep).items():
+        print(f"{root}: {split} is complete: {images} images, {boxes} annotations")
     print(f"`dfmsd data check {root}` reads every image once")
 
 
@@ -38,14 +35,13 @@ def data_check(root: Positional[Path], /, split: Split | None = None) -> None:
         root: the folder with images and annotations.
         split: `train` or `val`; both when left out.
     """
-    from dfmsd.data.check import DataError
-    from dfmsd.data.coco import check
+    from dfmsd.data.check import check
 
     report = check(root, split)
     print(report)
     if report.problems:
         count = len(report.problems)
-        raise DataError(f"{root}: {count} problem{'s' * (count > 1)}, listed above")
+        raise ValueError(f"{root}: {count} problem{'s' * (count > 1)}, listed above")
 
 
 def data_scenes(

@@ -1,28 +1,32 @@
-"""One file from a web server to the disk: continued where it stopped, verified, absent until whole.
+"""COCO 2017 from its three official archives: downloaded, verified and unpacked, or one clear line.
 
-urllib does it: the downloaders among the dependencies (torch.hub, torchvision, huggingface_hub)
-either begin again after a cut or know one site only.
+Source: addresses from cocodataset.org/#download; sizes and SHA-256 from TensorFlow Datasets
+(url_checksums/coco2017.txt), with which other public lists agree; COCO publishes no checksums.
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
-import os
-import re
+import shutil
+import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from dfmsd.training.progress import Progress
+from tqdm import tqdm
 
-CHUNK = 1 << 20  # bytes
+from dfmsd.data.check import problems, read_annotations
+from dfmsd.data.images import DataError
+
+# the bucket behind images.cocodataset.org, whose own https shows this host's certificate
+SOURCE = "https://s3.amazonaws.com/images.cocodataset.org"
 _TIMEOUT = 30.0  # seconds without a byte, then the connection counts as cut
-_WAITS = (1, 5, 15, 60, 120, 300)  # seconds before the tries that follow one without a new byte
+_WAITS = (1, 5, 15, 60, 120)  # seconds before the tries that follow one without a new byte
 _PASSING = (408, 425, 429)  # answers that may be another one later, as all from 500 on
 
 
@@ -30,159 +34,174 @@ class DownloadError(ValueError):
     """A file that cannot be had, or is another than it should be; one line that names it."""
 
 
-class CutError(Exception):
-    """A connection that could not be made, or ended early; it may do better later."""
+class Archive(NamedTuple):
+    """An official archive: path below the source, bytes, SHA-256, and the members to unpack."""
 
-
-@dataclass(frozen=True)
-class Remote:
-    """A file on a server (http or https), its size in bytes and its SHA-256 in hexadecimal."""
-
-    url: str
+    path: str
     size: int
     sha256: str
+    pattern: str
+    count: int
 
 
-def download(remote: Remote, file: Path, *, show: bool = True) -> None:
-    """Bring `remote` to `file`; `file.part` holds what is there until all of it is.
+ARCHIVES = {
+    "annotations": Archive(
+        "annotations/annotations_trainval2017.zip",
+        252_907_541,
+        "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+        "annotations/instances_*2017.json",
+        2,
+    ),
+    "val": Archive(
+        "zips/val2017.zip",
+        815_585_330,
+        "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+        "val2017/*.jpg",
+        5_000,
+    ),
+    "train": Archive(
+        "zips/train2017.zip",
+        19_336_861_798,
+        "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+        "train2017/*.jpg",
+        118_287,
+    ),
+}
+ANNOTATIONS = {"train": 860_001, "val": 36_781}
 
-    A cut connection is taken up again, in this call or in the next, if the server can (Range) and
-    its file is still the same (size, ETag); else the download begins anew. After a few tries
-    without a new byte the call gives up and leaves what it has.
+
+def get_coco(
+    root: str | Path, *, source: str | None = None, train: bool = True, keep: bool = True
+) -> dict[str, tuple[int, int]]:
+    """Numbers of images and annotations per split of COCO 2017, which is complete in `root` then.
+
+    What is missing is downloaded, verified and unpacked in the official layout; an interrupted call
+    is continued by the next one. Archives that lie in `root` already are used.
 
     Args:
-        remote: what to bring.
-        file: where to; must not be there yet.
-        show: whether progress and cuts are shown.
+        root: the folder, made if need be.
+        source: http(s) address below which the archives lie as below `SOURCE`, its default.
+        train: also the training images (19 GB).
+        keep: keep the archives; else each goes when it is unpacked.
 
     Raises:
-        DownloadError: the server has no such file or another one, or cannot be reached any more,
-            or what came is damaged (it is removed then).
+        DownloadError: an archive cannot be had or is not the official one.
+        DataError: a file in the way, or a folder that is not COCO 2017 in the end.
+        OSError: `root` cannot be written to, or the disk is full.
+    """
+    root, source = Path(root), (source or SOURCE).rstrip("/")
+    if not source.startswith(("http://", "https://")):
+        raise DownloadError(f"source {source!r}: must begin with http:// or https://")
+    root.mkdir(parents=True, exist_ok=True)
+    splits = ("val", "train") if train else ("val",)
+    for archive in (ARCHIVES[key] for key in ("annotations", *splits)):
+        if len(list(root.glob(archive.pattern))) >= archive.count:
+            continue
+        file = root / PurePosixPath(archive.path).name
+        if file.exists():
+            verify(file, archive)
+        else:
+            download(f"{source}/{archive.path}", file, archive)
+        unpack(file, archive.pattern)
+        if not keep:
+            file.unlink()
+    return {split: _complete(root, split) for split in splits}
+
+
+def download(url: str, file: Path, archive: Archive) -> None:
+    """Bring an archive to `file`; until all of it is verified, `file.part` holds what has come.
+
+    A cut connection is taken up again where it ended, in this call or in the next; from the
+    beginning if the server has no ranges.
+
+    Raises:
+        DownloadError: the server has no such file or one of another size, several tries in a row
+            gave no new byte, or what came is damaged (it is removed then).
         OSError: the disk is full or cannot be written to.
     """
-    part = part_of(file)
-    if _size(part) > remote.size:
-        part.unlink()
-    begin = _size(part)
-    title, total = f"{file.name}, MB", -(-remote.size // 10**6)
-    progress = Progress(title, total, start=begin // 10**6, show=show)
-    tries = 0
-    while (have := _size(part)) < remote.size:
+    part = file.with_name(f"{file.name}.part")
+    have, failures = _size(part), 0
+    with tqdm(total=archive.size, initial=have, desc=file.name, unit="B", unit_scale=True) as bar:
+        while reason := _append(url, part, archive.size, bar):
+            failures = 0 if _size(part) > have else failures + 1
+            have = _size(part)
+            if failures == len(_WAITS):
+                state = f"{have} of {archive.size} bytes are in {part}"
+                raise DownloadError(f"{url}: {reason}; {state}, the same command continues there")
+            wait = f"trying again in {_WAITS[failures]} s"
+            bar.write(f"{file.name}: {reason}; {wait}", file=sys.stderr)
+            time.sleep(_WAITS[failures])
+        bar.set_description(f"{file.name}: verifying")
         try:
-            _fill(remote, part, progress)
-        except CutError as cut:
-            tries = 0 if _size(part) > have else tries + 1
-            if tries == len(_WAITS):
-                kept = f"{_size(part)} of {remote.size} bytes are in {part}"
-                again = "the same command continues from there"
-                raise DownloadError(f"{remote.url}: {cut}; {kept}, {again}") from cut
-            at = f"at {_size(part) / 1e6:.0f} of {remote.size / 1e6:.0f} MB"
-            progress.say(f"{file.name}: {cut} {at}; trying again in {_WAITS[tries]} s")
-            time.sleep(_WAITS[tries])
-    progress.update(total)
-    try:
-        verify(part, remote, show=show)
-    except DownloadError as error:
-        part.unlink()
-        again = "it is removed, the same command downloads it anew"
-        raise DownloadError(f"{error}: damaged on the way, or another file; {again}") from error
-    _etag_file(part).unlink(missing_ok=True)
+            verify(part, archive)
+        except DownloadError:
+            part.unlink()
+            raise
     part.replace(file)
 
 
-def part_of(file: Path) -> Path:
-    """Where the bytes of `file` lie that have been downloaded so far."""
-    return file.with_name(f"{file.name}.part")
-
-
-def verify(file: Path, remote: Remote, *, show: bool = True) -> None:
-    """Raise DownloadError unless `file` has the size and the SHA-256 of `remote`."""
-    size = _size(file)
-    if size != remote.size:
-        raise DownloadError(f"{file}: has {size} bytes, expected {remote.size}")
-    digest, done = hashlib.sha256(), 0
-    total = -(-size // 10**6)
-    progress = Progress(f"{file.name}: SHA-256, MB", total, show=show)
+def verify(file: Path, archive: Archive) -> None:
+    """Raise DownloadError unless `file` has the SHA-256 of `archive`."""
     with file.open("rb") as handle:
-        while chunk := handle.read(CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            progress.update(done // 10**6)
-    progress.update(total)
-    if digest.hexdigest() != remote.sha256:
-        raise DownloadError(
-            f"{file}: has the SHA-256 {digest.hexdigest()}, expected {remote.sha256}"
-        )
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    if digest != archive.sha256:
+        wrong = f"damaged, or another file (SHA-256 {digest}, expected {archive.sha256})"
+        raise DownloadError(f"{file}: {wrong}; without it the same command downloads it anew")
 
 
-@contextmanager
-def reached(remote: Remote, start: int = 0) -> Iterator[http.client.HTTPResponse]:
-    """Context with the server's answer to a request for the bytes from `start` on.
+def unpack(file: Path, pattern: str) -> None:
+    """Unpack the members of a verified archive that match `pattern` beside it, each whole or not.
 
     Raises:
-        DownloadError: the server has no such file, or one of another size.
-        CutError: no answer, or one that may change.
+        DataError: another file of a member's name is there already.
     """
-    headers = {"User-Agent": "dfmsd", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    request = urllib.request.Request(remote.url, headers=headers)
+    temporary = file.with_name(f"{file.name}.unpacking")
+    with zipfile.ZipFile(file) as bundle:
+        members = [m for m in bundle.infolist() if PurePosixPath(m.filename).match(pattern)]
+        for member in tqdm(members, desc=f"{file.name}: unpacking", unit=" files"):
+            target = file.parent / member.filename
+            if not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                with bundle.open(member) as content, temporary.open("wb") as out:
+                    shutil.copyfileobj(content, out)
+                temporary.replace(target)
+            elif target.stat().st_size != member.file_size:
+                raise DataError(f"{target}: is not the file of {file.name}; move it away")
+
+
+def _append(url: str, part: Path, size: int, bar: tqdm) -> str:
+    """What cut the download, after appending to `part` what the server sends; "" when complete."""
+    have = _size(part)
+    if have >= size:
+        return ""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         answer = f"the server answers {error.code} {error.reason}"
         if error.code >= 500 or error.code in _PASSING:
-            raise CutError(answer) from error
-        raise DownloadError(f"{remote.url}: {answer}") from error
+            return answer
+        raise DownloadError(f"{url}: {answer}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise CutError(_reason(error)) from error
+        return str(getattr(error, "reason", error))
     with response:
-        size = _stated(response)[1]
-        if size not in (None, remote.size):
-            wrong = f"{remote.url}: the server's file has {size} bytes, expected {remote.size}"
-            raise DownloadError(f"{wrong}; it is another file")
-        yield response
-
-
-def _fill(remote: Remote, part: Path, progress: Progress) -> None:
-    """Append to `part` what the server sends, until all of it is there.
-
-    Raises:
-        CutError: it ended early.
-        DownloadError: see `reached`; or more came than there should be.
-    """
-    have, etag_file = _size(part), _etag_file(part)
-    with reached(remote, have) as response:
-        first = _stated(response)[0]
-        tag = response.headers.get("ETag") or response.headers.get("Last-Modified", "")
-        known = f"{remote.url} {tag}"  # two servers give the same file different tags
-        if first == 0 < have:
-            progress.say(f"{part.name}: the server cannot resume, from the beginning")
-        elif first != have or (have and _changed(etag_file, known)):
-            part.unlink()
-            raise CutError("the server's file has changed, from the beginning")
-        if first == 0:
-            etag_file.write_text(known)
-        with named(part), part.open("ab" if first else "wb") as out:
-            have = first
+        bar.n = start = have if response.status == 206 else 0
+        length = int(response.headers.get("Content-Length", size - start))
+        if start + length != size:
+            wrong = f"the server's file has {start + length} bytes, expected {size}"
+            raise DownloadError(f"{url}: {wrong}; it is another file")
+        with part.open("ab" if start else "wb") as out:
             for chunk in _chunks(response):
                 out.write(chunk)
-                have += len(chunk)
-                progress.update(min(have, remote.size - 1) // 10**6)
-            out.flush()
-            os.fsync(out.fileno())
-    if have > remote.size:
-        part.unlink()
-        raise DownloadError(f"{remote.url}: more than the expected {remote.size} bytes came")
-    if have < remote.size:
-        raise CutError("the connection was cut")
+                bar.update(len(chunk))
+    return "the connection was cut" if _size(part) < size else ""
 
 
 def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
     """The pieces of an answer, up to where it ends or is cut; the caller counts the bytes."""
     while True:
         try:
-            chunk = response.read1(CHUNK)  # read() would lose what came before a reset
+            chunk = response.read1(1 << 20)  # read() would lose what came before a reset
         except (OSError, http.client.HTTPException):
             return
         if not chunk:
@@ -190,43 +209,24 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
         yield chunk
 
 
-def _stated(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """Where an answer's bytes begin, and the size of the whole file; None where it is not said."""
-    if response.status == 206:
-        match = re.match(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        return (int(match[1]), int(match[2])) if match else (-1, None)
-    length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() else None
-
-
-def _changed(etag_file: Path, known: str) -> bool:
-    """Whether the same address had another ETag when the download began."""
-    if not etag_file.exists():
-        return False
-    before, now = (text.split(" ", 1) for text in (etag_file.read_text(), known))
-    return before[0] == now[0] and before[1:] != now[1:]
-
-
-def _etag_file(part: Path) -> Path:
-    """Where the address and the ETag of a begun download are kept."""
-    return part.with_name(f"{part.name}.etag")
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong with a connection, in the system's words."""
-    reason = getattr(error, "reason", error)
-    return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-
-
-def _size(path: Path) -> int:
+def _size(file: Path) -> int:
     """Bytes of a file, 0 when it is not there."""
-    return path.stat().st_size if path.exists() else 0
+    return file.stat().st_size if file.exists() else 0
 
 
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Context that gives a full or failing disk's error the name of the file, which it lacks."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
+def _complete(root: Path, split: str) -> tuple[int, int]:
+    """Numbers of images and annotations of a split, every image of which is there.
+
+    Raises:
+        DataError: numbers other than the official ones, or an image that is missing.
+    """
+    file = root / "annotations" / f"instances_{split}2017.json"
+    content = read_annotations(file)
+    counts = len(content["images"]), len(content["annotations"])
+    official = ARCHIVES[split].count, ANNOTATIONS[split]
+    if counts != official:
+        numbers = f"has {counts} images and annotations, the official file {official}"
+        raise DataError(f"{file}: {numbers}; move it away")
+    for problem in problems(content, root / f"{split}2017"):
+        raise DataError(f"{file}: {problem}; move {split}2017 away")
+    return counts

@@ -8,7 +8,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from dfmsd.data.check import DataError
+
+class DataError(ValueError):
+    """Data that cannot be used; one line that names file, entry and value."""
 
 
 def open_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:

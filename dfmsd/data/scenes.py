@@ -104,14 +104,14 @@ def draw_object(
     return colours.astype(np.float32), alpha.astype(np.float32), tuple(int(c) for c in box)
 
 
-def _place(
-    width: int, height: int, size: int, placed: list[list[int]], rng: np.random.Generator
+def _free_corner(
+    width: int, height: int, size: int, boxes: list[list[int]], rng: np.random.Generator
 ) -> tuple[int, int] | None:
     """Top left corner (x, y) at which the box overlaps no other by over 25 % of the smaller."""
     xs, ys = (rng.integers(0, size - side + 1, 24) for side in (width, height))
-    if not placed:
+    if not boxes:
         return int(xs[0]), int(ys[0])
-    x1, y1, x2, y2 = np.array(placed).T[:, :, None]
+    x1, y1, x2, y2 = np.array(boxes).T[:, :, None]
     wide = np.clip(np.minimum(xs + width, x2) - np.maximum(xs, x1), 0, None)
     high = np.clip(np.minimum(ys + height, y2) - np.maximum(ys, y1), 0, None)
     smaller = np.minimum(width * height, (x2 - x1) * (y2 - y1))
@@ -136,14 +136,14 @@ def render(
     for extent in extents:
         label = int(rng.integers(1, len(CLASSES) + 1))
         colours, alpha, (left, top, right, bottom) = draw_object(label, float(extent), rng)
-        corner = _place(right - left, bottom - top, size, boxes, rng)
+        width, height = right - left, bottom - top
+        corner = _free_corner(width, height, size, boxes, rng)
         if corner is None:
             continue
         x, y = corner
-        window = (slice(top, bottom), slice(left, right))
-        region = canvas[:, y : y + bottom - top, x : x + right - left]
-        region += alpha[window] * (colours[:, *window] - region)
-        boxes.append([x, y, x + right - left, y + bottom - top])
+        region = canvas[:, y : y + height, x : x + width]
+        region += alpha[top:bottom, left:right] * (colours[:, top:bottom, left:right] - region)
+        boxes.append([x, y, x + width, y + height])
         labels.append(label)
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     slope = rng.uniform(-0.3, 0.3, 2).astype(np.float32)
@@ -169,8 +169,9 @@ class SceneDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: count < 0, size < 32, seed < 0 or max_objects < 1.
         """
-        limits = {"count": (count, 0), "size": (size, 32), "seed": (seed, 0)}
-        for name, (value, least) in (limits | {"max_objects": (max_objects, 1)}).items():
+        limits = {"count": 0, "size": 32, "seed": 0, "max_objects": 1}
+        values = (count, size, seed, max_objects)
+        for (name, least), value in zip(limits.items(), values, strict=True):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.classes = list(CLASSES)
@@ -200,20 +201,17 @@ class SceneDataset(torch.utils.data.Dataset):
 
     def truth(self) -> dict:
         """All boxes as a COCO-format dict; category ids are labels, annotation ids start at 1."""
-        return _coco_dict(self, [f"{index:06d}.png" for index in range(len(self))])
-
-
-def _coco_dict(scenes: SceneDataset, names: list[str]) -> dict:
-    images, annotations = [], []
-    for index, (name, (height, width)) in enumerate(zip(names, scenes.sizes, strict=True)):
-        images.append({"id": index, "file_name": name, "height": height, "width": width})
-        boxes, labels = scenes._boxes[index].tolist(), scenes._labels[index].tolist()
-        for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True):
-            box = [x1, y1, x2 - x1, y2 - y1]
-            entry = {"id": len(annotations) + 1, "image_id": index, "category_id": label}
-            annotations.append(entry | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0})
-    categories = [{"id": label, "name": name} for label, name in enumerate(CLASSES, 1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+        images, annotations = [], []
+        for index, (height, width) in enumerate(self.sizes):
+            name = f"{index:06d}.png"
+            images.append({"id": index, "file_name": name, "height": height, "width": width})
+            boxes, labels = self._boxes[index].tolist(), self._labels[index].tolist()
+            for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True):
+                box = [x1, y1, x2 - x1, y2 - y1]
+                entry = {"id": len(annotations) + 1, "image_id": index, "category_id": label}
+                annotations.append(entry | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+        categories = [{"id": label, "name": name} for label, name in enumerate(CLASSES, 1)]
+        return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def write_coco(
