@@ -32,6 +32,7 @@ import torch
 from matplotlib.cbook import get_sample_data
 
 from dfmsd.detectors.build import build_detector
+from dfmsd.detectors.recipe import Recipe
 from dfmsd.experiments.records import markdown_table
 from dfmsd.widgets import MaskLab
 
@@ -57,9 +58,8 @@ WATCH = """() => {
 def laboratory() -> MaskLab:
     """A laboratory with one photograph, 416 pixels long, on a 256-channel pyramid's stride 8."""
     torch.manual_seed(0)
-    model = build_detector(
-        "retinanet", "timm:resnet10t", num_classes=6, image_size=416, fpn_channels=256
-    )
+    recipe = Recipe("retinanet", "timm:resnet10t", 6, image_size=416, fpn_channels=256)
+    model = build_detector(recipe)
     photograph = get_sample_data("grace_hopper.jpg", asfileobj=False)
     lab = MaskLab({"photograph": photograph}, {"random weights": model.eval()}, size=416)
     lab.set(stride=8)

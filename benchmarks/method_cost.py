@@ -28,8 +28,9 @@ from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import append_record, environment
 from dfmsd.experiments.tables import cost_table
 from dfmsd.experiments.teachers import teacher
-from dfmsd.experiments.train import optimizer_options, step_options
+from dfmsd.experiments.train import optimizer_options
 from dfmsd.stages import run_stages
+from dfmsd.training.log import Logging
 
 ROOT = Path(__file__).parent.parent
 METHODS = {"none": "no distillation", **{k: v for k, v in TITLES.items() if "stages" not in v}}
@@ -47,9 +48,9 @@ def measure(name: str, steps: int) -> dict:
     teachers = {"strong": teacher(settings, "strong")} if arm == "one" else {}
     stages = arm_stages(settings, arm, student, teachers)
     source = batches(data, settings.data, batch_size=settings.train.batch_size, seed=0)
-    options = {"optimizer": optimizer_options(settings.train), **step_options(settings)}
+    options = {"optimizer": optimizer_options(settings.train), "clip": settings.train.clip}
     began = time.process_time()
-    run_stages(student, stages, source, show=False, **options)
+    run_stages(student, stages, source, log=Logging(show=False), **options)
     method = stages[0].method
     return {
         "cost_of": name,

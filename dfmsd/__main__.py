@@ -5,151 +5,77 @@ torch is imported inside the commands that need it, so that `dfmsd --help` answe
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from tyro.conf import Positional
+import tyro
 
-from dfmsd.data import commands as cli_data
-from dfmsd.data.commands import Split
-from dfmsd.detectors import commands as cli_models
-from dfmsd.experiments import commands as cli_jobs
-from dfmsd.experiments.commands import Overrides, Preset
-from dfmsd.terminal import drawings, metrics_line, run
+from dfmsd.data import commands as data
+from dfmsd.detectors import commands as detectors
+from dfmsd.experiments import commands as experiments
+from dfmsd.training.signals import STATUS, PreemptedError
 
-
-def evaluate(
-    root: Positional[Path],
-    /,
-    detections: Path | None = None,
-    checkpoint: Path | None = None,
-    split: Split = "val",
-    size: int | None = None,
-) -> None:
-    """COCO AP of a detections file, or of a saved detector, on a COCO-format folder.
-
-    Args:
-        root: the folder with images and annotations.
-        detections: COCO results (a JSON list), or an annotation file, whose boxes then score 1.
-        checkpoint: a detector saved by dfmsd.
-        split: `train` or `val`.
-        size: longest side to which images are reduced for the detector, pixels.
-    """
-    from dfmsd.data.coco import CocoDataset
-    from dfmsd.training.evaluation import coco_metrics, evaluate_detector, read_detections
-
-    if (detections is None) == (checkpoint is None):
-        raise ValueError("give either --detections FILE or --checkpoint FILE")
-    if detections is not None and size is not None:
-        raise ValueError(f"--size {size}: goes with --checkpoint, detections have their size")
-    dataset = CocoDataset(root, split, max_size=size)
-    if detections is not None:
-        truth = dataset.truth()
-        found = read_detections(detections, truth, category_ids=dataset.category_ids)
-        metrics = coco_metrics(truth, found)
-    else:
-        from dfmsd.detectors.saved import load_detector
-
-        model, metadata = load_detector(checkpoint, head=True)
-        if list(metadata["classes"]) != list(dataset.classes):
-            detected, present = (", ".join(c) for c in (metadata["classes"], dataset.classes))
-            raise ValueError(f"{checkpoint}: detects {detected}, but {root} has {present}")
-        metrics = evaluate_detector(model, dataset)
-    print(metrics_line(metrics))
-
-
-def predict(
-    images: Positional[tuple[Path, ...]],
-    /,
-    checkpoint: Path,
-    out: Path = Path("predictions"),
-    score: float = 0.4,
-    size: int | None = None,
-) -> None:
-    """Draw the detections on images.
-
-    Args:
-        images: image files.
-        checkpoint: a detector saved by dfmsd.
-        out: folder of the drawings.
-        score: lowest score that is drawn.
-        size: longest side to which images are reduced, pixels.
-    """
-    import torch
-
-    from dfmsd.data.images import read_image
-    from dfmsd.detectors.saved import load_detector
-    from dfmsd.viz import detections_figure
-
-    if not images:
-        raise ValueError("predict: name at least one image")
-    targets = drawings(images, out)
-    model, metadata = load_detector(checkpoint, head=True)
-    pixels = [read_image(path, max_size=size) for path in images]
-    out.mkdir(parents=True, exist_ok=True)
-    for path, image, target in zip(images, pixels, targets, strict=True):
-        with torch.no_grad():
-            found = model([image])
-        kept = found[0]["scores"] >= score
-        shown = {"classes": metadata["classes"], "score": score, "columns": 1}
-        figure = detections_figure([image], found, **shown)
-        figure.savefig(target)
-        print(f"{path}: {int(kept.sum())} objects of score ≥ {score}, drawn in {target}")
-
-
-def config(preset: Preset, overrides: Overrides = (), /) -> None:
-    """Print every setting of a preset as `key=value`.
-
-    Args:
-        preset: the job.
-        overrides: settings.
-    """
-    from dfmsd.experiments.presets import resolve
-    from dfmsd.experiments.settings import flat
-
-    for key, value in flat(resolve(preset, overrides)).items():
-        print(f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
-
-
-def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> None:
-    """Print the tables of a records file: per arm, or per row when it is an experiment's.
-
-    Args:
-        records: JSON-lines file of records; an experiment takes those beside it into account.
-    """
-    from dfmsd.experiments.grids import EXPERIMENTS
-    from dfmsd.experiments.records import read_folder, read_records
-    from dfmsd.experiments.results import newest
-    from dfmsd.experiments.tables import arms_table, experiment_report
-
-    if not records.exists():
-        raise FileNotFoundError(f"{records}: no such file; `dfmsd distill` names the one it writes")
-    if records.stem in EXPERIMENTS:
-        print(experiment_report(records.stem, read_folder(records.parent)))
-        return
-    found = read_records(records)
-    if not newest(found):
-        raise ValueError(f"{records}: holds no record of `dfmsd distill`")
-    print(arms_table(found))
-
-
-COMMANDS: dict[str, Any] = (
-    cli_jobs.COMMANDS
-    | {command.__name__: command for command in (evaluate, predict, config, table)}
-    | cli_models.COMMANDS
-)
+COMMANDS = experiments.COMMANDS | detectors.COMMANDS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; a mistake gives one line on standard error and exit status 2."""
+    """Run one command.
+
+    Args:
+        arguments: its name and its arguments; those of the process unless given.
+
+    Raises:
+        SystemExit: 0 after `--help`; 2 after a mistake, which is one line on standard error (or
+            tyro's message when the arguments fit no command); 75 after SIGTERM or SIGUSR1 during a
+            training; 130 after Ctrl-C; 141 when nobody reads the output any more (`| head`).
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if _rank():  # of several processes, one prints
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        _call(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is left in the buffer would fail once more when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except KeyboardInterrupt:
+        _exit(130, "interrupted; the same command continues a training run or a download")
+    except PreemptedError as error:
+        _exit(STATUS, _one_line(error))
+    except (ValueError, OSError, FloatingPointError) as error:
+        _exit(2, _one_line(error))
+
+
+def _call(arguments: list[str]) -> None:
+    """Parse the arguments and run the command; SystemExit from tyro when they fit none."""
+    program, commands, description = "dfmsd", {"data": data.data} | COMMANDS, __doc__
     if arguments[:1] == ["data"]:
-        run(cli_data.COMMANDS, arguments[1:], prog="dfmsd data", description=cli_data.__doc__)
-    else:
-        commands = {"data": cli_data.data} | COMMANDS
-        run(commands, arguments, prog="dfmsd", description=__doc__.splitlines()[0])
+        program, commands, description = "dfmsd data", data.COMMANDS, data.__doc__
+        arguments = arguments[1:]
+    tyro.extras.subcommand_cli_from_dict(
+        commands, prog=program, description=description.splitlines()[0], args=arguments
+    )
+
+
+def _one_line(error: Exception) -> str:
+    """The words of an error; the system's own errors as `file: what is wrong`."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return " ".join(str(error).split())
+
+
+def _exit(status: int, line: str) -> None:
+    """End with one line on standard error."""
+    process = f" (process {_rank()})" if _rank() else ""
+    sys.stderr.write(f"dfmsd{process}: {line}\n")
+    raise SystemExit(status) from None
+
+
+def _rank() -> int:
+    """The number of this process among those that torchrun started; 0 alone."""
+    return int(os.environ.get("RANK", 0))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
 """Teacher and student features made comparable: level pairs, adapters, standardising, alignment.
 
-`Context`, what a method is told about the batch besides the features, lives here because every
-method needs its `valid`.
+What every method needs besides is here too: `Context`, the batch behind the features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfmsd.together import average, processes, total
-
 Match = Literal["stride", "index"]
+Fit = Literal["conv", "identity", "auto"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +39,12 @@ class Context:
 
     def __post_init__(self) -> None:
         """Check that there is one size per image, none larger than the batch."""
-        if self.images.dim() != 4 or len(self.sizes) != self.images.shape[0]:
-            raise ValueError(
-                f"sizes needs one (height, width) per image of images {tuple(self.images.shape)}, "
-                f"got {len(self.sizes)}"
-            )
-        height, width = self.images.shape[-2:]
-        for size in self.sizes:
-            if not (0 < size[0] <= height and 0 < size[1] <= width):
-                raise ValueError(f"sizes must lie in 1..{(height, width)}, got {tuple(size)}")
+        shape, count = tuple(self.images.shape), len(self.sizes)
+        per_image = len(shape) == 4 and count == shape[0]
+        check("sizes", count, per_image, f"one (height, width) per image of images {shape}")
+        for height, width in self.sizes:
+            inside = 0 < height <= shape[2] and 0 < width <= shape[3]
+            check("sizes", (height, width), inside, f"in 1..{shape[2:]}")
 
     @property
     def padded(self) -> bool:
@@ -73,16 +69,13 @@ class Context:
 def mean_over(value: Tensor, mask: Tensor | None = None) -> Tensor:
     """The scalar mean of `value` (N, C, H, W) where `mask` counts; 0 when it counts nothing.
 
-    On several processes their average is the mean over the whole batch (see `together`).
-
     Args:
         value: (N, C, H, W).
         mask: 0/1 or bool, broadcastable to `value`; None counts everything.
     """
-    if mask is None and processes() == 1:
+    if mask is None:
         return value.mean()
-    mask = torch.ones_like(value[:, :1]) if mask is None else mask
-    count = average(mask.sum() * (value.numel() // mask.numel()))
+    count = mask.sum() * (value.numel() // mask.numel())
     return (value * mask).sum() / count.clamp_min(1)
 
 
@@ -92,22 +85,21 @@ def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5)
     In float32 or better. Source: PKD. Choice: population statistics over valid cells only (PKD:
     unbiased, padding included), so that the alignment is one minus Pearson's correlation exactly;
     `eps` is added to the variance, as in batch norm, so that a channel that never fires gives zeros
-    and finite gradients. On several processes N is the whole batch (see `together`).
+    and finite gradients.
 
     Args:
         feature: (N, C, H, W).
         valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
         eps: added to the variance.
     """
-    wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
-    if valid is None and processes() == 1:
+    wide = widen(feature)
+    if valid is None:
         variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0, keepdim=True)
         return (wide - mean) * (variance + eps).rsqrt()
-    valid = torch.ones_like(wide[:, :1]) if valid is None else valid
-    count = total(valid.sum().to(wide.dtype)).clamp_min(1)  # one dtype on every process
-    mean = total((wide * valid).sum((0, 2, 3), keepdim=True)) / count
+    count = valid.sum().to(wide.dtype).clamp_min(1)
+    mean = (wide * valid).sum((0, 2, 3), keepdim=True) / count
     centred = (wide - mean) * valid
-    variance = total(centred.square().sum((0, 2, 3), keepdim=True)) / count
+    variance = centred.square().sum((0, 2, 3), keepdim=True) / count
     return centred * (variance + eps).rsqrt()
 
 
@@ -127,10 +119,8 @@ def alignment_loss(
     Raises:
         ValueError: when the shapes differ.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student {tuple(student.shape)} must have teacher's shape {tuple(teacher.shape)}"
-        )
+    shape, wanted = tuple(student.shape), tuple(teacher.shape)
+    check("student", shape, shape == wanted, f"of teacher's shape {wanted}")
     difference = standardise(student, valid, eps) - standardise(teacher, valid, eps)
     return mean_over(difference.square(), valid) / 2
 
@@ -141,28 +131,22 @@ class Adapter(nn.Module):
     Args:
         student_channels: C_s.
         teacher_channels: C_t.
-        kind: "conv", a 1x1 convolution with bias; "identity", nothing (counts must agree).
+        kind: "conv", a 1x1 convolution with bias; "identity", nothing (counts must agree); "auto",
+            a convolution where the counts differ.
 
     Raises:
         ValueError: for an unknown kind, or an identity between different counts.
     """
 
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        kind: Literal["conv", "identity"] = "conv",
-    ) -> None:
+    def __init__(self, student_channels: int, teacher_channels: int, kind: Fit = "conv") -> None:
         """See the class."""
         super().__init__()
-        if kind not in ("conv", "identity"):
-            raise ValueError(f"kind must be 'conv' or 'identity', got {kind!r}")
-        if kind == "identity" and student_channels != teacher_channels:
-            raise ValueError(
-                f"kind='identity' needs equal counts, got {student_channels} and {teacher_channels}"
-            )
-        conv = kind == "conv"
-        self.map = nn.Conv2d(student_channels, teacher_channels, 1) if conv else nn.Identity()
+        counts, kinds = (student_channels, teacher_channels), ("conv", "identity", "auto")
+        check("adapter kind", kind, kind in kinds, f"one of {kinds}")
+        equal = student_channels == teacher_channels
+        check("channel counts", counts, equal or kind != "identity", "equal for an identity")
+        same = kind == "identity" or (kind == "auto" and equal)
+        self.map = nn.Identity() if same else nn.Conv2d(*counts, 1)
 
     def forward(self, feature: Tensor) -> Tensor:
         """The adapted feature, (N, C_t, H, W)."""
@@ -183,20 +167,22 @@ def pair_strides(
     Raises:
         ValueError: for an unknown `match`, or when no pair results.
     """
-    ours, theirs = sorted(student), sorted(teacher)
+    check("match", match, match in ("stride", "index"), "'stride' or 'index'")
+    student, teacher = sorted(student), sorted(teacher)
+    pairs = list(zip(student, teacher, strict=False))
     if match == "stride":
-        pairs = [(stride, stride) for stride in ours if stride in theirs]
-    elif match == "index":
-        pairs = list(zip(ours, theirs, strict=False))
-    else:
-        raise ValueError(f"match must be 'stride' or 'index', got {match!r}")
+        pairs = [(stride, stride) for stride in student if stride in teacher]
     if not pairs:
-        raise ValueError(f"no level in common: student strides {ours}, teacher strides {theirs}")
+        raise ValueError(f"no level in common: strides {student} (student), {teacher} (teacher)")
     return pairs
 
 
 def match_levels(
-    student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], match: Match = "stride"
+    student: Mapping[int, Tensor],
+    teacher: Mapping[int, Tensor],
+    match: Match = "stride",
+    *,
+    pairs: list[tuple[int, int]] | None = None,
 ) -> list[tuple[int, Tensor, Tensor]]:
     """(student stride, student feature, teacher feature) per pair of levels, equal in H and W.
 
@@ -207,20 +193,53 @@ def match_levels(
         student: stride → (N, C_s, H, W).
         teacher: stride → (N, C_t, H, W).
         match: see `pair_strides`.
+        pairs: what `pair_strides` gave a method when it was built; other levels are left out. None
+            pairs the levels that are there.
 
     Raises:
-        ValueError: when no level is in common, or sizes at one stride differ by more than rounding.
+        ValueError: when a level is missing, none is in common, or sizes at one stride differ by
+            more than rounding.
     """
+    pairs = pair_strides(student, teacher, match) if pairs is None else pairs
+    for name, features, side in (("student", student, 0), ("teacher", teacher, 1)):
+        strides = [pair[side] for pair in pairs]
+        check(name, sorted(features), set(strides) <= set(features), f"features at {strides}")
     levels = []
-    for ours, theirs in pair_strides(student, teacher, match):
-        feature, goal = student[ours], teacher[theirs]
+    for stride, teacher_stride in pairs:
+        feature, goal = student[stride], teacher[teacher_stride]
         size, wanted = feature.shape[-2:], goal.shape[-2:]
         if match == "stride" and max(abs(a - b) for a, b in zip(size, wanted, strict=True)) > 2:
             raise ValueError(
-                f"features at stride {ours} differ in size: student {tuple(size)}, teacher "
+                f"features at stride {stride} differ in size: student {tuple(size)}, teacher "
                 f"{tuple(wanted)}; were they computed from the same pixels?"
             )
         if size != wanted:
             feature = F.interpolate(feature, size=wanted, mode="bilinear", align_corners=False)
-        levels.append((ours, feature, goal))
+        levels.append((stride, feature, goal))
     return levels
+
+
+def positive_weights(**weights: float) -> dict[str, float]:
+    """The weights above 0, by the name of the term; a term of weight 0 is off.
+
+    Raises:
+        ValueError: when a weight is negative or not finite, or all are 0.
+    """
+    for name, value in weights.items():
+        # a single weight is the argument `weight`, several are named after their terms
+        argument = "weight" if len(weights) == 1 else f"{name}_weight"
+        check(argument, value, 0 <= value < inf, "at least 0 and finite")
+    kept = {name: float(value) for name, value in weights.items() if value > 0}
+    check("weights", weights, bool(kept), "above 0 for a term that has a branch")
+    return kept
+
+
+def widen(feature: Tensor) -> Tensor:
+    """The feature in float32, or as it is if its type is wider."""
+    return feature.to(torch.promote_types(feature.dtype, torch.float32))
+
+
+def check(name: str, value: object, fits: bool, expected: str) -> None:
+    """ValueError that names argument, value and expectation, unless the value `fits`."""
+    if not fits:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")

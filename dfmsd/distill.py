@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from dfmsd.align import Context
 from dfmsd.detectors.features import capture_features, strided_levels, to_levels
-from dfmsd.together import counting, whole_batch
 
 
 def renormalise(pixels: Tensor, source: nn.Module, goal: nn.Module, valid: Tensor) -> Tensor:
@@ -27,9 +26,8 @@ def renormalise(pixels: Tensor, source: nn.Module, goal: nn.Module, valid: Tenso
         goal: the teacher's transform.
         valid: (N, 1, H, W) bool, True inside the images.
     """
-    if list(source.image_mean) == list(goal.image_mean) and list(source.image_std) == list(
-        goal.image_std
-    ):
+    forms = [(*transform.image_mean, *transform.image_std) for transform in (source, goal)]
+    if forms[0] == forms[1]:
         return pixels
 
     def column(values: Sequence[float]) -> Tensor:
@@ -42,9 +40,9 @@ def renormalise(pixels: Tensor, source: nn.Module, goal: nn.Module, valid: Tenso
 class Distiller(nn.Module):
     """A student in training: its own losses, and those of a method that compares it to a teacher.
 
-    `student` and `method` are submodules (trained, saved, resumed); the teacher is not: it appears
-    in no state dict, no optimiser and no `train()` call. Without teacher and method the distiller
-    is the plain student, so one training loop serves every row of a table.
+    `student` and `method` are submodules (trained, saved, resumed). `teacher` is a plain attribute:
+    it appears in no state dict, no optimiser and no `train()` call. Without teacher and method the
+    distiller is the plain student, so one training loop serves every row of a table.
 
     Args:
         student: a torchvision detector.
@@ -63,27 +61,22 @@ class Distiller(nn.Module):
         teacher: nn.Module | None = None,
         method: nn.Module | None = None,
     ) -> None:
+        """See the class."""
         super().__init__()
         if (teacher is None) != (method is None):
             raise ValueError("teacher and method go together: give both, or neither")
         for name, detector in (("student", student), ("teacher", teacher)):
-            if detector is not None and not (
-                hasattr(detector, "transform") and hasattr(detector, "backbone")
-            ):
+            parts = hasattr(detector, "transform") and hasattr(detector, "backbone")
+            if detector is not None and not parts:
                 raise ValueError(
                     f"{name} must be a torchvision detector with .transform and .backbone, "
                     f"got {type(detector).__name__}"
                 )
-        self.student = student
-        self.method = method
-        # in a list, so that nn.Module does not register it
-        self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
-        self._levels = [] if teacher is None else [strided_levels(d) for d in (student, teacher)]
-
-    @property
-    def teacher(self) -> nn.Module | None:
-        """The teacher, or None."""
-        return self._teacher[0] if self._teacher else None
+        self.student, self.method = student, method
+        object.__setattr__(self, "teacher", teacher)  # not as a submodule
+        if teacher is not None:
+            teacher.eval().requires_grad_(False)
+            self.student_levels, self.teacher_levels = map(strided_levels, (student, teacher))
 
     @property
     def weights(self) -> dict[str, float]:
@@ -93,38 +86,26 @@ class Distiller(nn.Module):
     @torch.no_grad()
     def teacher_features(self, pixels: Tensor) -> dict[int, Tensor]:
         """The teacher's features by stride, for a batch (N, 3, H, W) normalised its own way."""
-        teacher = self.teacher
-        if next(teacher.backbone.parameters()).device != pixels.device:
-            teacher.to(pixels.device)
-        teacher.eval()
-        levels = to_levels(teacher.backbone(pixels))
-        return {stride: levels[name] for stride, (name, _) in self._levels[1].items()}
+        self.teacher.to(pixels.device).eval()
+        levels = to_levels(self.teacher.backbone(pixels))
+        return {stride: levels[name] for stride, (name, _) in self.teacher_levels.items()}
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """In train mode the named, unweighted losses; in eval mode the student's detections.
 
-        On several processes the average of their losses is that of the whole batch.
-
         Args:
             images: list of (3, H, W) in 0..1.
             targets: one dict per image with `boxes` (n, 4) xyxy in pixels and `labels` (n,).
         """
-        if not self.training:
+        if self.teacher is None or not self.training:
             return self.student(images, targets)
-        with capture_features(self.student) as seen, counting(self.student) as counts:
-            losses = whole_batch(dict(self.student(images, targets)), counts)
-        if self.teacher is None:
-            return losses
-        context = Context(
-            images=seen.images.tensors, sizes=seen.images.image_sizes, targets=seen.targets
-        )
-        pixels = renormalise(
-            seen.images.tensors,
-            self.student.transform,
-            self.teacher.transform,
-            context.valid(seen.images.tensors),
-        )
-        student = {stride: seen.features[name] for stride, (name, _) in self._levels[0].items()}
-        return losses | self.method(student, self.teacher_features(pixels), context)
+        with capture_features(self.student) as seen:
+            losses = self.student(images, targets)
+        pixels, sizes = seen.images.tensors, seen.images.image_sizes
+        context = Context(images=pixels, sizes=sizes, targets=seen.targets)
+        student = {stride: seen.features[name] for stride, (name, _) in self.student_levels.items()}
+        transforms = self.student.transform, self.teacher.transform
+        teacher = self.teacher_features(renormalise(pixels, *transforms, context.valid(pixels)))
+        return losses | self.method(student, teacher, context)

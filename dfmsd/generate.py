@@ -7,34 +7,33 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dfmsd.together import average, processes
+from dfmsd.align import check, widen
 
 
 class Generator(nn.Module):
     """Rebuilds a masked feature: conv3x3 – ReLU – conv3x3, (N, C, H, W) → (N, C, H, W).
 
-    Source: MGD's block, torch's default initialisation, no norm. With `hidden=channels` it is
+    Source: MGD's block, torch's default initialisation, no norm. With `width=channels` it is
     MGD's exactly.
 
     Args:
         channels: C of input and output.
-        hidden: channels between the convolutions; None means `channels`.
+        width: channels between the convolutions; None means `channels`.
 
     Raises:
         ValueError: when a channel count is not positive.
     """
 
-    def __init__(self, channels: int, hidden: int | None = None) -> None:
+    def __init__(self, channels: int, width: int | None = None) -> None:
         """See the class."""
         super().__init__()
-        hidden = channels if hidden is None else hidden
-        for name, value in (("channels", channels), ("hidden", hidden)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        width = channels if width is None else width
+        for name, value in (("channels", channels), ("width", width)):
+            check(name, value, value >= 1, "at least 1")
         self.block = nn.Sequential(
-            nn.Conv2d(channels, hidden, kernel_size=3, padding=1),
+            nn.Conv2d(channels, width, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, channels, kernel_size=3, padding=1),
+            nn.Conv2d(width, channels, kernel_size=3, padding=1),
         )
 
     def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -59,7 +58,7 @@ class DualGenerator(nn.Module):
 
     Args:
         channels: C of input and output.
-        hidden: channels between the convolutions; None means `channels`.
+        width: channels between the convolutions; None means `channels`.
         spatial: have the spatial branch.
         channel: have the channel branch.
         share: of the spatial branch, 0..1, or "learned": the sigmoid of a parameter, at first 0.5.
@@ -71,7 +70,7 @@ class DualGenerator(nn.Module):
     def __init__(
         self,
         channels: int,
-        hidden: int | None = None,
+        width: int | None = None,
         *,
         spatial: bool = True,
         channel: bool = True,
@@ -79,13 +78,12 @@ class DualGenerator(nn.Module):
     ) -> None:
         """See the class."""
         super().__init__()
-        if not (spatial or channel):
-            raise ValueError("spatial or channel must be True, got neither")
-        learned = isinstance(share, str)
-        if share != "learned" if learned else not 0 <= share <= 1:
-            raise ValueError(f"share must be 'learned' or in 0..1, got {share!r}")
-        self.spatial = Generator(channels, hidden) if spatial else None
-        self.channel = Generator(channels, hidden) if channel else None
+        check("spatial or channel", "neither", spatial or channel, "True")
+        learned = share == "learned"
+        known = learned or (not isinstance(share, str) and 0 <= share <= 1)
+        check("share", share, known, "'learned' or in 0..1")
+        self.spatial = Generator(channels, width) if spatial else None
+        self.channel = Generator(channels, width) if channel else None
         both = spatial and channel
         self.mix = nn.Parameter(torch.zeros(())) if both and learned else None
         self.fixed = None if learned else float(share)
@@ -137,8 +135,7 @@ def reconstruction_loss(
 ) -> Tensor:
     """Scalar mean squared error over the counted elements, in float32 or better; 0 if none counts.
 
-    Source: MGD, on the whole map; its sum / N is this times C · H · W. On several processes their
-    average is the mean over the whole batch (see `together`).
+    Source: MGD, on the whole map; its sum / N is this times C · H · W.
 
     Args:
         reconstruction: (N, C, H, W).
@@ -147,10 +144,9 @@ def reconstruction_loss(
         keep: broadcastable to (N, C, H, W), 0 hidden, 1 visible: count hidden elements only; None
             counts visible ones too.
     """
-    wide = torch.promote_types(reconstruction.dtype, torch.float32)
-    error = (reconstruction.to(wide) - target.to(wide)).square()
-    if valid is None and keep is None and processes() == 1:
+    error = (widen(reconstruction) - widen(target)).square()
+    if valid is None and keep is None:
         return error.mean()
     counted = torch.ones_like(error[:, :1]) if keep is None else 1 - keep
     counted = (counted if valid is None else counted * valid).expand_as(error)
-    return (error * counted).sum() / average(counted.sum()).clamp_min(1)
+    return (error * counted).sum() / counted.sum().clamp_min(1)

@@ -16,7 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd import masking
-from dfmsd.align import Adapter, Context, Match, match_levels, mean_over, pair_strides, standardise
+from dfmsd.align import (
+    Adapter,
+    Context,
+    Match,
+    check,
+    match_levels,
+    mean_over,
+    pair_strides,
+    positive_weights,
+    standardise,
+)
 from dfmsd.enhance import check_filter, high_frequency, pool_energy, region_energy, strengthen
 from dfmsd.generate import DualGenerator, reconstruction_loss
 
@@ -58,7 +68,6 @@ class DFMSDLoss(nn.Module):
         channel: use the channel branch.
         ratio_spatial: share of cells to hide, 0..1.
         ratio_channel: share of channels to hide, 0..1.
-        threshold: if given, both branches hide by attention value instead of ratio.
         temperature: of both attentions, > 0.
         select: hide the most attended ("high"), the least ("low") or any ("random", from torch's
             global generator).
@@ -72,7 +81,7 @@ class DFMSDLoss(nn.Module):
         regions: "cells", or "boxes": energy averaged inside the context's candidates, or else
             inside its targets' boxes.
         adapter: "conv" or "identity", see `Adapter`.
-        hidden: width of the generators as a fraction of C_t, rounded up, > 0.
+        generator_width: of both branches as a fraction of C_t, rounded up, > 0.
         match: "stride" or "index", see `pair_strides`.
         reconstruction_weight: on the mean squared error; 0 is off.
         alignment_weight: on half the mean squared difference (10 here is 5 on the whole); 0 is off.
@@ -90,7 +99,6 @@ class DFMSDLoss(nn.Module):
         channel: bool = True,
         ratio_spatial: float = 0.5,
         ratio_channel: float = 0.5,
-        threshold: float | None = None,
         temperature: float = 0.5,
         select: masking.Select = "high",
         attention_on: Form = "standardised",
@@ -101,7 +109,7 @@ class DFMSDLoss(nn.Module):
         strength: float = 1.0,
         regions: Literal["cells", "boxes"] = "cells",
         adapter: Literal["conv", "identity"] = "conv",
-        hidden: float = 0.5,
+        generator_width: float = 0.5,
         match: Match = "stride",
         reconstruction_weight: float = 1.0,
         alignment_weight: float = 10.0,
@@ -110,29 +118,31 @@ class DFMSDLoss(nn.Module):
         super().__init__()
         forms = ("standardised", "raw")
         for name, form in (("attention_on", attention_on), ("target", target)):
-            _check(name, form, form in forms, f"one of {forms}")
-        _check("regions", regions, regions in ("cells", "boxes"), "'cells' or 'boxes'")
-        _check("temperature", temperature, temperature > 0, "more than 0")
-        _check("strength", strength, strength >= 0, "at least 0")
+            check(name, form, form in forms, f"one of {forms}")
+        check("regions", regions, regions in ("cells", "boxes"), "'cells' or 'boxes'")
+        check("temperature", temperature, temperature > 0, "more than 0")
+        check("strength", strength, strength >= 0, "at least 0")
+        check("generator_width", generator_width, generator_width > 0, "more than 0")
         check_filter(cutoff)
+        for ratio in (ratio_spatial, ratio_channel):
+            masking.check_selection(ratio, None, select)
         rebuild = reconstruction_weight if spatial or channel else 0.0
-        self.weights = _positive(reconstruction=rebuild, alignment=alignment_weight)
+        self.weights = positive_weights(reconstruction=rebuild, alignment=alignment_weight)
         self.spatial, self.channel = spatial, channel
-        self.hide_cells = _selection(ratio_spatial, threshold, select)
-        self.hide_channels = _selection(ratio_channel, threshold, select)
+        self.ratio_spatial, self.ratio_channel, self.select = ratio_spatial, ratio_channel, select
         self.temperature, self.attention_on = temperature, attention_on
         self.target, self.masked_only, self.match = target, masked_only, match
         self.cutoff, self.strength, self.regions = cutoff, strength, regions
 
         self.pairs = pair_strides(student_channels, teacher_channels, match)
         self.adapters, self.generators = nn.ModuleDict(), nn.ModuleDict()
-        for ours, theirs in self.pairs:
-            width = teacher_channels[theirs]
-            self.adapters[str(ours)] = Adapter(student_channels[ours], width, adapter)
+        branches = {"spatial": spatial, "channel": channel, "share": fusion}
+        for stride, teacher_stride in self.pairs:
+            count = teacher_channels[teacher_stride]
+            self.adapters[str(stride)] = Adapter(student_channels[stride], count, adapter)
             if "reconstruction" in self.weights:
-                self.generators[str(ours)] = DualGenerator(
-                    width, ceil(hidden * width), spatial=spatial, channel=channel, share=fusion
-                )
+                width = ceil(generator_width * count)
+                self.generators[str(stride)] = DualGenerator(count, width, **branches)
 
     def forward(
         self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
@@ -142,92 +152,72 @@ class DFMSDLoss(nn.Module):
         Features are stride → (N, C, H, W), `context` is the batch behind them; ValueError when a
         level is missing, or boxes are needed and the context has none.
         """
-        parts = self.levels(student, teacher, context).values()
-        return {
-            name: torch.stack([part.losses[name] for part in parts]).mean() for name in self.weights
-        }
+        levels = self.levels(student, teacher, context).values()
+        losses = {name: [level.losses[name] for level in levels] for name in self.weights}
+        return {name: torch.stack(values).mean() for name, values in losses.items()}
 
     def levels(
         self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
     ) -> dict[int, Level]:
         """Student stride → everything that was done there; arguments and errors of `forward`."""
-        ours, theirs = ([pair[side] for pair in self.pairs] for side in (0, 1))
-        for name, strides, given in (("student", ours, student), ("teacher", theirs, teacher)):
-            _check(name, sorted(given), set(strides) <= set(given), f"features at {strides}")
-        matched = match_levels(
-            {s: student[s] for s in ours}, {s: teacher[s] for s in theirs}, self.match
-        )
-        frequency = self.frequency(context)
+        frequency = None  # strength per pixel, once for all levels
+        enhances = self.spatial and self.strength > 0 and self.select != "random"
+        if enhances and "reconstruction" in self.weights:
+            frequency = high_frequency(context.images, cutoff=self.cutoff, sizes=context.sizes)
+        matched = match_levels(student, teacher, self.match, pairs=self.pairs)
         return {
-            stride: self.level(s, t, stride=stride, context=context, frequency=frequency)
-            for stride, s, t in matched
+            stride: self._level(str(stride), s, t, context, frequency) for stride, s, t in matched
         }
 
-    def frequency(self, context: Context) -> Tensor | None:
-        """High-frequency strength per pixel (N, 1, H, W), for all levels; None if not needed."""
-        enhances = self.spatial and self.strength > 0 and self.hide_cells["select"] != "random"
-        if not enhances or "reconstruction" not in self.weights:
-            return None
-        return high_frequency(context.images, cutoff=self.cutoff, sizes=context.sizes)
-
-    def level(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        *,
-        stride: int,
-        context: Context,
-        frequency: Tensor | None = None,
+    def _level(
+        self, key: str, student: Tensor, teacher: Tensor, context: Context, frequency: Tensor | None
     ) -> Level:
-        """What is done on one level, with its losses.
-
-        Args:
-            student: (N, C_s, H, W).
-            teacher: (N, C_t, H, W), same H and W.
-            stride: the student's stride, which names the adapter and the generators.
-            context: the batch behind the features.
-            frequency: from `frequency(context)`; None switches the enhancement off.
-        """
         teacher = teacher.detach()
         valid = context.valid(teacher) if context.padded else None
-        adapted = self.adapters[str(stride)](student)
+        adapted = self.adapters[key](student)
         z_s, z_t = standardise(adapted, valid), standardise(teacher, valid)
         raw = self.target == "raw"
-        part = Level(adapted if raw else z_s, teacher if raw else z_t, valid)
+        level = Level(adapted if raw else z_s, teacher if raw else z_t, valid)
         if "reconstruction" in self.weights:
             if self.spatial:
                 seen = teacher if self.attention_on == "raw" else z_t
-                self._hide_cells(part, seen, context, frequency)
+                self._hide_cells(level, seen, context, frequency)
             if self.channel:
                 scale = self.temperature
-                part.channels = masking.channel_attention(teacher, temperature=scale, valid=valid)
-                part.keep_channel = masking.channel_keep(part.channels, **self.hide_channels)
-            self._rebuild(part, str(stride))
+                level.channels = masking.channel_attention(teacher, temperature=scale, valid=valid)
+                level.keep_channel = masking.keep_mask(
+                    level.channels, ratio=self.ratio_channel, select=self.select
+                )
+            self._rebuild(level, key)
         if "alignment" in self.weights:
-            part.losses["alignment"] = mean_over((z_s - z_t).square(), valid) / 2
-        return part
+            level.losses["alignment"] = mean_over((z_s - z_t).square(), valid) / 2
+        return level
 
     def _hide_cells(
-        self, part: Level, seen: Tensor, context: Context, frequency: Tensor | None
+        self, level: Level, seen: Tensor, context: Context, frequency: Tensor | None
     ) -> None:
-        scale, valid = self.temperature, part.valid
-        part.attention = masking.spatial_attention(seen, temperature=scale, valid=valid)
-        part.enhanced = part.attention
+        scale, valid = self.temperature, level.valid
+        level.attention = masking.spatial_attention(seen, temperature=scale, valid=valid)
+        level.enhanced = level.attention
         if frequency is not None:
             sizes = context.sizes if context.padded else None
             energy = pool_energy(frequency, tuple(seen.shape[-2:]), sizes=sizes)
             if self.regions == "boxes":
                 energy = region_energy(energy, _boxes(context), tuple(context.images.shape[-2:]))
-            part.energy = energy
-            part.enhanced = strengthen(part.attention, energy, strength=self.strength, valid=valid)
-        part.keep_spatial = masking.spatial_keep(part.enhanced, **self.hide_cells, valid=valid)
+            level.energy = energy
+            level.enhanced = strengthen(
+                level.attention, energy, strength=self.strength, valid=valid
+            )
+        level.keep_spatial = masking.keep_mask(
+            level.enhanced, ratio=self.ratio_spatial, select=self.select, valid=valid
+        )
 
-    def _rebuild(self, part: Level, key: str) -> None:
-        masks = (part.keep_spatial, part.keep_channel)
-        part.reconstruction = self.generators[key](part.student, *masks, part.valid)
+    def _rebuild(self, level: Level, key: str) -> None:
+        masks = (level.keep_spatial, level.keep_channel)
+        level.reconstruction = self.generators[key](level.student, *masks, level.valid)
         keep = prod(mask for mask in masks if mask is not None) if self.masked_only else None
-        part.losses["reconstruction"] = reconstruction_loss(
-            part.reconstruction, part.teacher, valid=part.valid, keep=keep
+        level.losses["reconstruction"] = reconstruction_loss(
+            level.reconstruction, level.teacher, valid=level.valid, keep=keep
         )
 
 
@@ -237,23 +227,3 @@ def _boxes(context: Context) -> list[Tensor]:
     if context.targets is None:
         raise ValueError("regions='boxes' needs candidates or targets in the context, got neither")
     return [target["boxes"] for target in context.targets]
-
-
-def _selection(ratio: float, threshold: float | None, select: str) -> dict[str, object]:
-    """Keyword arguments for `spatial_keep` and `channel_keep`, checked."""
-    chosen = {"ratio": ratio if threshold is None else None, "threshold": threshold}
-    masking.check_selection(**chosen, select=select)
-    return chosen | {"select": select}
-
-
-def _positive(**weights: float) -> dict[str, float]:
-    for name, value in weights.items():
-        _check(f"{name}_weight", value, value >= 0, "at least 0")
-    kept = {name: float(value) for name, value in weights.items() if value > 0}
-    _check("weights", weights, bool(kept), "above 0 for a term that has a branch")
-    return kept
-
-
-def _check(name: str, value: object, fits: bool, expected: str) -> None:
-    if not fits:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")

@@ -75,7 +75,7 @@ def channel_attention(
     return (score / temperature).softmax(1) * feature.shape[1]
 
 
-def spatial_keep(
+def keep_mask(
     attention: Tensor,
     *,
     ratio: float | None = None,
@@ -84,58 +84,44 @@ def spatial_keep(
     valid: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Keep mask over space, (N, 1, H, W) of 0 (hidden) and 1 (visible), dtype of `attention`.
+    """Keep mask over cells or channels, 0 (hidden) and 1 (visible), as `attention` in shape, dtype.
 
-    With `ratio`, exactly `round(ratio · valid cells)` cells of each sample are hidden; equal
-    attention is hidden in reading order. With `threshold`, cells with attention above it ("high")
-    or below it ("low"). Padded cells are never hidden: they stay 1.
+    With `ratio`, exactly `round(ratio · valid entries)` of each sample are hidden; equal attention
+    is hidden in reading order. With `threshold`, entries with attention above it ("high") or below
+    it ("low"). Padded cells are never hidden: they stay 1.
 
     Choice: a ratio, because a threshold on a softmax hides a different share on every level,
     teacher and image size. Polarity is a switch, because the sources disagree on it.
 
     Args:
-        attention: (N, 1, H, W).
+        attention: (N, 1, H, W) over cells, or (N, C, 1, 1) over channels.
         ratio: share to hide, 0..1; give this or `threshold`.
         threshold: attention at which hiding starts.
         select: hide the most attended ("high"), the least attended ("low"), or any ("random", ratio
             only).
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
+        valid: (N, 1, H, W) bool for cells, True inside the images; None means everywhere.
         generator: source of the random draw; None takes torch's global one.
 
     Raises:
         ValueError: unless one of ratio and threshold is given, in range, and `select` known.
     """
-    return _keep(attention, ratio, threshold, select, valid, generator)
-
-
-def channel_keep(
-    attention: Tensor,
-    *,
-    ratio: float | None = None,
-    threshold: float | None = None,
-    select: Select = "high",
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Keep mask over channels, (N, C, 1, 1) of 0 (hidden) and 1 (visible), dtype of `attention`.
-
-    The rules of `spatial_keep`, over channels.
-
-    Args:
-        attention: (N, C, 1, 1).
-        ratio: share to hide, 0..1; give this or `threshold`.
-        threshold: attention at which hiding starts.
-        select: hide the most attended ("high"), the least attended ("low"), or any ("random", ratio
-            only).
-        generator: source of the random draw; None takes torch's global one.
-
-    Raises:
-        ValueError: unless one of ratio and threshold is given, in range, and `select` known.
-    """
-    return _keep(attention, ratio, threshold, select, None, generator)
+    check_selection(ratio, threshold, select)
+    attention = attention.detach()
+    score = attention.flatten(1)  # (N, K)
+    inside = None if valid is None else valid.flatten(1)
+    if threshold is not None:
+        hidden = score > threshold if select == "high" else score < threshold
+        hidden = hidden if inside is None else hidden & inside
+    else:
+        if select == "random":
+            source = score.device if generator is None else generator.device
+            score = torch.rand(score.shape, generator=generator, device=source).to(score.device)
+        hidden = _top(-score if select == "low" else score, ratio, inside)
+    return (~hidden).to(attention.dtype).view(attention.shape)
 
 
 def check_selection(ratio: float | None, threshold: float | None, select: str) -> None:
-    """None; for use in constructors, so that bad settings fail before the first step.
+    """Nothing; for constructors, so that bad settings of `keep_mask` fail before the first step.
 
     Raises:
         ValueError: unless one of ratio and threshold is given, in range, and `select` known.
@@ -145,7 +131,7 @@ def check_selection(ratio: float | None, threshold: float | None, select: str) -
             f"give exactly one of ratio and threshold, got ratio={ratio}, threshold={threshold}"
         )
     if ratio is not None and not 0 <= ratio <= 1:
-        raise ValueError(f"ratio must lie in 0..1, got {ratio}")
+        raise ValueError(f"ratio must be in 0..1, got {ratio}")
     if threshold is not None and not isfinite(threshold):
         raise ValueError(f"threshold must be finite, got {threshold}")
     if select not in ("high", "low", "random"):
@@ -159,29 +145,6 @@ def _check_attention(feature: Tensor, temperature: float) -> None:
         raise ValueError(f"feature must have shape (N, C, H, W), got {tuple(feature.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-
-
-def _keep(
-    attention: Tensor,
-    ratio: float | None,
-    threshold: float | None,
-    select: Select,
-    valid: Tensor | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    check_selection(ratio, threshold, select)
-    attention = attention.detach()
-    score = attention.flatten(1)  # (N, K)
-    inside = None if valid is None else valid.flatten(1)
-    if threshold is None:
-        if select == "random":
-            source = score.device if generator is None else generator.device
-            score = torch.rand(score.shape, generator=generator, device=source).to(score.device)
-        hidden = _top(-score if select == "low" else score, ratio, inside)
-    else:
-        hidden = score > threshold if select == "high" else score < threshold
-        hidden = hidden if inside is None else hidden & inside
-    return (~hidden).to(attention.dtype).view(attention.shape)
 
 
 def _top(score: Tensor, ratio: float, inside: Tensor | None) -> Tensor:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 
-from dfmsd.detectors.checkpoints import CheckpointError, mismatch
+from dfmsd.detectors.checkpoints import CheckpointError, state_dict_diff
 from dfmsd.distill import Distiller
-from dfmsd.training.checkpoint import Export, Keeper
-from dfmsd.training.loop import Batches, History, fit
+from dfmsd.training.checkpoint import Checkpointing, CheckpointManager
+from dfmsd.training.log import History
+from dfmsd.training.loop import Batches, fit
 from dfmsd.training.optim import Schedule, make_optimizer
 
 
@@ -26,14 +26,12 @@ class Stage:
         schedule: steps and learning rate of this stage.
         teacher: a torchvision detector, or None for training without distillation.
         method: compares student and teacher, built for their channels; None without a teacher.
-        carry: start from the generators of the previous stage's method instead of fresh ones.
     """
 
     name: str
     schedule: Schedule
     teacher: nn.Module | None = None
     method: nn.Module | None = None
-    carry: bool = False
 
 
 def run_stages(
@@ -42,79 +40,56 @@ def run_stages(
     batches: Batches,
     *,
     optimizer: dict[str, Any],
-    folder: Path | None = None,
-    export: Export | None = None,
+    checkpoints: Checkpointing | None = None,
     after_stage: Callable[[int, Stage, nn.Module, History], None] | None = None,
     accelerator: Accelerator | None = None,
     **options: Any,
 ) -> nn.Module:
     """The student after all stages; a killed run continues at the stage and step it had reached.
 
-    The student carries over from stage to stage; teacher, adapters and optimiser state do not.
+    The student carries over from stage to stage; teacher, method and optimiser state do not.
 
     Args:
         student: a torchvision detector; trained in place.
         stages: in order, the weaker teacher first.
         batches: the training data (see `fit`).
         optimizer: arguments of `make_optimizer`.
-        folder: where checkpoints and the log live; None keeps everything in memory.
-        export: `export(student, path, stage=…, step=…)` writes the plain student beside each
-            checkpoint; None writes none.
+        checkpoints: where and how often the run is saved; its `export` is given the student.
         after_stage: called with (number, stage, student, history) when a stage is complete.
         accelerator: device, precision and processes; a plain one unless given.
         options: passed on to `fit`.
 
     Raises:
-        CheckpointError: the checkpoint in `folder` belongs to another run.
+        CheckpointError: the newest checkpoint belongs to another run.
     """
-    accelerator = accelerator or Accelerator()
-    keeper = Keeper(folder, accelerator, export)
-    state = keeper.load()
-    first = state["stage"] if state else 0
-    if first > len(stages) or (first == len(stages) and state["step"]):
-        raise CheckpointError(f"{keeper.path}: stands at stage {first}, this run has {len(stages)}")
-    if state and state["step"] == 0:
-        _load(student, state["student"], f"{keeper.path}: belongs to another model")
-    generators = state.get("generators") if state else None
-    for number, stage in enumerate(stages):
-        if number < first:
-            continue
-        if stage.carry and generators is not None and stage.method is not None:
-            _load(
-                stage.method.generators, generators, f"carry: generators of stage {number} differ"
-            )
+    accelerator, checkpoints = accelerator or Accelerator(), checkpoints or Checkpointing()
+    if (export := checkpoints.export) is not None:  # `fit` trains a distiller and exports that
+        checkpoints = replace(checkpoints, export=lambda m, *to, **at: export(m.student, *to, **at))
+    manager = CheckpointManager(checkpoints, accelerator)
+    first = _resume(manager, student, len(stages))
+    options |= {"checkpoints": checkpoints, "accelerator": accelerator}
+    for number, stage in enumerate(stages[first:], start=first):
         distiller = Distiller(student, stage.teacher, stage.method)
-        history = fit(
-            distiller,
-            batches,
-            make_optimizer(distiller, lr=stage.schedule.lr, **optimizer),
-            stage.schedule,
-            weights=distiller.weights,
-            stage=number,
-            folder=folder,
-            export=_of_distiller(export),
-            accelerator=accelerator,
-            **options,
-        )
-        if stage.method is not None and hasattr(stage.method, "generators"):
-            generators = stage.method.generators.state_dict()
+        adamw_or_sgd = make_optimizer(distiller, lr=stage.schedule.lr, **optimizer)
+        history = fit(distiller, batches, adamw_or_sgd, stage.schedule, stage=number, **options)
         if after_stage is not None:
             after_stage(number, stage, student, history)
-        done = {"stage": number + 1, "step": 0, "student": student.state_dict()}
-        keeper.save(done | {"generators": generators}, student)
+        state = {"stage": number + 1, "step": 0, "student": student.state_dict()}
+        manager.save(state, distiller)
     return student
 
 
-def _of_distiller(export: Export | None) -> Export | None:
-    """`export` for the distiller that `fit` trains."""
-    if export is None:
-        return None
-    return lambda distiller, path, **place: export(distiller.student, path, **place)
-
-
-def _load(module: nn.Module, state: dict[str, Any], problem: str) -> None:
-    """Load `state` strictly; CheckpointError, beginning with `problem`, when it does not fit."""
-    difference = mismatch(module.state_dict(), state)
-    if difference:
-        raise CheckpointError(f"{problem} ({difference})")
-    module.load_state_dict(state)
+def _resume(manager: CheckpointManager, student: nn.Module, count: int) -> int:
+    """The stage that the newest checkpoint stands at, after loading its student; 0 without one."""
+    state = manager.load()
+    if state is None:
+        return 0
+    stage, step = state["stage"], state["step"]
+    if stage > count or (stage == count and step):
+        raise CheckpointError(f"{manager.path}: stands at stage {stage}, this run has {count}")
+    if step == 0:  # else `fit` loads it with the method
+        difference = state_dict_diff(student.state_dict(), state["student"])
+        if difference:
+            raise CheckpointError(f"{manager.path}: belongs to another model ({difference})")
+        student.load_state_dict(state["student"])
+    return stage

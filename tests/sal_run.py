@@ -12,6 +12,8 @@ from tiny import TinyBatches, tiny_detector
 from dfmsd.detectors.features import feature_channels
 from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage, run_stages
+from dfmsd.training.checkpoint import Checkpointing
+from dfmsd.training.log import Logging
 from dfmsd.training.optim import Schedule
 
 
@@ -32,13 +34,9 @@ def main(folder: Path, batches: TinyBatches) -> None:
     for number in range(2):
         teacher = tiny_detector("faster_rcnn", seed=number + 1, channels=24, strides=(4, 8, 16, 32))
         method = DFMSDLoss(feature_channels(student), feature_channels(teacher), select="random")
-        stages.append(
-            Stage(str(number), Schedule(steps=10, lr=1e-3), teacher, method, carry=number > 0)
-        )
-    optimizer = {"name": "adamw"}
-    run_stages(
-        student, stages, batches, optimizer=optimizer, folder=folder, save_every=3, show=False
-    )
+        stages.append(Stage(str(number), Schedule(steps=10, lr=1e-3), teacher, method))
+    options = {"checkpoints": Checkpointing(folder, every_steps=3), "log": Logging(show=False)}
+    run_stages(student, stages, batches, optimizer={"name": "adamw"}, **options)
     torch.save(student.state_dict(), folder / "student.pt")
 
 

@@ -1,4 +1,4 @@
-"""Processes for the tests: one that may kill itself, or several that train together."""
+"""Processes for the tests: one that may kill itself, or several that train one model."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def _work(function, arguments, environment, pipe):
 
 def start(function, *arguments, **environment):
     """A process that calls a function, and the pipe on which its answer or its error comes."""
-    ours, theirs = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=_work, args=(function, arguments, environment, theirs))
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_work, args=(function, arguments, environment, sender))
     process.start()
-    theirs.close()
-    return process, ours
+    sender.close()
+    return process, receiver
 
 
 def alone(function, *arguments):
@@ -65,7 +65,7 @@ def launch(function, world, *arguments):
     ]
 
 
-def together(function, world, *arguments):
+def in_parallel(function, world, *arguments):
     """What each of `world` processes answers, or the error that ended it."""
     started = launch(function, world, *arguments)
     answers = [pickle.loads(pipe.recv_bytes()) for _, pipe in started]

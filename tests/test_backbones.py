@@ -9,7 +9,6 @@ import timm
 import torch
 import torchvision
 from torch import nn
-from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -86,8 +85,13 @@ def test_timm_resnet_through_its_children_equals_its_own_forward():
     images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         torch.testing.assert_close(backbone.body(images)["1"], whole.forward_features(images))
-    assert type(backbone) is BackboneWithFPN
-    assert isinstance(backbone.body, IntermediateLayerGetter)
+    layers, widths = {"layer2": "0", "layer4": "1"}, [16, 64]
+    stock = BackboneWithFPN(timm.create_model("resnet10t", **R10), layers, widths, 64)
+    backbone.load_state_dict(stock.state_dict(), strict=True)  # the same names and shapes
+    for level, expected in zip(
+        backbone(images).values(), stock.eval()(images).values(), strict=True
+    ):
+        assert torch.equal(level, expected)
 
 
 def test_swin_body_equals_torchvisions_classifier_up_to_the_last_norm():

@@ -159,40 +159,40 @@ def test_it_learns(name):
 
 @EVERY
 def test_levels_pair_by_stride_or_index_and_none_may_be_missing(name):
-    ours, theirs = batch(strides=(8, 16, 32), student=3), batch(strides=(4, 8, 16), teacher=5)
+    student, teacher = batch(strides=(8, 16, 32), student=3), batch(strides=(4, 8, 16), teacher=5)
     build = BASELINES[name]
-    method = build(ours.channels[0], theirs.channels[1])
+    method = build(student.channels[0], teacher.channels[1])
     assert set(method.adapters) == {"8", "16"}
-    method(ours.s, theirs.t, ours.context)
-    by_index = build(ours.channels[0], theirs.channels[1], match="index")
+    method(student.s, teacher.t, student.context)
+    by_index = build(student.channels[0], teacher.channels[1], match="index")
     assert set(by_index.adapters) == {"8", "16", "32"}
-    by_index(ours.s, theirs.t, ours.context)
+    by_index(student.s, teacher.t, student.context)
     with pytest.raises(ValueError, match=r"student must be features at \[8, 16\], got \[8\]"):
-        method({8: ours.s[8]}, theirs.t, ours.context)
+        method({8: student.s[8]}, teacher.t, student.context)
 
 
 @pytest.mark.parametrize(
     ("build", "match", "bad"),
     [
-        *((build, "adapter must be one of", {"adapter": "mlp"}) for build in BASELINES.values()),
+        *((build, "adapter kind must be", {"adapter": "mlp"}) for build in BASELINES.values()),
         *((build, "match must be", {"match": "name"}) for build in BASELINES.values()),
         *((MGD, "ratio must be in 0..1, got", {"ratio": r}) for r in (1.5, -0.1, float("nan"))),
         (MGD, "mask must be", {"mask": "exact"}),
         (MGD, "over must be", {"over": "cells"}),
-        (MGD, "hidden must be", {"hidden": 0}),
+        (MGD, "generator_width must be", {"generator_width": 0}),
         (MGD, "weight must be at least 0 and finite, got -1", {"weight": -1}),
         (MGD, "weight must be", {"weight": float("inf")}),
         (MGD, "weights must be above 0", {"weight": 0}),
         (AMD, "ratio must be in 0..1, got 1.5", {"ratio": 1.5}),
         (AMD, "select must be 'high', 'low' or 'random', got 'top'", {"select": "top"}),
         (AMD, "temperature must be more than 0, got 0", {"temperature": 0}),
-        (AMD, "hidden must be", {"hidden": -1}),
-        (DMKD, "ratio_spatial must be", {"ratio_spatial": 1.5}),
-        (DMKD, "ratio_channel must be", {"ratio_channel": -0.5}),
+        (AMD, "generator_width must be", {"generator_width": -1}),
+        (DMKD, "ratio must be", {"ratio_spatial": 1.5}),
+        (DMKD, "ratio must be", {"ratio_channel": -0.5}),
         (DMKD, "select must be", {"select": "top"}),
         (DMKD, "temperature must be", {"temperature": -1}),
         (DMKD, "share must be", {"share": 2.0}),
-        (DMKD, "hidden must be", {"hidden": 0}),
+        (DMKD, "generator_width must be", {"generator_width": 0}),
         (DMKD, "spatial or channel", {"spatial": False, "channel": False}),
         (CWD, "tau must be more than 0, got 0", {"tau": 0}),
         (FGD, "temperature must be", {"temperature": 0}),
@@ -259,7 +259,7 @@ LADDER = {
             select="low",
             ratio_channel=0.3,
             temperature=0.8,
-            hidden=1.0,
+            generator_width=1.0,
             strength=0,
             alignment_weight=0,
             target="raw",

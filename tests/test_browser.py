@@ -27,15 +27,8 @@ NOTEBOOK = "08_tune_masks.ipynb"
 ASKED = os.environ.get("DFMSD_BROWSER", "")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-FLAGS = [
-    "--no-sandbox",
-    "--headless=new",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-sync",
-]
+FLAGS = ["--no-sandbox", "--headless=new", "--disable-gpu", "--disable-background-networking"]
+FLAGS += ["--no-first-run", "--disable-component-update", "--disable-sync"]
 
 pytestmark = [
     pytest.mark.skipif(not ASKED, reason="set DFMSD_BROWSER=1 to drive notebook 08 in Chromium"),
@@ -210,7 +203,7 @@ def control(shown, name):
 
 def drive(shown, twin):
     """Move every control of the laboratory to another value; check the picture after each."""
-    from ipywidgets import Dropdown, FloatSlider, SelectionSlider
+    from ipywidgets import Dropdown, SelectionSlider
 
     settle(shown, twin)
     for name, widget in twin._controls.items():
@@ -219,13 +212,10 @@ def drive(shown, twin):
             label, value = next(pair for pair in widget._options_full if pair[1] != widget.value)
             place.locator("select").select_option(label)
         else:
-            assert isinstance(widget, FloatSlider | SelectionSlider), name
+            assert isinstance(widget, SelectionSlider), name
             place.locator(".noUi-handle").first.focus()
             shown.page.keyboard.press("ArrowRight")
-            if isinstance(widget, FloatSlider):
-                value = widget.value + widget.step
-            else:
-                value = widget._options_full[widget.index + 1][1]
+            value = widget._options_full[widget.index + 1][1]
         widget.value = value  # the twin's own observer
         assert twin.readout() != before, name
         settle(shown, twin)

@@ -24,6 +24,7 @@ from dfmsd.detectors.checkpoints import (
     save_weights,
     write_atomic,
 )
+from dfmsd.detectors.recipe import Recipe
 
 R10 = {"channels": (8, 16, 32, 64)}
 
@@ -254,15 +255,9 @@ def exported(kind, folder):
         model = stock_detector(name, num_classes=4, min_size=64, max_size=80)
     else:
         threshold = {"box_score_thresh" if kind == "faster_rcnn" else "score_thresh": 0.0}
-        model = build_detector(
-            kind,
-            "timm:resnet10t",
-            num_classes=3,
-            fpn_channels=32,
-            head_channels=32,
-            trunk_arguments=R10,
-            detector_arguments=threshold,
-        )
+        sizes = {"num_classes": 3, "fpn_channels": 32, "head_channels": 32}
+        arguments = {"trunk_arguments": R10, "detector_arguments": threshold}
+        model = build_detector(Recipe(kind, "timm:resnet10t", **sizes, **arguments))
     randomised(model).eval()
     with torch.no_grad():
         (found,) = model([image])

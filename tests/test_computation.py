@@ -1,4 +1,4 @@
-"""Memory layout, compilation and synchronised norms change how a detector is computed, not what."""
+"""Memory layout and compilation change how a detector is computed, not what."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import nn
 from dfmsd.detectors.checkpoints import load_weights, save_weights
 from dfmsd.detectors.features import feature_channels
 from dfmsd.distill import Distiller
+from dfmsd.experiments.settings import Engine
+from dfmsd.experiments.train import prepare
 from dfmsd.loss import DFMSDLoss
-from dfmsd.training.steps import lay_out, share_norms
+from dfmsd.training.steps import compile_detector
 
 
 def losses(student, teacher):
@@ -28,13 +30,19 @@ def pair():
     return tiny_detector(seed=0), strong
 
 
-COMPILED = pytest.param({"compiled": True, "backend": "eager"}, marks=pytest.mark.slow)
+def channels_last(detector):
+    prepare(Engine(channels_last=True), [detector])
+    return detector
 
 
-@pytest.mark.parametrize("options", [{"channels_last": True}, COMPILED])
-def test_the_losses_stay(pair, options, tmp_path):
+def compiled(detector):
+    return compile_detector(detector, backend="eager")
+
+
+@pytest.mark.parametrize("change", [channels_last, pytest.param(compiled, marks=pytest.mark.slow)])
+def test_the_losses_stay(pair, change, tmp_path):
     expected = losses(*copy.deepcopy(pair))
-    changed = [lay_out(model, **options) for model in copy.deepcopy(pair)]
+    changed = [change(model) for model in copy.deepcopy(pair)]
     found = losses(*changed)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -50,7 +58,7 @@ def test_the_losses_stay(pair, options, tmp_path):
 
 
 def test_channels_last_lays_the_kernels_out(pair):
-    student = lay_out(copy.deepcopy(pair[0]), channels_last=True)
+    student = channels_last(copy.deepcopy(pair[0]))
     kernels = [
         m.weight for m in student.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] > 1
     ]
@@ -65,27 +73,10 @@ def test_trunk_and_pyramid_are_compiled_once(pair):
         calls.append(graph)
         return graph.forward
 
-    student = lay_out(copy.deepcopy(pair[0]), compiled=True, backend=backend).eval()
+    student = compile_detector(copy.deepcopy(pair[0]), backend=backend).eval()
     images, _ = tiny_images()
     with torch.no_grad():
         student(images)
         first = len(calls)
         student(images)
     assert 0 < first == len(calls)
-
-
-def test_norms_over_all_processes_keep_their_names_and_values(pair):
-    plain, shared = copy.deepcopy(pair[0]), copy.deepcopy(pair[0])
-    with pytest.raises(ValueError, match=r"engine\.sync_norm=True: needs GPUs"):
-        share_norms(shared, torch.device("cpu"))
-    share_norms(shared, torch.device("cuda"))  # converts; what is computed needs the GPU
-    kinds = [type(part) for part in shared.modules()]
-    assert nn.BatchNorm2d not in kinds
-    assert kinds.count(nn.SyncBatchNorm) > 5
-    states = plain.state_dict(), shared.state_dict()
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-    images, _ = tiny_images()
-    with torch.no_grad():
-        for one, other in zip(plain.eval()(images), shared.eval()(images), strict=True):
-            assert torch.equal(one["scores"], other["scores"])

@@ -12,7 +12,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
 
 from dfmsd.detectors.build import build_detector, parameter_count, rebuild, stock_detector
-from dfmsd.detectors.heads import anchor_sizes, default_anchor_scale
+from dfmsd.detectors.heads import anchor_sizes
+from dfmsd.detectors.recipe import Recipe, default_anchor_scale
 
 KINDS = ("faster_rcnn", "retinanet", "fcos")
 SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 3}
@@ -27,7 +28,8 @@ TRUNKS = {
 def build(kind="faster_rcnn", trunk="timm:resnet10t", **arguments):
     torch.manual_seed(0)
     settings = {"num_classes": 3, "fpn_channels": 32, "head_channels": 32}
-    return build_detector(kind, trunk, trunk_arguments=TRUNKS[trunk], **settings | arguments)
+    settings |= {"trunk_arguments": TRUNKS[trunk], **arguments}
+    return build_detector(Recipe(kind, trunk, **settings))
 
 
 def target(*boxes):
@@ -201,9 +203,8 @@ def test_resize_is_that_of_torchvision_and_detections_come_back():
 
 @pytest.mark.parametrize(("stride", "frozen"), [(2, 1), (4, 2), (8, 3)])
 def test_the_trunk_is_frozen_up_to_a_stride(stride, frozen):
-    model = build_detector(
-        "retinanet", "torchvision:resnet18", num_classes=3, frozen_stride=stride, frozen_norm=True
-    )
+    trunk = {"trunk": "torchvision:resnet18", "frozen_stride": stride, "frozen_norm": True}
+    model = build_detector(Recipe("retinanet", num_classes=3, **trunk))
     images = [torch.rand(3, 64, 64)]
     sum(model(images, [target((5, 6, 30, 25))]).values()).backward()
     trained = {
@@ -219,7 +220,7 @@ def test_a_stride_that_the_trunk_does_not_have_cannot_be_frozen():
     with pytest.raises(
         ValueError, match=r"frozen_stride=3: the trunk has strides \[2, 4, 8, 16, 32\]"
     ):
-        build_detector("fcos", "torchvision:resnet18", num_classes=3, frozen_stride=3)
+        build_detector(Recipe("fcos", "torchvision:resnet18", 3, frozen_stride=3))
 
 
 def test_parameter_count():

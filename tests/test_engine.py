@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from tiny import Line, TinyBatches, tiny_detector, tiny_images
 
 from dfmsd.detectors.checkpoints import CheckpointError, save_state
-from dfmsd.training.checkpoint import newest
+from dfmsd.training.checkpoint import Checkpointing, load_latest
 from dfmsd.training.finite import NonFiniteLossError
-from dfmsd.training.log import History
+from dfmsd.training.log import History, Logging
 from dfmsd.training.loop import fit
 from dfmsd.training.optim import Schedule, make_optimizer
-from dfmsd.training.rng import step_seed
+from dfmsd.training.steps import step_seed
 
-HERE = Path(__file__).parent
+QUIET = Logging(show=False)
 
 
-def train(folder=None, *, steps=8, model=None, **options):
+def train(folder=None, *, steps=8, model=None, save_every=0, **options):
     torch.manual_seed(0)
     model = model or Line()
-    schedule = Schedule(steps=options.pop("total", steps), lr=0.1)
+    schedule = Schedule(steps=steps, lr=0.1)
     optimizer = make_optimizer(model, lr=0.1)
-    history = fit(model, TinyBatches(), optimizer, schedule, folder=folder, show=False, **options)
-    return model, history
+    checkpoints = Checkpointing(folder, every_steps=save_every)
+    options |= {"checkpoints": checkpoints, "log": QUIET}
+    return model, fit(model, TinyBatches(), optimizer, schedule, **options)
 
 
 def test_schedule_values_by_hand():
@@ -73,7 +73,7 @@ def test_the_trunk_takes_its_share_of_the_learning_rate():
     optimizer = make_optimizer(model, name="sgd", lr=1.0, weight_decay=0.0, trunk=0.25)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     clip, schedule = None, Schedule(steps=1, lr=0.5)
-    fit(model, TinyBatches(), optimizer, schedule, clip=clip, show=False)
+    fit(model, TinyBatches(), optimizer, schedule, clip=clip, log=QUIET)
     moved = 0
     for name, p in model.named_parameters():
         if p.grad is not None and p.requires_grad:
@@ -85,7 +85,9 @@ def test_the_trunk_takes_its_share_of_the_learning_rate():
 
 def test_fit_equals_a_loop_written_by_hand():
     """The same eight steps with a plain AdamW, the seeds and the cosine spelled out."""
-    model, history = train(seed=3, weights={"size": 2.0}, clip=0.5)
+    model = Line()
+    model.weights = {"size": 2.0}
+    _, history = train(model=model, seed=3, clip=0.5)
     weight = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.AdamW([weight], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
     losses = []
@@ -124,9 +126,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
             Stop(),
             make_optimizer(model, lr=0.1),
             Schedule(steps=8, lr=0.1),
-            folder=tmp_path / "b",
-            save_every=3,
-            show=False,
+            checkpoints=Checkpointing(tmp_path / "b", every_steps=3),
+            log=QUIET,
         )
     resumed, history = train(tmp_path / "b", steps=8, save_every=3)
     assert torch.equal(resumed.weight, uninterrupted.weight)
@@ -144,7 +145,7 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint(tmp_path):
 
     with pytest.raises(NonFiniteLossError, match="fit is not finite"):
         train(tmp_path, model=Bad(), save_every=1)
-    _, state = newest(tmp_path)
+    _, state = load_latest(tmp_path)
     assert torch.isfinite(state["model"]["weight"])
 
 
@@ -164,10 +165,10 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
         Slow(),
         make_optimizer(model),
         Schedule(steps=8, lr=0.1),
-        folder=tmp_path,
-        save_minutes=1,
-        export=lambda model, path, **place: saved.append(place["step"]),
-        show=False,
+        checkpoints=Checkpointing(
+            tmp_path, lambda model, path, stage, step: saved.append(step), every_minutes=1
+        ),
+        log=QUIET,
     )
     assert saved == [3, 6, 8]  # and at the end
 
@@ -180,18 +181,19 @@ def test_checkpoint_of_another_model_is_refused_and_kept(tmp_path):
         "optimizer": {},
         "scaler": None,
     }
-    save_state(state, tmp_path / "checkpoint.pt")
-    before = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: belongs to another model"):
+    path = tmp_path / "checkpoint-00-0000003.pt"
+    save_state(state, path)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=rf"{path.name}: belongs to another model"):
         train(tmp_path)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert path.read_bytes() == before
 
 
 def test_history_drops_rows_after_the_checkpoint_and_half_lines(tmp_path):
     log = tmp_path / "log.jsonl"
     rows = [{"stage": 0, "step": s, "loss": float(s)} for s in range(4)]
     log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"stage": 0, "st')
-    history = History.load(log, before=(0, 2))
+    history = History.resume(tmp_path, before=(0, 2))
     assert [row["step"] for row in history.rows] == [0, 1]
     assert log.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:2])
 

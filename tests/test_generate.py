@@ -20,7 +20,7 @@ def test_generator_has_mgds_number_of_parameters():
 def test_generators_refuse():
     with pytest.raises(ValueError, match="channels"):
         Generator(0)
-    with pytest.raises(ValueError, match="hidden"):
+    with pytest.raises(ValueError, match="width"):
         Generator(4, 0)
     with pytest.raises(ValueError, match="neither"):
         DualGenerator(4, spatial=False, channel=False)

@@ -22,25 +22,22 @@ TABLE: dict[str, set[str]] = {
     "__init__": set(),
     "masking": set(),
     "enhance": set(),
-    "together": set(),
-    "align": {"together"},
-    "generate": {"align", "together"},
+    "align": set(),
+    "generate": {"align"},
     "loss": {"masking", "enhance", "align", "generate"},
-    "baselines": METHOD | {"together"},
+    "baselines": METHOD,
     "detectors": set(),
     "data": {"training.progress"},
-    "training": {"detectors.checkpoints", "detectors.strict"},
-    "distill": {"align", "detectors.features", "together"},
+    "training": {"detectors.checkpoints", "detectors.features"},
+    "distill": {"align", "detectors.features"},
     "stages": {"distill", "training", "detectors.checkpoints"},
     "viz": METHOD | {"detectors.features", "data.images"},
     "widgets": METHOD | {"detectors.features", "data.images", "viz"},
-    "terminal": {"training.signals"},
     "experiments": METHOD
-    | {"baselines", "detectors", "data", "training", "distill", "stages", "viz", "widgets"}
-    | {"together", "terminal"},
-    "__main__": {"experiments", "data", "detectors", "training", "viz", "terminal"},
+    | {"baselines", "detectors", "data", "training", "distill", "stages", "viz", "widgets"},
+    "__main__": {"experiments.commands", "data.commands", "detectors.commands", "training.signals"},
 }
-PRINTING = {"__main__.py", "terminal.py", "commands.py"}
+PRINTING = {"__main__.py", "commands.py"}
 
 FILES = sorted(LIBRARY.rglob("*.py"))
 

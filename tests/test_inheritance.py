@@ -10,8 +10,8 @@ from command_line import TINY, call, refused, teachers
 from tiny import tiny_detector
 
 from dfmsd.detectors.checkpoints import read_tensors
-from dfmsd.detectors.inheritance import inherit, listing
-from dfmsd.experiments import runs
+from dfmsd.detectors.pretrained import inherit
+from dfmsd.experiments import train as training
 from dfmsd.experiments.records import read_records
 
 
@@ -62,11 +62,6 @@ def test_a_part_that_fits_nowhere_is_refused():
         inherit(student, teacher, ("neck", "head"))
 
 
-def test_layers_are_listed_once():
-    names = ["a.0.weight", "a.0.bias", "b.weight"]
-    assert listing(names) == "a.0, b"
-
-
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -78,12 +73,12 @@ def test_every_row_starts_from_the_stronger_teacher(place, capsys, monkeypatch):
     """Rows without a teacher too: otherwise initialisation would count as distillation."""
     starts = {}
 
-    def keep(student, stages, settings, data, *, title, **options):
-        starts[title] = {k: v.clone() for k, v in student.state_dict().items()}
-        return train(student, stages, settings, data, title=title, **options)
+    def keep(student, stages, settings, data, *, log, **options):
+        starts[log.title] = {k: v.clone() for k, v in student.state_dict().items()}
+        return train(student, stages, settings, data, log=log, **options)
 
-    train = runs.train_stages
-    monkeypatch.setattr(runs, "train_stages", keep)
+    train = training.train_stages
+    monkeypatch.setattr(training, "train_stages", keep)
     job = [*TINY, "student.strides=4,8,16,32", "inherit=neck+head", "jobs=1"]
     status, _, err = call(capsys, "distill", "scenes", *job)
     assert status == 0, err

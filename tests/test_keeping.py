@@ -28,7 +28,13 @@ from dfmsd.detectors.checkpoints import (
 )
 from dfmsd.detectors.saved import load_detector, save_detector
 from dfmsd.stages import Stage, run_stages
-from dfmsd.training.checkpoint import Keeper, found, newest
+from dfmsd.training.checkpoint import (
+    Checkpointing,
+    CheckpointManager,
+    list_checkpoints,
+    load_latest,
+)
+from dfmsd.training.log import Logging
 from dfmsd.training.optim import Schedule
 
 
@@ -36,8 +42,8 @@ def export(model, path, **place):
     save_weights(model, path, place)
 
 
-def keeper(folder, **options):
-    return Keeper(folder, Accelerator(cpu=True), export, **options)
+def manager(folder, **options):
+    return CheckpointManager(Checkpointing(folder, export, **options), Accelerator(cpu=True))
 
 
 def save(kept, step, *, stage=0):
@@ -51,7 +57,7 @@ def names(folder):
 
 
 def test_the_last_two_pairs_stay(tmp_path):
-    kept = keeper(tmp_path)
+    kept = manager(tmp_path)
     for step in (1, 20, 300):
         save(kept, step)
     save(kept, 0, stage=1)
@@ -61,7 +67,7 @@ def test_the_last_two_pairs_stay(tmp_path):
         "checkpoint-01-0000000.pt",
         "checkpoint-01-0000000.safetensors",
     ]
-    for path in found(tmp_path):
+    for path in list_checkpoints(tmp_path):
         state, model = load_state(path), nn.Linear(2, 1)
         place = load_weights(model, path.with_suffix(".safetensors"))
         assert place == {"stage": state["stage"], "step": state["step"]}
@@ -70,7 +76,7 @@ def test_the_last_two_pairs_stay(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    kept = keeper(tmp_path)
+    kept = manager(tmp_path)
     save(kept, 1)
     left = [".checkpoint-00-0000002.pt.123.tmp", "checkpoint-00-0000002.safetensors"]
     for name in (*left, ".other.tmp", "stage1.safetensors"):
@@ -94,7 +100,7 @@ def flip(path):
 
 @pytest.mark.parametrize("damage", [cut, flip])
 def test_an_unreadable_newest_gives_way_to_the_older(tmp_path, caplog, damage):
-    kept = keeper(tmp_path)
+    kept = manager(tmp_path)
     save(kept, 1)
     save(kept, 2)
     damage(tmp_path / "checkpoint-00-0000002.pt")
@@ -106,18 +112,18 @@ def test_an_unreadable_newest_gives_way_to_the_older(tmp_path, caplog, damage):
     assert "\n" not in line
     assert "checkpoint-00-0000002.pt.unreadable" in names(tmp_path)  # nothing is thrown away
     save(kept, 2)
-    assert [path.name for path in found(tmp_path)] == [
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
         "checkpoint-00-0000001.pt",
         "checkpoint-00-0000002.pt",
     ]
-    assert newest(tmp_path)[1]["step"] == 2
+    assert load_latest(tmp_path)[1]["step"] == 2
 
 
 def test_with_none_readable_nothing_is_touched(tmp_path):
-    kept = keeper(tmp_path)
+    kept = manager(tmp_path)
     for step in (1, 2):
         save(kept, step)
-    for path in found(tmp_path):
+    for path in list_checkpoints(tmp_path):
         cut(path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(CheckpointError, match=r"checkpoint-00-0000002\.pt: not a readable state"):
@@ -128,49 +134,44 @@ def test_with_none_readable_nothing_is_touched(tmp_path):
 def test_a_foreign_file_is_no_checkpoint(tmp_path):
     save_state({"epoch": 3}, tmp_path / "checkpoint-00-0000001.pt")
     with pytest.raises(CheckpointError, match="holds no training run; remove it to begin anew"):
-        newest(tmp_path)
-    assert newest(tmp_path / "empty") is None
-
-
-def test_a_run_begun_under_the_old_name_goes_on(tmp_path):
-    save_state({"stage": 0, "step": 5}, tmp_path / "checkpoint.pt")
-    kept = keeper(tmp_path)
-    assert kept.load()["step"] == 5
-    save(kept, 6)
-    assert [path.name for path in found(tmp_path)] == ["checkpoint.pt", "checkpoint-00-0000006.pt"]
-    save(kept, 7)
-    assert "checkpoint.pt" not in names(tmp_path)
+        load_latest(tmp_path)
+    assert load_latest(tmp_path / "empty") is None
 
 
 def test_when_a_checkpoint_is_due(tmp_path, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr("dfmsd.training.checkpoint.time.monotonic", lambda: clock[0])
-    every, hourly, never = keeper(tmp_path, steps=3), keeper(tmp_path, minutes=60), keeper(tmp_path)
-    assert [every.due(done, pause=False) for done in (1, 2, 3, 6)] == [False, False, True, True]
-    assert [kept.due(1, pause=True) for kept in (every, hourly, never)] == [True, True, False]
+    every, hourly, never = (
+        manager(tmp_path, every_steps=3),
+        manager(tmp_path, every_minutes=60),
+        manager(tmp_path),
+    )
+    assert [every.is_due(done, pause=False) for done in (1, 2, 3, 6)] == [False, False, True, True]
+    assert [kept.is_due(1, pause=True) for kept in (every, hourly, never)] == [True, True, False]
     clock[0] += 3599
-    assert not hourly.late()
+    assert not hourly.is_overdue()
     clock[0] += 1
-    assert hourly.late()
-    assert not every.late()
-    assert not never.late()
+    assert hourly.is_overdue()
+    assert not every.is_overdue()
+    assert not never.is_overdue()
     save(hourly, 1)
-    assert not hourly.late()
+    assert not hourly.is_overdue()
 
 
 def test_the_students_of_a_run_load_as_plain_detectors(tmp_path):
+    def save(model, path, **place):
+        save_detector(model, path, classes=["a"], **place)
+
     student = tiny_detector(seed=0)
     run_stages(
         student,
         [Stage("task only", Schedule(steps=3, lr=1e-3)) for _ in range(2)],
         TinyBatches(),
         optimizer={},
-        folder=tmp_path,
-        export=lambda model, path, **place: save_detector(model, path, classes=["a"], **place),
-        save_every=2,
-        show=False,
+        checkpoints=Checkpointing(tmp_path, save, every_steps=2),
+        log=Logging(show=False),
     )
-    states = found(tmp_path)
+    states = list_checkpoints(tmp_path)
     assert [path.stem for path in states] == ["checkpoint-01-0000003", "checkpoint-02-0000000"]
     images, _ = tiny_images()
     for path in states:
@@ -199,7 +200,7 @@ def test_broken_off_anywhere_a_state_has_its_student(tmp_path, monkeypatch):
     broken = 0
     for number in range(40):
         folder = tmp_path / str(number)
-        kept = keeper(folder)
+        kept = manager(folder)
         save(kept, 1)
         save(kept, 2)
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
@@ -210,8 +211,8 @@ def test_broken_off_anywhere_a_state_has_its_student(tmp_path, monkeypatch):
             save(kept, 4)
             break
         broken += 1
-        assert len(found(folder)) >= 2
-        for path in found(folder):
+        assert len(list_checkpoints(folder)) >= 2
+        for path in list_checkpoints(folder):
             place = load_weights(nn.Linear(2, 1), path.with_suffix(".safetensors"))
             assert place["step"] == load_state(path)["step"]
     assert 10 < broken < 40
@@ -228,7 +229,7 @@ def full(number):
 
 
 def test_a_full_disk_is_named_with_what_is_left(tmp_path, monkeypatch):
-    kept = keeper(tmp_path)
+    kept = manager(tmp_path)
 
     def save_without_room(step):
         with monkeypatch.context() as patch:
@@ -246,7 +247,7 @@ def test_a_full_disk_is_named_with_what_is_left(tmp_path, monkeypatch):
         save_without_room(4)
     assert kept.load()["step"] == 2
     save(kept, 4)
-    assert newest(tmp_path)[1]["step"] == 4
+    assert load_latest(tmp_path)[1]["step"] == 4
 
 
 def small_files(folder):
@@ -257,9 +258,8 @@ def small_files(folder):
         [Stage("task only", Schedule(steps=60, lr=0.1))],
         TinyBatches(),
         optimizer={},
-        folder=folder,
-        export=export,
-        show=False,
+        checkpoints=Checkpointing(folder, export),
+        log=Logging(show=False),
     )
 
 
@@ -279,7 +279,7 @@ def test_a_disk_that_really_is_full(tmp_path):
     if mounted.returncode:
         pytest.skip("may not mount")
     try:
-        kept = keeper(tmp_path)
+        kept = manager(tmp_path)
         save(kept, 1)
         (tmp_path / "ballast").write_bytes(bytes(900_000))
         model = nn.Linear(300, 300)

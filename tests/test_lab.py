@@ -11,8 +11,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from dfmsd.detectors.features import capture_features
 from dfmsd.loss import DFMSDLoss
-from dfmsd.widgets.lab import LabError, Tuning, look, maps
-from dfmsd.widgets.shares import cells_inside, report, shares
+from dfmsd.widgets.counts import cells_inside, count_cells, report
+from dfmsd.widgets.lab import LabError, MaskSettings, capture_scene, mask_maps
 
 BOXES = torch.tensor([[4.0, 8.0, 20.0, 30.0], [40.0, 10.0, 85.0, 44.0], [50.0, 20.0, 58.0, 28.0]])
 
@@ -31,7 +31,7 @@ def image():
 
 @pytest.fixture(scope="module")
 def scene(detector, image):
-    return look(detector, image, BOXES)
+    return capture_scene(detector, image, BOXES)
 
 
 LEVELS = {8: ("0", 16), 16: ("1", 16), 32: ("2", 16)}
@@ -61,28 +61,26 @@ def test_maps_are_those_of_the_loss(seen, scene, setting):
         torch.manual_seed(0)  # the laboratory draws random masks from this seed
         with torch.no_grad():
             level = loss.levels(features, features, scene.context)[stride]
-        found = maps(scene, Tuning(stride, ratio=0.35, **shared))
-        for name, expected in (
-            ("attention", level.attention),
-            ("enhanced", level.enhanced),
-            ("keep", level.keep_spatial),
-        ):
-            assert torch.equal(found[name], expected[0, 0]), name
-        if level.energy is not None:
-            assert torch.equal(found["energy"], level.energy[0, 0])
+        found = mask_maps(scene, MaskSettings(stride, ratio=0.35, **shared))
+        expected = {"attention": level.attention, "enhanced": level.enhanced}
+        expected |= {"keep": level.keep_spatial, "energy": level.energy}
+        for name, values in expected.items():
+            assert values is None or torch.equal(found[name], values[0, 0]), name
 
 
 def test_an_unpadded_picture_has_no_padding_to_leave_out(detector, image):
-    scene = look(detector, image[:, :32, :64].mT, BOXES, levels=LEVELS)
+    scene = capture_scene(detector, image[:, :32, :64].mT, BOXES, levels=LEVELS)
     assert scene.window == (1, 1)
-    found = maps(scene, Tuning(8, ratio=0.5))
+    found = mask_maps(scene, MaskSettings(8, ratio=0.5))
     assert found["keep"].shape == (8, 4)
     assert (found["keep"] == 0).sum() == 16
 
 
 def test_random_masks_are_equal_for_equal_settings_and_grow_with_the_ratio(scene):
     torch.manual_seed(5)
-    keeps = [maps(scene, Tuning(8, select="random", ratio=r))["keep"] for r in (0.3, 0.6, 0.3)]
+    keeps = [
+        mask_maps(scene, MaskSettings(8, select="random", ratio=r))["keep"] for r in (0.3, 0.6, 0.3)
+    ]
     assert torch.equal(keeps[0], keeps[2])
     assert (keeps[1] <= keeps[0]).all()
     assert (keeps[1] < keeps[0]).any()
@@ -94,15 +92,17 @@ def test_without_true_boxes_the_detector_gives_its_own(detector, image, monkeypa
         own = detector([image])[0]["boxes"]
     assert len(own) > 30
     for missing in (None, torch.zeros(0, 4)):
-        scene = look(detector, image, missing, levels=LEVELS)
-        assert scene.found
+        scene = capture_scene(detector, image, missing, levels=LEVELS)
+        assert scene.detected
         assert torch.equal(scene.boxes, own[:30])
-    assert not look(detector, image, BOXES, levels=LEVELS).found
+    assert not capture_scene(detector, image, BOXES, levels=LEVELS).detected
 
 
 def test_a_detector_may_find_nothing(detector, image):
-    scene = look(detector, image, levels=LEVELS)  # untrained: no score reaches its threshold
-    found = maps(scene, Tuning(8, regions="boxes"))
+    scene = capture_scene(
+        detector, image, levels=LEVELS
+    )  # untrained: no score reaches its threshold
+    found = mask_maps(scene, MaskSettings(8, regions="boxes"))
     assert torch.equal(found["energy"], torch.zeros(8, 12))
     torch.testing.assert_close(found["enhanced"], found["attention"])
     assert report(scene, found["keep"], (10, 30)) == [
@@ -115,7 +115,7 @@ def test_boxes_follow_a_detector_that_resizes(image):
     detector = tiny_detector()
     detector.transform = GeneralizedRCNNTransform(96, 500, [0.5] * 3, [0.5] * 3)
     detector.train()
-    scene = look(detector, image, BOXES, levels=LEVELS)
+    scene = capture_scene(detector, image, BOXES, levels=LEVELS)
     assert detector.training
     assert scene.context.sizes == [(96, 180)]
     assert torch.equal(scene.context.candidates[0], 2 * BOXES)
@@ -130,13 +130,13 @@ def test_cut_offs_are_remembered_but_not_for_ever(detector, image, monkeypatch):
         return images[:, :1].abs()
 
     monkeypatch.setattr("dfmsd.widgets.lab.high_frequency", counted)
-    scene = look(detector, image, BOXES, levels=LEVELS)
+    scene = capture_scene(detector, image, BOXES, levels=LEVELS)
     for cutoff in (0.1, 0.2, 0.1, 0.1):
         scene.frequency(cutoff)
     assert calls == [0.1, 0.2]
     for k in range(40):
         scene.frequency(0.3 + k / 100)
-    assert len(scene._frequencies) == 32
+    assert scene.frequency.cache_info().currsize == 32
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_cut_offs_are_remembered_but_not_for_ever(detector, image, monkeypatch):
         ({"attention_on": "z"}, "attention_on must be one of"),
     ],
 )
-def test_a_tuning_outside_its_range_is_refused_in_one_sentence(change, words):
+def test_a_setting_outside_its_range_is_refused_in_one_sentence(change, words):
     with pytest.raises(LabError, match=words) as caught:
-        Tuning(8, **change)
+        MaskSettings(8, **change)
     assert isinstance(caught.value, ValueError)
     (line,) = caught.value._render_traceback_()
     assert line == f"LabError: {caught.value}"
@@ -162,7 +162,7 @@ def test_a_tuning_outside_its_range_is_refused_in_one_sentence(change, words):
 
 def test_a_level_that_is_not_there_is_refused(scene):
     with pytest.raises(LabError, match=r"stride must be one of \[8, 16, 32\], got 4"):
-        maps(scene, Tuning(4))
+        mask_maps(scene, MaskSettings(4))
 
 
 def test_cells_inside_equals_a_naive_loop(scene):
@@ -173,11 +173,11 @@ def test_cells_inside_equals_a_naive_loop(scene):
             assert inside[index, row, column] == (left <= x < right and top <= y < bottom)
 
 
-def test_shares_by_hand(scene):
+def test_counts_by_hand(scene):
     # Stride 8 on 48 x 90 pixels: 6 x 12 cells lie in the picture, 2 more rows in the padding.
     keep = torch.ones(8, 12)
     keep[:, :4] = 0  # 24 cells of the picture; the padded rows do not count
-    counted = shares(scene, keep, (10, 30))
+    counted = count_cells(scene, keep, (10, 30))
     # centres x = 4, 12 and y = 12, 20, 28 lie in the first box (side 18.8): 6 cells, all hidden.
     # x = 44 .. 84, y = 12 .. 36 in the second (39.1): 6 x 4. The third (8): x = 52, y = 20: 1.
     assert counted == {

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -22,13 +24,15 @@ def batch(
         return torch.randn(*shape, generator=generator)
 
     grids = {s: (-(-size[0] // s), -(-size[1] // s)) for s in strides}
-    ours = {s: randn(n, student, *grid).requires_grad_() for s, grid in grids.items()}
-    theirs = {s: (randn(n, teacher, *grid) + 1).requires_grad_() for s, grid in grids.items()}
+    student_features = {s: randn(n, student, *grid).requires_grad_() for s, grid in grids.items()}
+    teacher_features = {
+        s: (randn(n, teacher, *grid) + 1).requires_grad_() for s, grid in grids.items()
+    }
     box = torch.tensor([[2.0, 3.0, 20.0, 30.0]])
     targets = [{"boxes": box if i == 0 else torch.zeros(0, 4)} for i in range(n)]
     context = Context(randn(n, 3, *size), sizes or [size] * n, targets)
     counts = [dict.fromkeys(strides, c) for c in (student, teacher)]
-    return SimpleNamespace(s=ours, t=theirs, context=context, channels=counts)
+    return SimpleNamespace(s=student_features, t=teacher_features, context=context, channels=counts)
 
 
 def mgd(generator, student, teacher, keep):
@@ -56,7 +60,7 @@ def attention_keeps(teacher):
 @pytest.mark.parametrize("ratio", [0.0, 0.65, 1.0])
 def test_limit_case_mgd(ratio):
     b = batch()
-    form = {"channel": False, "select": "random", "ratio_spatial": ratio, "hidden": 1.0}
+    form = {"channel": False, "select": "random", "ratio_spatial": ratio, "generator_width": 1.0}
     loss = DFMSDLoss(*b.channels, **PLAIN, **form)
     torch.manual_seed(5)
     term = loss(b.s, b.t, b.context)
@@ -77,7 +81,7 @@ def test_limit_case_mgd(ratio):
 
 def test_limit_case_amd():
     b = batch()
-    form = {"channel": False, "attention_on": "raw", "hidden": 1.0}
+    form = {"channel": False, "attention_on": "raw", "generator_width": 1.0}
     loss = DFMSDLoss(*b.channels, **PLAIN, **form)
     expected = [
         mgd(loss.generators[str(s)].spatial, b.s[s], b.t[s], attention_keeps(b.t[s])[0])
@@ -192,7 +196,7 @@ def test_gradient_reaches_every_part_but_the_teacher():
 def test_gradcheck():
     b = batch(size=(24, 16), strides=(8,), student=2, teacher=2, sizes=[(24, 16), (20, 8)])
     torch.manual_seed(0)
-    loss = DFMSDLoss(*b.channels, hidden=1.0).double()
+    loss = DFMSDLoss(*b.channels, generator_width=1.0).double()
     teacher = {8: b.t[8].double()}
 
     def total(student):
@@ -249,28 +253,20 @@ def test_energy_in_boxes_takes_candidates_before_targets():
         loss(b.s, b.t, Context(b.context.images, b.context.sizes))
 
 
-def test_threshold_replaces_the_ratio():
-    b = batch(strides=(8,))
-    loss = DFMSDLoss(*b.channels, threshold=1.0)
-    part = loss.levels(b.s, b.t, b.context)[8]
-    assert torch.equal(part.keep_spatial == 0, part.enhanced > 1)
-    assert torch.equal(part.keep_channel == 0, part.channels > 1)
-
-
 def test_levels_pair_by_stride_or_index():
-    ours, theirs = batch(strides=(8, 16, 32), student=3), batch(strides=(4, 8, 16), teacher=5)
-    loss = DFMSDLoss(ours.channels[0], theirs.channels[1])
+    student, teacher = batch(strides=(8, 16, 32), student=3), batch(strides=(4, 8, 16), teacher=5)
+    loss = DFMSDLoss(student.channels[0], teacher.channels[1])
     assert set(loss.adapters) == {"8", "16"}
-    assert set(loss.levels(ours.s, theirs.t, ours.context)) == {8, 16}
-    by_index = DFMSDLoss(ours.channels[0], theirs.channels[1], match="index")
-    levels = by_index.levels(ours.s, theirs.t, ours.context)
+    assert set(loss.levels(student.s, teacher.t, student.context)) == {8, 16}
+    by_index = DFMSDLoss(student.channels[0], teacher.channels[1], match="index")
+    levels = by_index.levels(student.s, teacher.t, student.context)
     assert {s: tuple(p.teacher.shape) for s, p in levels.items()} == {
         8: (2, 5, 12, 8),
         16: (2, 5, 6, 4),
         32: (2, 5, 3, 2),
     }
     with pytest.raises(ValueError, match="student"):
-        loss({8: ours.s[8]}, theirs.t, ours.context)
+        loss({8: student.s[8]}, teacher.t, student.context)
 
 
 def test_state_dict_goes_round_and_random_masks_follow_the_global_seed():
@@ -318,7 +314,6 @@ def test_it_learns():
     [
         ("ratio", {"ratio_spatial": 1.2}),
         ("ratio", {"ratio_channel": -0.1}),
-        ("threshold", {"threshold": float("inf")}),
         ("temperature", {"temperature": 0}),
         ("select", {"select": "top"}),
         ("attention_on", {"attention_on": "both"}),
@@ -329,7 +324,7 @@ def test_it_learns():
         ("strength", {"strength": -1}),
         ("regions", {"regions": "rois"}),
         ("kind", {"adapter": "mlp"}),
-        ("hidden", {"hidden": 0}),
+        ("generator_width", {"generator_width": 0}),
         ("match", {"match": "name"}),
         ("reconstruction_weight", {"reconstruction_weight": -1}),
         ("weights", {"spatial": False, "channel": False, "alignment_weight": 0}),
@@ -345,3 +340,13 @@ def test_refuses_identity_between_other_counts_and_pyramids_without_a_common_lev
         DFMSDLoss({8: 4}, {8: 6}, adapter="identity")
     with pytest.raises(ValueError, match="no level"):
         DFMSDLoss({8: 4}, {4: 4})
+
+
+def test_the_method_is_imported_without_torchvision_and_the_compiler():
+    code = "import sys, torch; before = set(sys.modules); import dfmsd.loss, dfmsd.baselines;"
+    code += "print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    added = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "dfmsd" in added
+    assert not {"torchvision", "accelerate", "timm"} & added
+    assert "torch._dynamo" not in done.stdout.split()

@@ -3,7 +3,7 @@ from math import exp
 import pytest
 import torch
 
-from dfmsd.masking import channel_attention, channel_keep, spatial_attention, spatial_keep
+from dfmsd.masking import channel_attention, keep_mask, spatial_attention
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 8, 6, 4), (1, 4, 1, 9)]
 
@@ -90,12 +90,12 @@ def naive_keep(attention, ratio, select, valid):
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 5, 7), (3, 1, 6, 4)])
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.35, 0.5, 1.0])
 @pytest.mark.parametrize("select", ["high", "low"])
-def test_spatial_keep_equals_sorting_by_hand(shape, ratio, select):
+def test_keep_equals_sorting_by_hand(shape, ratio, select):
     attention = torch.randint(0, 5, shape).float()  # many ties
     valid = padded(shape)
-    keep = spatial_keep(attention, ratio=ratio, select=select, valid=valid)
+    keep = keep_mask(attention, ratio=ratio, select=select, valid=valid)
     torch.testing.assert_close(keep, naive_keep(attention, ratio, select, valid))
-    full = spatial_keep(attention, ratio=ratio, select=select)
+    full = keep_mask(attention, ratio=ratio, select=select)
     everywhere = torch.ones_like(valid)
     torch.testing.assert_close(full, naive_keep(attention, ratio, select, everywhere))
 
@@ -105,7 +105,7 @@ def test_random_keep_counts_exactly_and_follows_the_generator(ratio):
     attention = torch.rand(4, 1, 6, 5)
     valid = padded(attention.shape)
     draw = [
-        spatial_keep(
+        keep_mask(
             attention,
             ratio=ratio,
             select="random",
@@ -125,26 +125,26 @@ def test_random_keep_counts_exactly_and_follows_the_generator(ratio):
 def test_random_keep_uses_the_global_generator_and_is_uniform():
     attention = torch.arange(4.0).view(1, 1, 2, 2).expand(4000, 1, 2, 2)
     torch.manual_seed(3)
-    first = spatial_keep(attention, ratio=0.5, select="random")
+    first = keep_mask(attention, ratio=0.5, select="random")
     torch.manual_seed(3)
-    assert torch.equal(first, spatial_keep(attention, ratio=0.5, select="random"))
+    assert torch.equal(first, keep_mask(attention, ratio=0.5, select="random"))
     assert (first.mean(0) - 0.5).abs().max() < 0.04
 
 
 def test_threshold_by_hand():
     attention = torch.tensor([[[[0.5, 1.0], [1.5, 3.0]]]])
     valid = torch.tensor([[[[True, True], [True, False]]]])
-    high = spatial_keep(attention, threshold=1.0, valid=valid)
-    low = spatial_keep(attention, threshold=1.0, select="low", valid=valid)
+    high = keep_mask(attention, threshold=1.0, valid=valid)
+    low = keep_mask(attention, threshold=1.0, select="low", valid=valid)
     assert high.tolist() == [[[[1, 1], [0, 1]]]]
     assert low.tolist() == [[[[0, 1], [1, 1]]]]
 
 
-def test_channel_keep_hides_the_most_attended_channels_of_each_sample():
+def test_keep_hides_the_most_attended_channels_of_each_sample():
     attention = torch.tensor([[1.0, 4.0, 2.0, 3.0], [9.0, 1.0, 1.0, 1.0]]).view(2, 4, 1, 1)
-    keep = channel_keep(attention, ratio=0.5)
+    keep = keep_mask(attention, ratio=0.5)
     assert keep.flatten(1).tolist() == [[1, 0, 1, 0], [0, 0, 1, 1]]
-    assert channel_keep(attention, threshold=3.5).flatten(1).tolist() == [
+    assert keep_mask(attention, threshold=3.5).flatten(1).tolist() == [
         [1, 0, 1, 1],
         [0, 1, 1, 1],
     ]
@@ -152,7 +152,7 @@ def test_channel_keep_hides_the_most_attended_channels_of_each_sample():
 
 def test_keep_carries_no_gradient():
     attention = torch.rand(1, 1, 3, 3, requires_grad=True)
-    assert not spatial_keep(attention, ratio=0.5).requires_grad
+    assert not keep_mask(attention, ratio=0.5).requires_grad
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,8 @@ def test_keep_carries_no_gradient():
     ],
 )
 def test_keep_refuses(settings, name):
-    for keep, shape in ((spatial_keep, (1, 1, 3, 3)), (channel_keep, (1, 4, 1, 1))):
-        with pytest.raises(ValueError, match=name):
-            keep(torch.ones(shape), **settings)
+    with pytest.raises(ValueError, match=name):
+        keep_mask(torch.ones(1, 1, 3, 3), **settings)
 
 
 @pytest.mark.parametrize("attend", [spatial_attention, channel_attention])

@@ -11,9 +11,9 @@ from tiny import tiny_detector, tiny_images
 
 from dfmsd.detectors.checkpoints import load_weights, save_weights
 from dfmsd.detectors.features import feature_channels
-from dfmsd.detectors.mmdet import build_teacher
 from dfmsd.detectors.mmdet.load import load_mmdet
 from dfmsd.detectors.mmdet.shapes import describe, their_name
+from dfmsd.detectors.mmdet.teacher import build_teacher
 from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
 
@@ -239,7 +239,7 @@ def test_the_published_configurations_are_recognised(name, detector):
     trunk, options, other = PUBLISHED[name]
     retinanet = {"outputs": (1, 2, 3), "extras": 2, "source": "input", "head": "bbox_head"}
     state = empty(mm.shapes(trunk, **options, **(retinanet if detector == "retinanet" else {})))
-    shapes = describe(state, "file")
+    shapes = describe(state)
     pool, convs = {"kind": "pool", "count": 1}, {"kind": "convs", "source": "input", "relu": False}
     extra = convs | {"count": shapes["extras"]} if detector == "retinanet" else pool
     assert shapes["sources"] == (["input"] if detector == "retinanet" else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import types
@@ -352,12 +353,16 @@ def test_the_command_writes_a_teacher_that_presets_take(capsys, tmp_path, swin):
     status, out, err = call(capsys, "import-mmdet", path)
     assert (status, err) == (0, "")
     written = tmp_path / "mask_rcnn_swin.safetensors"
-    assert "Swin, 8 channels, depths 1 1 2 1, heads 1 2 2 4, window 3; FPN of 16 channels" in out
-    assert "strides 4 8 16 32 64, 1 of them subsampled" in out
-    assert "RGB in 0..1, mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (assumed)\n" in out
+    first, last = out.splitlines()
+    said = json.loads(first)
+    for key, value in (TINY | {"trunk": "swin", "channels": 16}).items():
+        assert said["recipe"][key] == (list(value) if isinstance(value, tuple) else value)
+    assert said["recipe"]["extra"] == {"kind": "pool", "count": 1}
+    assert said["recipe"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
     used = len([key for key in swin if not key.startswith("rpn_head")])
-    assert f"{used} tensors used, none missing; left out: 2 of rpn_head" in out
-    assert f"strong_file={written}" in out
+    assert (said["report"]["used"], said["report"]["left"]) == (used, {"rpn_head": 2})
+    assert said["report"]["pixels"] == "assumed"
+    assert f"strong_file={written}" in last
     teacher, metadata = load_detector(written)
     assert metadata["source"] == "mask_rcnn_swin.pth"
     assert str(tmp_path) not in str(read_metadata(written))
@@ -381,10 +386,12 @@ def test_the_command_asks_and_takes_the_answers(capsys, tmp_path, retinanet):
     answers += ["--order", "bgr", "--relu", True]
     status, said, err = call(capsys, "import-mmdet", path, "--out", out, *answers)
     assert (status, err) == (0, "")
-    assert "ResNet, depths 1 1 1 1, caffe style" in said
-    assert "mean 0.485 0.456 0.406, std 0.003922 0.003922 0.003922 (given); trained on BGR" in said
-    assert "2 of them convolved from the output with ReLU" in said
-    assert load_detector(out)[0].recipe["mmdet"]["extra"]["relu"] is True
+    recipe, report = json.loads(said.splitlines()[0]).values()
+    assert (recipe["style"], report["order"], report["pixels"]) == ("caffe", "bgr", "given")
+    assert recipe["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert recipe["std"] == pytest.approx([1 / 255] * 3)
+    assert recipe["extra"] == {"kind": "convs", "count": 2, "source": "output", "relu": True}
+    assert load_detector(out)[0].recipe["mmdet"] == recipe
 
 
 def test_a_teacher_of_features_is_no_detector(capsys, tmp_path, swin):

@@ -14,10 +14,11 @@ import torch
 from command_line import TINY, teachers
 from tiny import Line, TinyBatches
 
+from dfmsd import __main__ as cli
 from dfmsd.experiments.records import read_records
-from dfmsd.terminal import run
-from dfmsd.training.checkpoint import newest
-from dfmsd.training.loop import fit
+from dfmsd.training.checkpoint import Checkpointing, load_latest
+from dfmsd.training.log import Logging
+from dfmsd.training.loop import Evaluation, fit
 from dfmsd.training.optim import Schedule, make_optimizer
 from dfmsd.training.signals import STATUS, PreemptedError, Stop, stop_signals
 
@@ -27,7 +28,7 @@ def test_a_signal_waits_or_raises(number):
     before, reached = signal.getsignal(number), []
 
     def step(stop):
-        with stop.waiting():
+        with stop.defer():
             os.kill(os.getpid(), number)
             reached.append(stop.asked)
 
@@ -41,17 +42,17 @@ def test_a_signal_waits_or_raises(number):
     assert signal.getsignal(number) is before
 
 
-def test_inside_at_once_a_signal_does_not_wait():
+def test_a_signal_may_be_let_through():
     reached = []
 
     def evaluation(stop, *, pressed):
-        with stop.at_once():
+        with stop.defer(False):
             reached.append("begun")
             if pressed:
                 os.kill(os.getpid(), signal.SIGTERM)
             reached.append("done")
 
-    with stop_signals() as stop, stop.waiting():
+    with stop_signals() as stop, stop.defer():
         evaluation(stop, pressed=False)
         with pytest.raises(PreemptedError):
             evaluation(stop, pressed=True)
@@ -84,15 +85,17 @@ class Pressing(TinyBatches):
             yield batch
 
 
-def train(folder, batches, *, steps=8, **options):
+QUIET = Logging(show=False)
+
+
+def train(folder, batches, *, steps=8, save_every=0, **options):
     torch.manual_seed(0)
     model = Line()
     optimizer = make_optimizer(model, lr=0.1)
     schedule = Schedule(steps=steps, lr=0.1)
     with stop_signals() as stop:
-        history = fit(
-            model, batches, optimizer, schedule, folder=folder, stop=stop, show=False, **options
-        )
+        options["checkpoints"] = Checkpointing(folder, every_steps=save_every, stop=stop)
+        history = fit(model, batches, optimizer, schedule, log=QUIET, **options)
     return model, history
 
 
@@ -101,8 +104,8 @@ def test_a_preempted_run_saves_its_step_and_continues_exactly(tmp_path, at):
     whole, history = train(None, TinyBatches())
     words = rf"SIGTERM came: step {at + 1} of stage 1 is done and saved; the same command"
     with pytest.raises(PreemptedError, match=words):
-        train(tmp_path, Pressing(at))  # without save_every: only this one is saved
-    assert newest(tmp_path)[1]["step"] == at + 1
+        train(tmp_path, Pressing(at))  # without every_steps: only this one is saved
+    assert load_latest(tmp_path)[1]["step"] == at + 1
     model, resumed = train(tmp_path, TinyBatches())
     assert torch.equal(model.weight, whole.weight)
     assert resumed.rows == history.rows
@@ -119,10 +122,10 @@ def test_a_signal_during_an_evaluation_loses_nothing(tmp_path):
             pytest.fail("went on evaluating")
         return {"AP": model.weight.item()}
 
-    options = {"evaluate": evaluate, "evaluate_every": 3, "save_every": 100}
+    options = {"evaluation": Evaluation(evaluate, every=3), "save_every": 100}
     with pytest.raises(PreemptedError, match="SIGUSR1 came"):
         train(tmp_path, TinyBatches(), **options)
-    assert newest(tmp_path)[1]["step"] == 6
+    assert load_latest(tmp_path)[1]["step"] == 6
     model, history = train(tmp_path, TinyBatches(), **options)
     assert [row["step"] for row in history.rows] == list(range(8))
     assert [row["step"] for row in history.evaluations] == [2, 5]
@@ -146,7 +149,7 @@ def test_fit_listens_to_no_signal_unless_asked(tmp_path):
                 seen.append(signal.getsignal(signal.SIGTERM))
                 yield batch
 
-    fit(model, Watching(), make_optimizer(model), Schedule(steps=1, lr=0.1), show=False)
+    fit(model, Watching(), make_optimizer(model), Schedule(steps=1, lr=0.1), log=QUIET)
     assert seen == [before]
 
 
@@ -154,12 +157,13 @@ def test_another_process_was_asked():
     assert "another process was asked to stop: here; the same" in str(Stop().error("here"))
 
 
-def test_the_command_line_ends_with_a_status_of_its_own(capsys):
+def test_the_command_line_ends_with_a_status_of_its_own(capsys, monkeypatch):
     def stopped():
         raise PreemptedError("SIGTERM came: step 3 is saved")
 
+    monkeypatch.setattr(cli, "COMMANDS", {"stopped": stopped})
     with pytest.raises(SystemExit) as end:
-        run({"stopped": stopped, "other": stopped}, ["stopped"], prog="dfmsd", description="x")
+        cli.main(["stopped"])
     assert end.value.code == STATUS == 75
     assert capsys.readouterr().err == "dfmsd: SIGTERM came: step 3 is saved\n"
 
@@ -173,13 +177,13 @@ def test_of_several_processes_one_speaks(capsys, monkeypatch):
     def fail():
         raise ValueError("wrong")
 
-    commands = {"speak": speak, "fail": fail}
+    monkeypatch.setattr(cli, "COMMANDS", {"speak": speak, "fail": fail})
     for rank, said in (("0", "the table\n"), ("3", "")):
         monkeypatch.setenv("RANK", rank)
-        run(commands, ["speak"], prog="dfmsd", description="x")
+        cli.main(["speak"])
         assert capsys.readouterr().out == said
     with pytest.raises(SystemExit):
-        run(commands, ["fail"], prog="dfmsd", description="x")
+        cli.main(["fail"])
     assert capsys.readouterr().err == "dfmsd (process 3): wrong\n"
 
 

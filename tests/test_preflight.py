@@ -16,10 +16,16 @@ from dfmsd.detectors.features import feature_channels
 from dfmsd.detectors.saved import save_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments import preflight
-from dfmsd.experiments.preflight import examine, wanted
+from dfmsd.experiments.preflight import is_due, run_preflight
 from dfmsd.experiments.presets import resolve
-from dfmsd.experiments.profile import balance, cost, level_statistics, seen_features
+from dfmsd.experiments.profile import (
+    collect_features,
+    level_statistics,
+    loss_balance,
+    throughput,
+)
 from dfmsd.loss import DFMSDLoss
+from dfmsd.training.log import Logging
 from dfmsd.training.optim import Schedule, make_optimizer
 
 
@@ -48,10 +54,10 @@ def test_level_statistics_by_hand():
     assert level_statistics([dead])["constant"] != level_statistics([dead])["constant"]  # NaN
 
 
-def test_seen_features_are_what_the_method_compares():
+def test_collected_features_are_what_the_method_compares():
     distiller, (images, targets) = pair(), tiny_images(1)
     torch.manual_seed(0)
-    ours, theirs = seen_features(distiller.student, distiller.teacher, [(images[0], targets[0])])
+    ours, theirs = collect_features(distiller.student, distiller.teacher, [(images[0], targets[0])])
     losses = distiller.train()(images, targets)
     by_hand = [
         alignment_loss(distiller.method.adapters[str(s)](ours[s][0]), theirs[s][0])
@@ -65,7 +71,7 @@ def test_seen_features_are_what_the_method_compares():
 def test_balance_is_that_of_two_separate_backwards():
     distiller, batch = pair(), tiny_images(2)
     torch.manual_seed(3)
-    found = balance(distiller, batch)
+    found = loss_balance(distiller, batch)
     gradients, sums = [], []
     for distilled in (True, False):
         torch.manual_seed(3)
@@ -95,11 +101,12 @@ class Slow:
             yield tiny_images(3)
 
 
-def test_cost_counts_images_and_waiting():
+def test_throughput_counts_images_and_waiting():
     distiller, world, rows = Distiller(tiny_detector()), Accelerator(cpu=True), []
     schedule, optimizer = Schedule(steps=3, lr=1e-3), make_optimizer(distiller)
     began = time.perf_counter()
-    found = cost(distiller, optimizer, Slow(), schedule, accelerator=world, watch=rows.append)
+    log = Logging(watch=rows.append, show=False)
+    found = throughput(distiller, optimizer, Slow(), schedule, accelerator=world, log=log)
     whole = time.perf_counter() - began
     assert len(rows) == 3  # one of them is not timed
     assert 6 / whole < found["images_s"] < 3 / 0.2
@@ -120,8 +127,18 @@ def test_the_steps_are_made_as_the_settings_say(place, monkeypatch):
         return forward(self, images, targets)
 
     monkeypatch.setattr(Distiller, "forward", seen)
-    how = ["engine.accumulate=2", "engine.channels_last=True", "train.clip=1e-9", "train.lr=1.0"]
-    report = examine(resolve("scenes", [*TINY, *how]), images=2, steps=2)
+    how = [
+        "inherit=neck",
+        "engine.accumulate=2",
+        "engine.channels_last=True",
+        "train.clip=1e-9",
+        "train.lr=1.0",
+    ]
+    report = run_preflight(resolve("scenes", [*TINY, *how]), images=2, steps=2)
+    (inherited,) = (text for part, _, text in report.findings if part == "inherited")
+    laterals, outputs = ("inner_blocks", "layer_blocks")
+    names = [f"backbone.fpn.{kind}.{n}.0" for kind in (laterals, outputs) for n in range(4)]
+    assert inherited == f"16 tensors of the neck: {', '.join(names)}"  # weight and bias of each
     assert not report.reasons  # the clipping holds that learning rate down
     assert sizes == [1] * (1 + 3 * 2)  # the balance of one part; three steps of two parts
     assert layouts == {True, False}
@@ -129,14 +146,10 @@ def test_the_steps_are_made_as_the_settings_say(place, monkeypatch):
 
 def test_what_the_engine_cannot_do_is_refused(place, monkeypatch):
     monkeypatch.setattr(preflight, "evaluate", lambda *_, **__: {"AP": 1.0})
-    for setting, words in (
-        ("engine.accumulate=3", "2 images make no 3 equal parts"),
-        ("engine.sync_norm=True", "needs GPUs"),
-    ):
-        report = examine(resolve("scenes", [*TINY, setting]), images=2, steps=1)
-        (reason,) = report.reasons
-        assert reason.startswith("steps: ")
-        assert words in reason
+    report = run_preflight(resolve("scenes", [*TINY, "engine.accumulate=3"]), images=2, steps=1)
+    (reason,) = report.reasons
+    assert reason.startswith("steps: ")
+    assert "2 images make no 3 equal parts" in reason
 
 
 @pytest.fixture
@@ -147,8 +160,11 @@ def place(tmp_path, monkeypatch):
 
 
 def test_a_teacher_that_detects_nothing_is_refused(place):
-    report = examine(resolve("scenes", TINY), images=2, steps=1)
-    assert [reason.split(":")[0] for reason in report.reasons] == ["teacher weak", "teacher strong"]
+    report = run_preflight(resolve("scenes", TINY), images=2, steps=1)
+    assert [reason.split(":")[0] for reason in report.reasons] == [
+        "teacher weak",
+        "teacher strong",
+    ]
     assert "AP 0.0 on 2 validation images" in report.reasons[0]
 
 
@@ -192,7 +208,7 @@ def test_the_whole_report(place, capsys):
 def test_what_is_wrong_is_named(place, monkeypatch, capsys, settings, part, words):
     monkeypatch.setattr(preflight, "evaluate", lambda *_, **__: {"AP": 1.0})
     (place / "broken.safetensors").write_bytes(b"no weights")
-    report = examine(resolve("scenes", [*TINY, *settings]), images=2, steps=1)
+    report = run_preflight(resolve("scenes", [*TINY, *settings]), images=2, steps=1)
     assert any(r.startswith(part) and words in r for r in report.reasons), report
     line = refused(capsys, "preflight", "scenes", *TINY, *settings)
     assert line.startswith("dfmsd: preflight refused the job, ")
@@ -209,19 +225,19 @@ def test_distill_says_that_the_learning_rate_is_another(place, capsys):
 
 def test_a_long_job_begins_with_it_and_a_continued_one_does_not(place, capsys):
     settings = resolve("scenes", [*TINY, "train.steps=5000", "arms=none"])
-    assert wanted(settings)
-    assert not wanted(replace(settings, train=replace(settings.train, steps=4999)))
+    assert is_due(settings)
+    assert not is_due(replace(settings, train=replace(settings.train, steps=4999)))
     line = refused(capsys, "distill", "scenes", *TINY, "train.steps=5000", "weak_file=none")
     assert "preflight refused the job, teacher weak: weak_file=none: no such file" in line
     folder = preflight.runs(settings)[0].folder
     folder.mkdir(parents=True)
     (folder / "log.jsonl").write_text("")
-    assert not wanted(settings)
+    assert not is_due(settings)
 
 
 def test_levels_without_anything_to_teach_are_named(place, monkeypatch):
     monkeypatch.setattr(preflight, "evaluate", lambda *_, **__: {"AP": 1.0})
-    real = preflight.seen_features
+    real = preflight.collect_features
 
     def doctored(*arguments):
         student, teacher = real(*arguments)
@@ -231,8 +247,8 @@ def test_levels_without_anything_to_teach_are_named(place, monkeypatch):
         teacher[32][0] = teacher[32][0] / 0
         return student, teacher
 
-    monkeypatch.setattr(preflight, "seen_features", doctored)
-    report = examine(resolve("scenes", [*TINY, "arms=one"]), images=3, steps=1)
+    monkeypatch.setattr(preflight, "collect_features", doctored)
+    report = run_preflight(resolve("scenes", [*TINY, "arms=one"]), images=3, steps=1)
     notes = {part: words for part, verdict, words in report.findings if verdict != "ok"}
     assert "nearly the same picture for every image" in notes["stride 8"]
     assert notes["stride 8"].endswith("method.strides=4,16,32")

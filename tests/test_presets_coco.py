@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import typing
 from dataclasses import replace
 
 import pytest
 import torch
+import tyro
 
-from dfmsd import __main__ as cli
+from dfmsd.__main__ import COMMANDS
 from dfmsd.detectors.features import feature_channels
 from dfmsd.experiments import presets
 from dfmsd.experiments.build import arm_stages, detector_for
-from dfmsd.experiments.preflight import Preflight, _teacher
+from dfmsd.experiments.commands import Preset
+from dfmsd.experiments.preflight import Preflight, _report_teacher
 from dfmsd.experiments.presets import PRESETS, resolve
 from dfmsd.experiments.presets_coco import PRESETS as COCO
 from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.settings import ARMS
 from dfmsd.experiments.teachers import teacher
-from dfmsd.terminal import parse
 
 
 def test_the_command_line_offers_every_preset():
-    literal = typing.get_args(typing.get_args(cli.Preset)[0])
+    literal = typing.get_args(typing.get_args(Preset)[0])
     assert list(literal) == list(PRESETS)
 
 
@@ -101,8 +103,8 @@ def words_of_absence(name, project):
         if getattr(settings, f"{teacher_name}_file"):
             with pytest.raises(FileNotFoundError) as caught:
                 teacher(settings, teacher_name)
-            report = Preflight()
-            _teacher(report, settings, teacher_name, None, 1, None)
+            report = Preflight(settings, None)
+            _report_teacher(report, teacher_name, None, 1)
             assert report.reasons == [f"teacher {teacher_name}: {caught.value}"]
             said.append(str(caught.value))
     with pytest.raises(FileNotFoundError) as caught:
@@ -124,7 +126,8 @@ def test_a_missing_file_says_how_to_get_it(name, tmp_path):
     for line in teachers:  # the command it names exists, and writes the very file
         file = re.match(r"(?:weak|strong)_file=(.*?): no such file; ", line)[1]
         command = re.search(r"`dfmsd (.*?)`", line)[1].split()
-        parse(cli.COMMANDS, command, prog="dfmsd", description="")
+        no_run = functools.wraps(COMMANDS[command[0]])(lambda *_, **__: None)
+        tyro.cli(no_run, args=command[1:])
         assert command[command.index("--out") + 1] == file
         kind = "import-torchvision" if name.endswith("faster_rcnn_v2") else "import-mmdet"
         assert command[0] == kind

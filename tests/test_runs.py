@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -24,7 +28,7 @@ from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import PACKAGES, read_records
 from dfmsd.training import steps
-from dfmsd.training.checkpoint import newest
+from dfmsd.training.checkpoint import load_latest
 from dfmsd.training.evaluation import KEYS
 
 JOB = ("distill", "scenes", *TINY)
@@ -121,7 +125,7 @@ def test_every_stage_leaves_a_student_and_stages_differ(finished):
 
 def test_a_finished_job_is_not_run_again(capsys, finished, monkeypatch):
     monkeypatch.chdir(finished)
-    monkeypatch.setattr(runs, "train_stages", None)  # would raise
+    monkeypatch.setattr(runs, "train_and_record", None)  # would raise
     before = everything(finished)
     status, out, err = call(capsys, *JOB)
     assert (status, err) == (0, "")
@@ -169,7 +173,7 @@ def interrupt(monkeypatch, owner, name, *, at):
         (steps, "total_loss", 4),  # in the second
         (training, "save_detector", 4),  # a student beside a checkpoint
         (training, "evaluate", 3),  # the second stage is trained, its student not saved yet
-        (runs, "append_record", 1),  # saved, not recorded yet
+        (training, "append_record", 1),  # saved, not recorded yet
     ],
 )
 def test_an_interrupted_job_continues_with_the_same_numbers(
@@ -209,6 +213,36 @@ def test_two_jobs_at_a_time_give_the_same(fresh):
     assert {arm: outcome(record) for arm, record in together.items()} == alone
 
 
+def worker_of(pipe):
+    """Start a worker as a job with `jobs=2` does, tell its number, and wait to be killed."""
+    with ProcessPoolExecutor(1, get_context("spawn"), runs._prepare_worker) as pool:
+        pipe.send(pool.submit(os.getpid).result())
+        pool.submit(time.sleep, 600).result()
+
+
+def test_a_worker_ends_with_the_process_that_started_it():
+    context = get_context("spawn")
+    answers, pipe = context.Pipe(duplex=False)
+    parent = context.Process(target=worker_of, args=(pipe,))
+    parent.start()
+    worker = Path(f"/proc/{answers.recv()}")
+    assert worker.exists()
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 60
+    while not gone(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert gone(worker)
+
+
+def gone(process):
+    """Whether a process of /proc has ended, though nobody may have asked how."""
+    try:
+        return (process / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 # --- mistakes leave everything as it was
 
 
@@ -227,7 +261,7 @@ def test_a_broken_records_file_is_refused_before_training(capsys, fresh):
 @pytest.mark.parametrize("kind", ["cut", "foreign", "other"])
 def test_a_wrong_checkpoint_in_the_folder_is_named_and_kept(capsys, fresh, finished, kind):
     (source,) = finished.glob("runs/scenes-smoke-*/none-seed0")
-    path, _ = newest(source)
+    path, _ = load_latest(source)
     target = fresh / path.relative_to(finished)
     target.parent.mkdir(parents=True)
     data = path.read_bytes()

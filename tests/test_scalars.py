@@ -9,7 +9,8 @@ import pytest
 from tiny import LineDetector, TinyBatches
 
 from dfmsd.stages import Stage, run_stages
-from dfmsd.training.log import tensorboard
+from dfmsd.training.log import Logging, tensorboard
+from dfmsd.training.loop import Evaluation
 from dfmsd.training.optim import Schedule
 
 
@@ -43,11 +44,9 @@ def test_steps_count_over_all_stages(board, tmp_path):
         [Stage("task only", Schedule(steps=steps, lr=0.1)) for steps in lengths],
         TinyBatches(),
         optimizer={},
-        watch=tensorboard(tmp_path, lengths),
-        evaluate=lambda _: {"AP": 0.25},
-        evaluate_every=2,
+        log=Logging(watch=tensorboard(tmp_path, lengths), show=False),
+        evaluation=Evaluation(lambda _: {"AP": 0.25}, every=2),
         after_stage=lambda *given: histories.append(given[-1]),
-        show=False,
     )
     (writer,) = board
     assert (writer.folder, writer.purge_step) == (str(tmp_path), 0)

@@ -15,50 +15,45 @@ from dfmsd.detectors.features import feature_channels
 from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage, run_stages
-from dfmsd.training.checkpoint import newest
-from dfmsd.training.log import History
+from dfmsd.training.checkpoint import Checkpointing, load_latest
+from dfmsd.training.log import History, Logging
 from dfmsd.training.optim import Schedule
-from dfmsd.training.rng import step_seed
+from dfmsd.training.steps import step_seed
 
 STEPS, LR = 3, 1e-2
 
 
-def plan(student, count=2, *, carry=False, channels=24):
+def plan(student, count=2):
     """Stages with fresh teachers and methods, the same ones at each call."""
     made = []
     for number in range(count):
-        teacher = tiny_detector("faster_rcnn", seed=number + 1, channels=channels)
+        teacher = tiny_detector("faster_rcnn", seed=number + 1, channels=24)
         torch.manual_seed(number)
         method = DFMSDLoss(feature_channels(student), feature_channels(teacher), select="random")
         schedule = Schedule(steps=STEPS, lr=LR)
-        made.append(Stage(f"teacher {number}", schedule, teacher, method, carry and number > 0))
+        made.append(Stage(f"teacher {number}", schedule, teacher, method))
     return made
 
 
-def go(student, stages, **options):
+def go(student, stages, *, folder=None, after_stage=lambda *_: None):
     """Run the stages; gives student and the losses of all steps."""
     rows = []
     optimizer = {"name": "sgd", "weight_decay": 0.0}
-    options = {"seed": 5, "show": False, "save_every": 1} | options
-    after = options.pop("after_stage", lambda *_: None)
+    options = {"seed": 5, "log": Logging(show=False)}
+    options["checkpoints"] = Checkpointing(folder, every_steps=1)
 
     def collect(number, stage, model, history):
         rows.extend(row for row in history.rows if row["stage"] == number)
-        after(number, stage, model, history)
+        after_stage(number, stage, model, history)
 
     run_stages(student, stages, TinyBatches(), optimizer=optimizer, after_stage=collect, **options)
     return student, [row["loss"] for row in rows]
 
 
-def by_hand(student, stages, *, carry):
+def by_hand(student, stages):
     """The same with a plain loop and torch's own optimiser and clipping."""
-    losses, before = [], None
+    losses = []
     for number, stage in enumerate(stages):
-        if carry and before is not None:
-            for new, old in zip(
-                stage.method.generators.parameters(), before.generators.parameters(), strict=True
-            ):
-                new.data.copy_(old.data)
         model = Distiller(student, stage.teacher, stage.method).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(trained, lr=LR, momentum=0.9)
@@ -73,7 +68,6 @@ def by_hand(student, stages, *, carry):
             torch.nn.utils.clip_grad_norm_(trained, 5.0)
             optimizer.step()
             losses.append(loss.item())
-        before = stage.method
     return losses
 
 
@@ -90,22 +84,14 @@ def reference():
     return *go(student, stages), stages
 
 
-@pytest.mark.parametrize("carry", [False, True])
-def test_the_stages_equal_a_loop_written_by_hand(carry):
-    student, other = tiny_detector(seed=0), tiny_detector(seed=0)
-    _, losses = go(student, plan(student, carry=carry))
-    expected = by_hand(other, plan(other), carry=carry)
+def test_the_stages_equal_a_loop_written_by_hand(reference):
+    student, losses, _ = reference
+    other = tiny_detector(seed=0)
+    expected = by_hand(other, plan(other))
     assert len(losses) == 2 * STEPS
     assert losses == pytest.approx(expected, rel=1e-5)
     for key, value in student.state_dict().items():
         torch.testing.assert_close(value, other.state_dict()[key], rtol=1e-4, atol=1e-6)
-
-
-def test_carrying_changes_the_second_stage_only(reference):
-    student = tiny_detector(seed=0)
-    _, losses = go(student, plan(student, carry=True))
-    assert losses[:STEPS] == reference[1][:STEPS]
-    assert losses[STEPS] != reference[1][STEPS]
 
 
 def test_teachers_stay_as_they_were(reference):
@@ -132,27 +118,16 @@ def watched(monkeypatch):
     return began
 
 
-@pytest.mark.parametrize("carry", [False, True])
-def test_what_a_stage_takes_over(watched, carry):
+def test_a_stage_takes_over_the_student_only(watched):
     student = tiny_detector(seed=0)
-    stages = plan(student, 3, carry=carry)
+    stages = plan(student, 3)
     fresh = [copy.deepcopy(stage.method) for stage in stages]
     go(student, stages)
     for number in (1, 2):
         begun, method = watched[number]
         for weight, first in zip(begun.parameters(), watched[0][0].parameters(), strict=True):
             torch.testing.assert_close(weight, first + number * first.requires_grad)
-        assert same(method.adapters, fresh[number].adapters)  # never carried
-        assert same(method.generators, fresh[number].generators) != carry
-        assert same(method.generators, stages[number - 1].method.generators) == carry
-
-
-def test_generators_that_do_not_fit_are_refused(watched):
-    student = tiny_detector(seed=0)
-    stages = [plan(student)[0], plan(student, carry=True, channels=16)[1]]
-    with pytest.raises(CheckpointError, match="carry: generators of stage 1 differ") as caught:
-        go(student, stages)
-    assert "\n" not in str(caught.value)
+        assert same(method, fresh[number])
 
 
 def test_a_stage_without_teacher_trains_the_task_alone():
@@ -171,10 +146,10 @@ class StopError(Exception):
     """Something that ends a run between two stages."""
 
 
-def stopped(folder, *, carry=False):
+def stopped(folder):
     """Run stage 0 of two and stop before stage 1; the checkpoint stands between them."""
     student = tiny_detector(seed=0)
-    stages = plan(student, carry=carry)
+    stages = plan(student)
     before = module.fit
 
     def only_first(*arguments, stage, **options):
@@ -191,27 +166,21 @@ def stopped(folder, *, carry=False):
     return student
 
 
-@pytest.mark.parametrize("carry", [False, True])
-def test_a_run_stopped_between_stages_continues_there(tmp_path, reference, carry):
-    stopped(tmp_path, carry=carry)
-    _, state = newest(tmp_path)
+def test_a_run_stopped_between_stages_continues_there(tmp_path, reference):
+    stopped(tmp_path)
+    _, state = load_latest(tmp_path)
     assert (state["stage"], state["step"]) == (1, 0)
     student = tiny_detector(seed=99)  # its weights come from the checkpoint
     visited = []
     _, losses = go(
         student,
-        plan(student, carry=carry),
+        plan(student),
         folder=tmp_path,
         after_stage=lambda number, *_: visited.append(number),
     )
     assert visited == [1]
-    if carry:
-        whole = tiny_detector(seed=0)
-        expected = go(whole, plan(whole, carry=True))
-    else:
-        expected = reference[:2]
-    assert losses == expected[1][STEPS:]
-    assert same(student, expected[0])
+    assert losses == reference[1][STEPS:]
+    assert same(student, reference[0])
 
 
 def test_a_finished_run_trains_no_more_and_gives_its_student(tmp_path, reference):
@@ -226,7 +195,7 @@ def test_a_finished_run_trains_no_more_and_gives_its_student(tmp_path, reference
 def test_a_checkpoint_of_a_longer_run_is_refused_and_kept(tmp_path):
     student = tiny_detector(seed=0)
     go(student, plan(student), folder=tmp_path)
-    path, state = newest(tmp_path)
+    path, state = load_latest(tmp_path)
     content = path.read_bytes()
     short = tiny_detector(seed=0)
     with pytest.raises(CheckpointError, match=rf"{path.name}: stands at stage 2, this run has 1"):
@@ -245,7 +214,7 @@ def test_checkpoints_of_another_student_or_of_nothing_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="belongs to another model") as caught:
         go(wider, plan(wider), folder=tmp_path)
     assert "\n" not in str(caught.value)
-    path, _ = newest(tmp_path)
+    path, _ = load_latest(tmp_path)
     save_state({"x": 1}, path)
     with pytest.raises(CheckpointError, match=rf"{path.name}: holds no training run; remove it"):
         go(wider, plan(wider), folder=tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -11,18 +13,20 @@ from torch import nn
 from dfmsd.baselines import MGD, FitNet
 from dfmsd.detectors.build import build_detector
 from dfmsd.detectors.features import feature_channels
+from dfmsd.detectors.recipe import Recipe
 from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
+from dfmsd.training.log import Logging
 from dfmsd.training.loop import fit
 from dfmsd.training.optim import Schedule, make_optimizer
-from dfmsd.training.steps import Place, backward, parts, to_device
+from dfmsd.training.steps import backward, parts, step_seed
 
 CNN = {"channels": [8, 16, 24, 32]}
 
 
 def detector(kind, seed=0, *, frozen=True, channels=32, strides=(8, 16, 32)):
     torch.manual_seed(seed)
-    return build_detector(
+    recipe = Recipe(
         kind,
         "timm:resnet10t",
         num_classes=6,
@@ -33,9 +37,10 @@ def detector(kind, seed=0, *, frozen=True, channels=32, strides=(8, 16, 32)):
         trunk_arguments=CNN,
         frozen_norm=frozen,
     )
+    return build_detector(recipe)
 
 
-def distiller(kind="retinanet", method=MGD, *, frozen=True, **options):
+def distiller(kind="retinanet", method=FitNet, *, frozen=True, **options):
     student = detector(kind, frozen=frozen)
     teacher = detector("faster_rcnn", 1, channels=24, strides=(4, 8, 16, 32))
     torch.manual_seed(7)
@@ -43,30 +48,28 @@ def distiller(kind="retinanet", method=MGD, *, frozen=True, **options):
     return Distiller(student, teacher, built).train()
 
 
-def gradients(model, *, accumulate, draws="image"):
+def gradients(model, *, accumulate):
     """Losses and gradients of one step with four images."""
-    weights = {name: 2.0 for name in ("reconstruction", "imitation")}
-    place = Place(seed=1, stage=0, step=3)
+    weights = {"reconstruction": 2.0, "imitation": 2.0}
+    how = {"weights": weights, "accumulate": accumulate, "flags": (True, False)}
     torch.manual_seed(0)
-    losses, wishes = backward(
-        Accelerator(cpu=True),
-        model,
-        tiny_images(4),
-        place,
-        weights=weights,
-        accumulate=accumulate,
-        draws=draws,
-        wishes=(True, False),
-    )
-    assert wishes == [True, False]
+    losses, flags = backward(Accelerator(cpu=True), model, tiny_images(4), 3, **how)
+    assert flags == [True, False]
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return losses, found
 
 
-@pytest.mark.parametrize("method", [MGD, FitNet])
-def test_parts_add_up_to_the_whole(method):
-    model = distiller(method=method)
+def test_seeds_differ():
+    steps = itertools.product(range(3), range(3), range(500), range(4))
+    seeds = {step_seed(*step) for step in steps}
+    assert len(seeds) == 3 * 3 * 500 * 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(("method", "options"), [(MGD, {"ratio": 0.0}), (FitNet, {})])
+def test_parts_add_up_to_the_whole(method, options):
+    model = distiller(method=method, **options)
     whole, expected = gradients(model, accumulate=1)
     terms = {name: value for name, value in whole.items() if name != "loss"}
     weighted = sum(
@@ -85,7 +88,7 @@ def test_parts_add_up_to_the_whole(method):
     ("options", "terms"),
     [
         ({"method": DFMSDLoss}, {"alignment"}),  # standardised over the batch
-        ({"method": FitNet, "frozen": False}, {"imitation"}),  # batch norm
+        ({"frozen": False}, {"imitation"}),  # batch norm
     ],
 )
 def test_what_looks_at_the_batch_as_a_whole_differs(options, terms):
@@ -97,20 +100,13 @@ def test_what_looks_at_the_batch_as_a_whole_differs(options, terms):
         assert abs(losses[name] / whole[name] - 1) > 1e-4
 
 
-def test_the_places_of_the_images_in_the_batch():
+def test_parts_are_equal_and_in_order():
     images, targets = tiny_images(6)
     found = list(parts((images, targets), 3))
-    assert [list(numbers) for numbers, _ in found] == [[0, 1], [2, 3], [4, 5]]
-    assert all(torch.equal(found[2][1][0][i], images[4 + i]) for i in (0, 1))
-    assert [t["image_id"] for t in found[1][1][1]] == [2, 3]
+    assert [[t["image_id"] for t in part[1]] for part in found] == [[0, 1], [2, 3], [4, 5]]
+    assert all(torch.equal(found[2][0][i], images[4 + i]) for i in (0, 1))
     with pytest.raises(ValueError, match=r"accumulate=4: 6 images make no 4 equal parts"):
         list(parts((images, targets), 4))
-
-
-def test_to_device_leaves_what_is_no_tensor():
-    images, targets = to_device(tiny_images(1), torch.device("cpu"))
-    assert targets[0]["image_id"] == 0
-    assert images[0].device.type == "cpu"
 
 
 def test_fit_in_parts_is_fit():
@@ -123,17 +119,15 @@ def test_fit_in_parts_is_fit():
 
     rows = []
     for accumulate in (1, 2):
-        model = distiller(method=FitNet)
+        model = distiller()
         schedule, optimizer = Schedule(steps=4, lr=1e-2), make_optimizer(model, name="sgd", lr=1e-2)
         history = fit(
             model,
             Images(),
             optimizer,
             schedule,
-            weights=model.weights,
             accumulate=accumulate,
-            draws="image",
-            show=False,
+            log=Logging(show=False),
         )
         rows.append(history.rows)
     for one, other in zip(*rows, strict=True):

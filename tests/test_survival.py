@@ -17,7 +17,9 @@ from tiny import LineDetector, TinyBatches
 
 from dfmsd.detectors.checkpoints import load_state, load_weights, save_weights
 from dfmsd.stages import Stage, run_stages
-from dfmsd.training.checkpoint import found
+from dfmsd.training.checkpoint import Checkpointing, list_checkpoints
+from dfmsd.training.log import Logging
+from dfmsd.training.loop import Evaluation
 from dfmsd.training.optim import Schedule
 
 
@@ -34,12 +36,9 @@ def train(folder):
         [Stage("task only", Schedule(steps=6, lr=0.1)) for _ in range(2)],
         TinyBatches(),
         optimizer={},
-        folder=folder,
-        export=export,
-        save_every=2,
-        evaluate=lambda model: {"AP": model.student.weight.item()},
-        evaluate_every=3,
-        show=False,
+        checkpoints=Checkpointing(folder, export, every_steps=2),
+        evaluation=Evaluation(lambda model: {"AP": model.student.weight.item()}, every=3),
+        log=Logging(show=False),
     )
     export(student, folder / "student.safetensors")
 
@@ -75,7 +74,7 @@ def outcome(folder):
 
 def check_pairs(folder):
     """Every state can be read, and its student is beside it and of the same step."""
-    for path in found(folder):
+    for path in list_checkpoints(folder):
         state = load_state(path)
         place = load_weights(LineDetector(), path.with_suffix(".safetensors"))
         assert place == {"stage": state["stage"], "step": state["step"]}

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from figures import assert_readable, frames, images
-from matplotlib.collections import PathCollection
 
 from dfmsd import viz
-from dfmsd.viz.charts import smoothed
 
 CLASSES = ("striped disc", "checked square", "a class with a rather long name")
 
@@ -67,12 +63,9 @@ def test_a_tag_names_class_and_score():
 
 def test_scenes_draw_every_box_without_tags():
     targets = [{**labelled(count), "image_id": 40 + count} for count in (1, 3, 0)]
-    figure = viz.scene_sheet(images(3), targets, CLASSES, columns=2)
-    assert [axes.get_title() for axes in figure.axes] == [
-        "41: 1 object",
-        "43: 3 objects",
-        "40: 0 objects",
-    ]
+    figure = viz.scene_sheet(images(3), targets, CLASSES)
+    heads = [axes.get_title() for axes in figure.axes]
+    assert heads == ["41: 1 object", "43: 3 objects", "40: 0 objects"]
     assert [len(frames(axes, dashed=False)) for axes in figure.axes] == [1, 3, 0]
     assert not any(axes.texts for axes in figure.axes)
     assert_readable(figure)
@@ -87,26 +80,15 @@ def test_a_label_without_a_class_is_refused(bad):
 
 def test_bad_shapes_and_lengths_are_refused():
     with pytest.raises(ValueError, match=r"image: got shape \(48, 64\)"):
-        viz.heat_over_image(torch.rand(48, 64), torch.rand(3, 4))
+        viz.feature_maps_figure([torch.rand(48, 64)], {"teacher": [torch.rand(3, 4)]})
     with pytest.raises(ValueError, match=r"map: got shape \(1, 3, 4\)"):
-        viz.heat_over_image(images(1)[0], torch.rand(1, 3, 4))
+        viz.feature_maps_figure(images(1), {"teacher": [torch.rand(1, 3, 4)]})
     with pytest.raises(ValueError, match="map: got values"):
-        viz.heat_over_image(images(1)[0], torch.full((3, 4), float("nan")))
+        viz.feature_maps_figure(images(1), {"teacher": [torch.full((3, 4), float("nan"))]})
     with pytest.raises(ValueError, match="lengths"):
         viz.scene_sheet(images(2), [labelled(1)], CLASSES)
     with pytest.raises(ValueError, match="lengths"):
         viz.feature_maps_figure(images(2), {"teacher": [torch.rand(3, 4)]})
-
-
-def test_heat_lies_over_the_whole_image():
-    heat = torch.arange(12.0).reshape(3, 4)
-    figure = viz.heat_over_image(images(1)[0], heat, title="attention", smooth=True)
-    under, over = figure.axes[0].images
-    assert tuple(over.get_extent()) == tuple(under.get_extent()) == (0, 64, 48, 0)
-    assert np.array_equal(over.get_array(), heat.numpy())
-    assert over.get_clim() == (0, 11)
-    assert figure.axes[0].get_title() == "attention"
-    assert_readable(figure)
 
 
 def test_feature_maps_share_a_scale_within_a_row():
@@ -120,6 +102,7 @@ def test_feature_maps_share_a_scale_within_a_row():
         assert {heat.get_clim() for heat in heats} == {(float(both.min()), float(both.max()))}
         for heat, values in zip(heats, maps.values(), strict=True):
             assert np.array_equal(heat.get_array(), values[row].numpy())
+            assert tuple(heat.get_extent()) == (0, 64, 48, 0)  # over the whole image
     assert titles_of_a_row_do_not_touch(figure)
     assert_readable(figure)
 
@@ -152,77 +135,6 @@ def test_masks_take_bool_and_no_enhancement():
     figure = viz.masks_figure(images(1)[0], torch.rand(6, 8), torch.ones(6, 8, dtype=torch.bool))
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["image", "attention of the teacher", "visible: 48 of 48 cells (100%)"]
-
-
-def test_curves_hold_raw_and_smoothed_values_and_marks():
-    long = [(step, float(step % 7)) for step in range(100)]
-    short = [(50, 2.0), (0, 1.0), (100, float("nan"))]
-    figure = viz.curves_figure(
-        {"long": long, "short": short, "none yet": []},
-        xlabel="step",
-        ylabel="loss",
-        marks={0: "stage 1", 60: "stage 2"},
-        title="falling",
-    )
-    (axes,) = figure.axes
-    raw, mean, points = axes.lines[:3]
-    assert raw.get_ydata().tolist() == [value for _, value in long]
-    assert mean.get_label() == "long"
-    assert points.get_xdata().tolist() == [0, 50, 100]
-    assert [text.get_text() for text in axes.texts] == ["stage 1", "stage 2"]
-    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("step", "loss", "falling")
-    names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["long", "short", "none yet"]
-    assert_readable(figure)
-
-
-def test_curves_over_logarithmic_steps_write_each_of_them():
-    pairs = [(0.1, 1.0), (3.0, 3.0), (1.0, 2.0)]
-    figure = viz.curves_figure({"a": pairs}, xlabel="×", ylabel="AP", log_steps=True)
-    (axes,) = figure.axes
-    assert axes.get_xscale() == "log"
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.1", "1", "3"]
-    assert axes.get_xticks().tolist() == [0.1, 1.0, 3.0]
-    assert_readable(figure)
-    assert_readable(viz.curves_figure({"a": []}, xlabel="×", ylabel="AP", log_steps=True))
-
-
-@pytest.mark.parametrize("window", [1, 3, 4, 50])
-def test_smoothing_equals_a_naive_loop(window):
-    values = [1.0, 4.0, float("nan"), 2.0, float("inf"), 8.0, -3.0]
-    half = window // 2
-    naive = []
-    for i in range(len(values)):
-        near = [v for v in values[max(i - half, 0) : i + half + 1] if np.isfinite(v)]
-        naive.append(statistics.fmean(near) if near else float("nan"))
-    np.testing.assert_allclose(smoothed(values, window), naive)
-
-
-def test_bars_show_mean_spread_and_every_seed():
-    rows = {"none": [38.0, 39.0, 40.0], "one stage": [41.5], "a stage that nobody ran": []}
-    figure = viz.bars_figure(rows, xlabel="AP in %", title="arms")
-    (axes,) = figure.axes
-    assert [bar.get_width() for bar in axes.patches] == [39.0, 41.5]
-    dots = [
-        xy[0]
-        for group in axes.collections
-        if isinstance(group, PathCollection)
-        for xy in group.get_offsets().tolist()
-    ]
-    assert sorted(dots) == [38.0, 39.0, 40.0, 41.5]
-    words = [text.get_text() for text in axes.texts]
-    assert words == ["39.0 ± 1.0  (3 seeds)", "41.5  (1 seed)", "not run"]
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == list(rows)
-    assert_readable(figure)
-
-
-def test_charts_refuse_nothing_to_draw():
-    with pytest.raises(ValueError, match="rows"):
-        viz.bars_figure({})
-    with pytest.raises(ValueError, match=r"rows\['a'\]"):
-        viz.bars_figure({"a": [1.0, float("nan")]})
-    with pytest.raises(ValueError, match="series"):
-        viz.curves_figure({}, xlabel="step", ylabel="loss")
 
 
 def test_the_style_does_not_leak():

@@ -12,7 +12,7 @@ from figures import assert_readable, frames, images
 
 from dfmsd import viz
 from dfmsd.viz.boxes import ink
-from dfmsd.viz.panels import value_range, wrapped
+from dfmsd.viz.panels import value_range, wrap
 
 BOXES = torch.tensor([[4.0, 6.0, 20.0, 30.0], [30.0, 8.0, 60.0, 40.0]])
 NAN = float("nan")
@@ -37,7 +37,7 @@ def test_keep_masks_black_out_the_masked_cells_and_count_them():
     assert_readable(figure)
 
 
-def test_long_names_of_panels_are_wrapped():
+def test_long_names_of_panels_are_wrap():
     keeps = {f"attended, stride {k}": torch.ones(80, 80) for k in range(4)}
     figure = viz.keep_masks_figure(images(1)[0], keeps, title="a long title " * 20)
     assert all("\n" in axes.get_title() for axes in figure.axes)
@@ -54,21 +54,12 @@ LEVELS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("shared", "expected"),
-    [
-        ("panel", [(0, 11), (5, 40), (-1, 3)]),
-        ("row", [(0, 40), (0, 40), (-1, 3)]),
-        ("figure", [(-1, 40)] * 3),
-    ],
-)
-def test_levels_share_their_scale_as_asked(shared, expected):
-    figure = viz.levels_figure(images(1)[0], LEVELS, shared=shared)
+def test_every_level_has_a_scale_of_its_own():
+    figure = viz.levels_figure(images(1)[0], LEVELS)
     heats = [axes.images[1] for axes in figure.axes[:4] if len(axes.images) == 2]
-    assert [heat.get_clim() for heat in heats] == expected
+    assert [heat.get_clim() for heat in heats] == [(0, 11), (5, 40), (-1, 3)]
     assert np.array_equal(heats[0].get_array(), LEVELS["teacher"][8].numpy())
-    bars = {"panel": 3, "row": 2, "figure": 1}
-    assert len(figure.axes) == 4 + bars[shared]
+    assert len(figure.axes) == 4 + 3
 
 
 def test_levels_name_rows_and_columns_and_note_what_is_missing():
@@ -77,14 +68,6 @@ def test_levels_name_rows_and_columns_and_note_what_is_missing():
     words = [[text.get_text() for text in axes.texts] for axes in figure.axes[:4]]
     assert words == [["teacher"], [], ["student", "no such level"], []]
     assert_readable(figure)
-
-
-def test_feature_maps_can_share_one_scale():
-    maps = {"a": torch.tensor([[[0.0, 1.0]], [[2.0, 3.0]]]), "b": torch.full((2, 1, 2), 9.0)}
-    figure = viz.feature_maps_figure(images(2), maps, shared="figure")
-    heats = [axes.images[1] for axes in figure.axes[:6] if len(axes.images) == 2]
-    assert {heat.get_clim() for heat in heats} == {(0, 9)}
-    assert len(figure.axes) == 6 + 1
 
 
 def test_pictures_are_drawn_as_they_are_or_scaled_and_say_so():
@@ -151,7 +134,6 @@ def test_many_regions_carry_no_figures():
         ),
         (lambda i: viz.levels_figure(i, {}), "maps: got no entry"),
         (lambda i: viz.levels_figure(i, {"a": {}}), r"maps\['a'\]: got no entry"),
-        (lambda i: viz.levels_figure(i, LEVELS, shared="rows"), "shared: got 'rows'"),
         (
             lambda i: viz.levels_figure(i, {"a": {8: torch.ones(1, 2, 2)}}),
             r"maps\['a'\]\[8\]: got shape \(1, 2, 2\)",
@@ -161,7 +143,6 @@ def test_many_regions_carry_no_figures():
             r"maps\['a'\]\[8\]: got values such as nan",
         ),
         (lambda i: viz.feature_maps_figure(i, {}), "maps: got no entry"),
-        (lambda i: viz.feature_maps_figure(i, {"a": i[0]}, shared="panel"), "shared: got 'panel'"),
         (lambda i: viz.pictures_figure({}), "images: got no entry"),
         (lambda i: viz.pictures_figure({"a": i}, signed=["b"]), r"signed: got \['b'\]"),
         (lambda i: viz.pictures_figure({"a": torch.ones(2, 4, 4)}), r"images\['a'\]: got shape"),
@@ -193,9 +174,9 @@ def test_one_bad_map_among_good_ones_is_noticed():
 
 
 def test_wrapping_keeps_line_breaks_and_words():
-    assert wrapped("one two three", 0.6) == "one two\nthree"  # eight letters a line
-    assert wrapped("one\ntwo", 9) == "one\ntwo"
-    assert wrapped("", 1) == ""
+    assert wrap("one two three", 0.6) == "one two\nthree"  # eight letters a line
+    assert wrap("one\ntwo", 9) == "one\ntwo"
+    assert wrap("", 1) == ""
 
 
 def test_ink_takes_the_higher_contrast():

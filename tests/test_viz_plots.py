@@ -9,12 +9,11 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from figures import assert_readable, images
+from figures import assert_readable
 from matplotlib.collections import PathCollection
-from matplotlib.patches import Circle, StepPatch
 
 from dfmsd import viz
-from dfmsd.enhance import high_pass, low_pass
+from dfmsd.enhance import low_pass
 from dfmsd.viz.spectra import radial_profile, spectrum
 
 NAN = float("nan")
@@ -46,17 +45,15 @@ def test_many_channels_stay_one_bar_each():
     assert not any(bar.get_hatch() for bar in figure.axes[0].patches)
 
 
-@pytest.mark.parametrize("log", [False, True])
-def test_points_and_their_diagonal(log):
+def test_points_and_their_diagonal():
     points = {"before": (torch.tensor([1, 8]), torch.tensor([2.0, 4.0])), "after": ([9.0], [0.5])}
     points["after"] = tuple(map(torch.tensor, points["after"]))
-    figure = viz.scatter_figure(points, xlabel="side", ylabel="score", diagonal=True, log=log)
+    figure = viz.scatter_figure(points, xlabel="side", ylabel="score", diagonal=True)
     (axes,) = figure.axes
     clouds = [group for group in axes.collections if isinstance(group, PathCollection)]
     assert [cloud.get_offsets().tolist() for cloud in clouds] == [[[1, 2], [8, 4]], [[9, 0.5]]]
     (line,) = axes.lines
     assert list(line.get_xdata()) == list(line.get_ydata()) == [0.5, 9]
-    assert (axes.get_xscale(), axes.get_yscale()) == (("log",) * 2 if log else ("linear",) * 2)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["before", "after"]
     assert_readable(figure)
 
@@ -102,26 +99,6 @@ def test_stacked_bars_begin_where_the_last_ended():
     assert_readable(figure)
 
 
-def test_histograms_count_shares_on_shared_bins():
-    values = {"a": torch.tensor([[0.0, 0.1], [0.1, 4.0]]), "b": torch.tensor([3.9, 2.0]).double()}
-    figure = viz.histograms_figure(values, xlabel="value", bins=4, marks={1.0: "mean"})
-    (axes,) = figure.axes
-    steps = [patch for patch in axes.patches if isinstance(patch, StepPatch)]
-    data = [step.get_data() for step in steps]
-    for _, edges, _ in data:
-        assert edges.tolist() == [0, 1, 2, 3, 4]
-    assert [counts.tolist() for counts, *_ in data] == [[0.75, 0, 0, 0.25], [0, 0, 0.5, 0.5]]
-    assert [text.get_text() for text in axes.texts] == ["mean"]
-    assert_readable(figure)
-
-
-def test_histograms_lose_no_value_to_rounding():
-    values = torch.tensor([0.1, 0.05], dtype=torch.float64)  # as float32, 0.1 is larger
-    figure = viz.histograms_figure({"a": -values, "b": values, "c": values * 0}, xlabel="value")
-    for patch in figure.axes[0].patches:
-        assert patch.get_data()[0].sum() == pytest.approx(1)
-
-
 def test_a_grating_has_its_energy_at_its_frequency():
     x = torch.arange(32, dtype=torch.float64)
     grating = (1 + torch.cos(2 * math.pi * x / 8)).expand(24, 32) / 2  # period 8 is Nyquist / 4
@@ -150,38 +127,6 @@ def test_the_spectrum_keeps_the_energy_and_measures_radii_as_the_filters_do():
 
 def test_a_flat_image_has_no_energy():
     assert not radial_profile(torch.full((8, 8), 0.25), 4)[1].any()
-    assert_readable(viz.spectrum_figure({"flat": torch.full((8, 8), 0.25)}, cutoff=0.5))
-
-
-def test_the_spectrum_figure_draws_picture_spectrum_and_profile():
-    image = images(1)[0]
-    shown = {"image": image, "high": high_pass(image, cutoff=0.4), "map": torch.rand(12, 16)}
-    figure = viz.spectrum_figure(shown, cutoff=0.4, softness=0.5, title="spectra")
-    pictures, spectra = figure.axes[0:6:2], figure.axes[1:6:2]
-    assert [axes.get_title() for axes in pictures] == list(shown)
-    drawn = [axes.images[0] for axes in spectra]
-    assert len({picture.get_clim() for picture in drawn}) == 1
-    for axes, picture in zip(spectra, drawn, strict=True):
-        circles = [patch for patch in axes.patches if isinstance(patch, Circle)]
-        assert sorted(circle.radius for circle in circles) == pytest.approx([0.2, 0.4, 0.6])
-        assert all(circle.center == (0, 0) for circle in circles)
-        # frequency 0 is drawn where the axes say 0
-        rows, columns = picture.get_array().shape
-        left, right, bottom, top = picture.get_extent()
-        assert left + (columns // 2 + 0.5) * (right - left) / columns == pytest.approx(0)
-        assert top + (rows // 2 + 0.5) * (bottom - top) / rows == pytest.approx(0)
-    energy, radius = spectrum(image)
-    expected = 0.5 * (energy / energy.numel()).log10()
-    low = drawn[0].get_clim()[0]
-    np.testing.assert_allclose(drawn[0].get_array(), expected.clamp_min(low), atol=1e-6)
-    profile = figure.axes[-1] if figure.axes[-1].lines else figure.axes[-2]
-    assert len(profile.lines) == 4  # three curves and the cut-off
-    beyond = float(energy[radius >= 0.4].sum() / energy.sum())
-    label = figure.legends[0].get_texts()[0].get_text()
-    assert label == f"image ({beyond:.1%} beyond the cut-off)"
-    assert_readable(figure)
-    # the pictures fill their columns
-    assert pictures[0].get_window_extent().width > 0.2 * figure.bbox.width
 
 
 @pytest.mark.parametrize(
@@ -204,12 +149,6 @@ def test_the_spectrum_figure_draws_picture_spectrum_and_profile():
             r"points\['a'\]: got 2 x and 3 y",
         ),
         (
-            lambda: viz.scatter_figure(
-                {"a": (torch.ones(1), torch.zeros(1))}, xlabel="", ylabel="", log=True
-            ),
-            r"points\['a'\]: got 0, expected values above 0",
-        ),
-        (
             lambda: viz.matrix_figure(torch.ones(2, 3), ["a"], ["x"]),
             r"values: got shape \(2, 3\), expected \(1, 1\)",
         ),
@@ -218,13 +157,6 @@ def test_the_spectrum_figure_draws_picture_spectrum_and_profile():
         (lambda: viz.stacked_figure({"a": {}}, xlabel=""), r"parts\['a'\]: got no entry"),
         (lambda: viz.stacked_figure({"a": {"b": -1}}, xlabel=""), r"parts\['a'\]\['b'\]: got -1"),
         (lambda: viz.stacked_figure({"a": {"b": NAN}}, xlabel=""), "got nan, expected a finite"),
-        (lambda: viz.histograms_figure({}, xlabel=""), "values: got no entry"),
-        (lambda: viz.histograms_figure({"a": torch.ones(0)}, xlabel=""), r"values\['a'\]: got sh"),
-        (lambda: viz.histograms_figure({"a": torch.ones(1)}, xlabel="", bins=0), "bins: got 0"),
-        (lambda: viz.spectrum_figure({}), "images: got no entry"),
-        (lambda: viz.spectrum_figure({"a": torch.ones(4)}), r"images\['a'\]: got shape \(4,\)"),
-        (lambda: viz.spectrum_figure({"a": torch.ones(4, 4)}, cutoff=0), "cutoff must lie"),
-        (lambda: viz.spectrum_figure({"a": torch.ones(4, 4)}, softness=2), "softness must lie"),
     ],
 )
 def test_bad_values_are_refused(call, message):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dfmsd.detectors.build import build_detector
+from dfmsd.detectors.recipe import Recipe
 
 CNN = {"channels": [8, 16, 24, 32]}
 
@@ -13,7 +14,7 @@ CNN = {"channels": [8, 16, 24, 32]}
 def tiny_detector(kind="retinanet", *, classes=6, seed=0, channels=16, strides=(8, 16, 32)):
     """A CNN detector of about 100 k parameters."""
     torch.manual_seed(seed)
-    return build_detector(
+    recipe = Recipe(
         kind,
         "timm:resnet10t",
         num_classes=classes,
@@ -23,6 +24,7 @@ def tiny_detector(kind="retinanet", *, classes=6, seed=0, channels=16, strides=(
         head_channels=32,
         trunk_arguments=CNN,
     )
+    return build_detector(recipe)
 
 
 def tiny_images(count=2, size=64, seed=0):

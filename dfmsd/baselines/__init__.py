@@ -19,13 +19,7 @@ from dfmsd.baselines.mgd import MGD
 from dfmsd.baselines.pkd import PKD
 
 BASELINES: dict[str, type[nn.Module]] = {
-    "fitnet": FitNet,
-    "mgd": MGD,
-    "amd": AMD,
-    "dmkd": DMKD,
-    "pkd": PKD,
-    "fgd": FGD,
-    "cwd": CWD,
+    method.__name__.lower(): method for method in (FitNet, MGD, AMD, DMKD, PKD, FGD, CWD)
 }
 
 __all__ = ["AMD", "BASELINES", "CWD", "DMKD", "FGD", "MGD", "PKD", "FitNet"]

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from math import ceil
 
 from torch import Tensor, nn
 
-from dfmsd.align import Context, Match
-from dfmsd.baselines.pyramid import (
-    CHANNELS,
-    ONE_STAGE_CELLS,
-    Baseline,
-    Fit,
-    check,
-    over_levels,
-)
-from dfmsd.generate import DualGenerator, reconstruction_loss
-from dfmsd.masking import Select, spatial_attention, spatial_keep
+from dfmsd.align import Fit, Match, check
+from dfmsd.baselines.base import MGD_WEIGHT, Level, Masked
+from dfmsd.masking import Select, check_selection, keep_mask, spatial_attention
 
 
-class AMD(Baseline):
+class AMD(Masked):
     """Our reading of adaptive masking distillation, of which only the abstract is known to us.
 
     It returns {"reconstruction"}, the mean over the levels of the mean squared error of the
@@ -33,16 +25,13 @@ class AMD(Baseline):
     With select="random" and gate=False it is `MGD` with mask="count" and over="levels".
 
     Args:
-        student_channels: stride → C_s.
-        teacher_channels: stride → C_t.
+        student_channels, teacher_channels, adapter, match: see `Baseline`.
         ratio: share of cells to hide, 0..1.
         select: hide the most attended ("high"), the least ("low") or any ("random", from torch's
             global generator).
         temperature: of the attention, > 0.
         gate: rescale the student's channels, see `ChannelGate`.
-        hidden: width of the generators as a fraction of C_t, rounded up, > 0.
-        adapter: "conv", "identity" or "auto", see `Baseline`.
-        match: "stride" or "index", see `pair_strides`.
+        generator_width: of the generators as a fraction of C_t, rounded up, > 0.
         weight: on the mean squared error, > 0.
 
     Raises:
@@ -58,53 +47,30 @@ class AMD(Baseline):
         select: Select = "high",
         temperature: float = 0.5,
         gate: bool = True,
-        hidden: float = 1.0,
+        generator_width: float = 1.0,
         adapter: Fit = "conv",
         match: Match = "stride",
-        weight: float = 2e-5 * CHANNELS * ONE_STAGE_CELLS,  # MGD's
+        weight: float = MGD_WEIGHT,
     ) -> None:
         """See the class."""
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            adapter=adapter,
-            match=match,
-            weights={"reconstruction": weight},
-        )
-        check("ratio", ratio, 0 <= ratio <= 1, "in 0..1")
-        check("select", select, select in ("high", "low", "random"), "'high', 'low' or 'random'")
+        sides = (student_channels, teacher_channels, adapter, match)
+        super().__init__(*sides, weight, generator_width, channel=False)
+        check_selection(ratio, None, select)
         check("temperature", temperature, temperature > 0, "more than 0")
-        check("hidden", hidden, hidden > 0, "more than 0")
         self.ratio, self.select, self.temperature = ratio, select, temperature
-        # only its spatial branch, for the names of the state dict
-        self.generators = nn.ModuleDict(
-            {
-                key: DualGenerator(c, ceil(hidden * c), channel=False)
-                for key, c in self.channels.items()
-            }
-        )
-        self.gates = nn.ModuleDict(
-            {key: ChannelGate(c) for key, c in self.channels.items()} if gate else {}
-        )
+        gated = self.channels.items() if gate else ()
+        self.gates = nn.ModuleDict({key: ChannelGate(count) for key, count in gated})
 
-    def forward(
-        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
-    ) -> dict[str, Tensor]:
-        """{"reconstruction": unweighted scalar}; arguments and errors of `Baseline.levels`."""
-        losses = []
-        for level in self.levels(student, teacher, context):
-            feature, valid = level.student, level.valid
-            if self.gates:
-                feature = self.gates[level.key](feature, valid)
-            keep = self.keep(level.teacher, valid)
-            rebuilt = self.generators[level.key](feature, keep, None, valid)
-            losses.append(reconstruction_loss(rebuilt, level.teacher, valid=valid))
-        return {"reconstruction": over_levels(losses)}
+    def compare(self, level: Level) -> dict[str, Tensor]:
+        """{"reconstruction": unweighted scalar} of one level."""
+        if self.gates:
+            level = replace(level, student=self.gates[level.key](level.student, level.valid))
+        return super().compare(level)
 
     def keep(self, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
         """The keep mask, (N, 1, H, W) of 0 (hidden) and 1, for a teacher's (N, C, H, W)."""
         attention = spatial_attention(teacher, temperature=self.temperature, valid=valid)
-        return spatial_keep(attention, ratio=self.ratio, select=self.select, valid=valid)
+        return keep_mask(attention, ratio=self.ratio, select=self.select, valid=valid)
 
 
 class ChannelGate(nn.Module):

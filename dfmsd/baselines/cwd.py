@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfmsd.align import Context, Match
-from dfmsd.baselines.pyramid import Baseline, Fit, check, over_levels
+from dfmsd.align import Fit, Match, check
+from dfmsd.baselines.base import Baseline, Level
 
 
 class CWD(Baseline):
@@ -19,11 +17,8 @@ class CWD(Baseline):
     it is the mean over the levels, so the weight is that of the sum times the number of levels.
 
     Args:
-        student_channels: stride → C_s.
-        teacher_channels: stride → C_t.
+        student_channels, teacher_channels, adapter, match: see `Baseline`; published: no adapter.
         tau: temperature, > 0; high softens.
-        adapter: "conv", "identity" or "auto", see `Baseline`; published: none.
-        match: "stride" or "index", see `pair_strides`.
         weight: on the mean divergence of a channel, > 0.
 
     Raises:
@@ -41,25 +36,14 @@ class CWD(Baseline):
         weight: float = 10.0 * 5,
     ) -> None:
         """See the class."""
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            adapter=adapter,
-            match=match,
-            weights={"divergence": weight},
-        )
+        super().__init__(student_channels, teacher_channels, adapter, match, {"divergence": weight})
         check("tau", tau, tau > 0, "more than 0")
         self.tau = tau
 
-    def forward(
-        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
-    ) -> dict[str, Tensor]:
-        """{"divergence": unweighted scalar}; arguments and errors of `Baseline.levels`."""
-        losses = [
-            channel_divergence(level.student, level.teacher, tau=self.tau, valid=level.valid)
-            for level in self.levels(student, teacher, context)
-        ]
-        return {"divergence": over_levels(losses)}
+    def compare(self, level: Level) -> dict[str, Tensor]:
+        """{"divergence": unweighted scalar} of one level."""
+        student, teacher = level.student, level.teacher
+        return {"divergence": channel_divergence(student, teacher, tau=self.tau, valid=level.valid)}
 
 
 def channel_divergence(

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import ceil
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfmsd.align import Context, Match
-from dfmsd.baselines.pyramid import (
-    CHANNELS,
-    ONE_STAGE_CELLS,
-    Baseline,
-    Fit,
-    check,
-    over_levels,
-)
-from dfmsd.generate import DualGenerator, reconstruction_loss
-from dfmsd.masking import (
-    Select,
-    channel_attention,
-    channel_keep,
-    spatial_attention,
-    spatial_keep,
-)
+from dfmsd.align import Fit, Match, check
+from dfmsd.baselines.base import MGD_WEIGHT, Masked
+from dfmsd.masking import Select, channel_attention, check_selection, keep_mask, spatial_attention
 
 
-class DMKD(Baseline):
+class DMKD(Masked):
     """Our reading of dual masked knowledge distillation, of which only the abstract is known to us.
 
     It returns {"reconstruction"}, the mean over the levels of the mean squared error of the
@@ -39,11 +23,10 @@ class DMKD(Baseline):
 
     With channel=False it is `AMD` without gate, and with share=1 so too (the channel branch is then
     computed and not used). `DFMSDLoss` with strength=0, alignment_weight=0, target="raw",
-    attention_on="raw" and hidden=1 is DMKD. Their state dicts have the same names.
+    attention_on="raw" and generator_width=1 is DMKD. Their state dicts have the same names.
 
     Args:
-        student_channels: stride → C_s.
-        teacher_channels: stride → C_t.
+        student_channels, teacher_channels, adapter, match: see `Baseline`.
         spatial: use the spatial branch.
         channel: use the channel branch.
         ratio_spatial: share of cells to hide, 0..1.
@@ -52,9 +35,7 @@ class DMKD(Baseline):
             global generator, cells before channels).
         temperature: of both attentions, > 0.
         share: of the spatial branch, 0..1, or "learned" per level, starting at a half.
-        hidden: width of the generators as a fraction of C_t, rounded up, > 0.
-        adapter: "conv", "identity" or "auto", see `Baseline`.
-        match: "stride" or "index", see `pair_strides`.
+        generator_width: of the generators as a fraction of C_t, rounded up, > 0.
         weight: on the mean squared error, > 0.
 
     Raises:
@@ -74,46 +55,21 @@ class DMKD(Baseline):
         select: Select = "high",
         temperature: float = 0.5,
         share: Literal["learned"] | float = "learned",
-        hidden: float = 1.0,
+        generator_width: float = 1.0,
         adapter: Fit = "conv",
         match: Match = "stride",
-        weight: float = 2e-5 * CHANNELS * ONE_STAGE_CELLS,  # MGD's
+        weight: float = MGD_WEIGHT,
     ) -> None:
         """See the class."""
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            adapter=adapter,
-            match=match,
-            weights={"reconstruction": weight},
-        )
-        check("ratio_spatial", ratio_spatial, 0 <= ratio_spatial <= 1, "in 0..1")
-        check("ratio_channel", ratio_channel, 0 <= ratio_channel <= 1, "in 0..1")
-        check("select", select, select in ("high", "low", "random"), "'high', 'low' or 'random'")
+        branches = {"spatial": spatial, "channel": channel, "share": share}
+        sides = (student_channels, teacher_channels, adapter, match)
+        super().__init__(*sides, weight, generator_width, **branches)
+        for ratio in (ratio_spatial, ratio_channel):
+            check_selection(ratio, None, select)
         check("temperature", temperature, temperature > 0, "more than 0")
-        check("hidden", hidden, hidden > 0, "more than 0")
         self.spatial, self.channel = spatial, channel
         self.ratio_spatial, self.ratio_channel = ratio_spatial, ratio_channel
         self.select, self.temperature = select, temperature
-        self.generators = nn.ModuleDict(
-            {
-                key: DualGenerator(
-                    c, ceil(hidden * c), spatial=spatial, channel=channel, share=share
-                )
-                for key, c in self.channels.items()
-            }
-        )
-
-    def forward(
-        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
-    ) -> dict[str, Tensor]:
-        """{"reconstruction": unweighted scalar}; arguments and errors of `Baseline.levels`."""
-        losses = []
-        for level in self.levels(student, teacher, context):
-            keeps = self.keeps(level.teacher, level.valid)
-            rebuilt = self.generators[level.key](level.student, *keeps, level.valid)
-            losses.append(reconstruction_loss(rebuilt, level.teacher, valid=level.valid))
-        return {"reconstruction": over_levels(losses)}
 
     def keeps(
         self, teacher: Tensor, valid: Tensor | None = None
@@ -122,10 +78,8 @@ class DMKD(Baseline):
         cells = channels = None
         if self.spatial:
             attention = spatial_attention(teacher, temperature=self.temperature, valid=valid)
-            cells = spatial_keep(
-                attention, ratio=self.ratio_spatial, select=self.select, valid=valid
-            )
+            cells = keep_mask(attention, ratio=self.ratio_spatial, select=self.select, valid=valid)
         if self.channel:
             attention = channel_attention(teacher, temperature=self.temperature, valid=valid)
-            channels = channel_keep(attention, ratio=self.ratio_channel, select=self.select)
+            channels = keep_mask(attention, ratio=self.ratio_channel, select=self.select)
         return cells, channels

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from dfmsd.align import Context, Match, mean_over
-from dfmsd.baselines.pyramid import (
-    CHANNELS,
-    ONE_STAGE_CELLS,
-    Baseline,
-    Fit,
-    Level,
-    check,
-    over_elements,
-    over_levels,
-)
+from dfmsd.align import Context, Fit, Match, check, mean_over
+from dfmsd.baselines.base import CHANNELS, ONE_STAGE_CELLS, Baseline, Level
 from dfmsd.masking import channel_attention, spatial_attention
 
 LEVELS = 5  # P3–P7
@@ -42,11 +31,9 @@ class FGD(Baseline):
     Two-stage detectors (P2–P5) have α = γ = 5e-5, β = 2.5e-5, λ = 5e-7.
 
     Args:
-        student_channels: stride → C_s.
-        teacher_channels: stride → C_t.
+        student_channels, teacher_channels, adapter, match: see `Baseline`; published:
+            adapter="auto".
         temperature: of the attentions, > 0.
-        adapter: "conv", "identity" or "auto", see `Baseline`; published: "auto".
-        match: "stride" or "index", see `pair_strides`.
         foreground_weight: ≥ 0, 0 is off; so are the others.
         background_weight: on the background.
         attention_spatial_weight: on the difference of the attentions over cells.
@@ -73,58 +60,28 @@ class FGD(Baseline):
         relation_weight: float = 5e-6 * CHANNELS * ONE_STAGE_CELLS,
     ) -> None:
         """See the class."""
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            adapter=adapter,
-            match=match,
-            weights={
-                "foreground": foreground_weight,
-                "background": background_weight,
-                "attention_spatial": attention_spatial_weight,
-                "attention_channel": attention_channel_weight,
-                "relation": relation_weight,
-            },
-        )
+        weights = {
+            "foreground": foreground_weight,
+            "background": background_weight,
+            "attention_spatial": attention_spatial_weight,
+            "attention_channel": attention_channel_weight,
+            "relation": relation_weight,
+        }
+        super().__init__(student_channels, teacher_channels, adapter, match, weights)
         check("temperature", temperature, temperature > 0, "more than 0")
         self.temperature = temperature
         channels = self.channels.items() if "relation" in self.weights else ()
         self.student_context = nn.ModuleDict({key: GlobalContext(c) for key, c in channels})
         self.teacher_context = nn.ModuleDict({key: GlobalContext(c) for key, c in channels})
 
-    def forward(
-        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
-    ) -> dict[str, Tensor]:
-        """Term → unweighted scalar; arguments and errors of `Baseline.levels`.
+    def share(self, term: str, level: Level) -> Tensor | None:
+        """See `Baseline.share`: two terms are means over the whole pyramid."""
+        per_cell = {"attention_spatial": level.teacher.shape[1], "relation": 1}.get(term)
+        return None if per_cell is None else level.elements / per_cell
 
-        ValueError too when the context has no targets, or not one per image.
-        """
-        count, given = len(context.sizes), context.targets
-        check("context.targets", given, given is not None, "one dict with boxes per image")
-        check("len(context.targets)", len(given), len(given) == count, f"{count}, one per image")
-        boxes = [target["boxes"] for target in given]
-        pixels = tuple(context.images.shape[-2:])
-        levels = self.levels(student, teacher, context)
-        parts = [self.level(level, boxes, pixels) for level in levels]
-        counts = [level.elements for level in levels]
-        cells = [
-            count / level.teacher.shape[1] for count, level in zip(counts, levels, strict=True)
-        ]
-        by_elements = {"attention_spatial": cells, "relation": counts}
-        terms = {}
-        for name in self.weights:
-            losses = [part[name] for part in parts]
-            over = by_elements.get(name)
-            terms[name] = over_levels(losses) if over is None else over_elements(losses, over)
-        return terms
-
-    def level(
-        self, level: Level, boxes: list[Tensor], pixels: tuple[int, int]
-    ) -> dict[str, Tensor]:
-        """Term → scalar of one level, also of terms that are off, but for the relation.
-
-        `boxes` are (n, 4) per image in pixels of the batch, whose (height, width) is `pixels`.
-        """
+    def compare(self, level: Level) -> dict[str, Tensor]:
+        """Term → unweighted scalar of one level; ValueError unless every image has targets."""
+        boxes, pixels = _boxes(level.context), tuple(level.context.images.shape[-2:])
         s, t, valid = level.student, level.teacher, level.valid
         how = {"temperature": self.temperature, "valid": valid}
         cells_s, cells_t = (spatial_attention(x, **how) for x in (s, t))
@@ -138,10 +95,9 @@ class FGD(Baseline):
             "attention_channel": (channels_s - channels_t).abs().mean(),
         }
         if "relation" in self.weights:
-            difference = self.student_context[level.key](s, valid) - self.teacher_context[
-                level.key
-            ](t, valid)
-            losses["relation"] = mean_over(difference.square(), valid)
+            whole_s = self.student_context[level.key](s, valid)
+            whole_t = self.teacher_context[level.key](t, valid)
+            losses["relation"] = mean_over((whole_s - whole_t).square(), valid)
         return losses
 
 
@@ -172,6 +128,14 @@ def box_masks(
     background = background if valid is None else background & valid
     count = background.sum((1, 2, 3), keepdim=True).clamp_min(1)
     return foreground, background.to(foreground.dtype) / count
+
+
+def _boxes(context: Context) -> list[Tensor]:
+    """The boxes of each image."""
+    count, targets = len(context.sizes), context.targets
+    check("context.targets", targets, targets is not None, "one dict with boxes per image")
+    check("len(context.targets)", len(targets), len(targets) == count, f"{count}, one per image")
+    return [target["boxes"] for target in targets]
 
 
 def _foreground(boxes: Tensor, cells: tuple[int, int], pixels: tuple[int, int]) -> Tensor:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from dfmsd.align import Context, Match, mean_over
-from dfmsd.baselines.pyramid import Baseline, Fit, over_levels
+from dfmsd.align import Fit, Match, mean_over
+from dfmsd.baselines.base import Baseline, Level
 
 
 class FitNet(Baseline):
@@ -19,10 +17,7 @@ class FitNet(Baseline):
     weight is that of the sum times the number of levels: 25 for a RetinaNet with five.
 
     Args:
-        student_channels: stride → C_s.
-        teacher_channels: stride → C_t.
-        adapter: "conv", "identity" or "auto", see `Baseline`.
-        match: "stride" or "index", see `pair_strides`.
+        student_channels, teacher_channels, adapter, match: see `Baseline`.
         weight: on the mean squared difference, > 0.
 
     Raises:
@@ -39,20 +34,8 @@ class FitNet(Baseline):
         weight: float = 5.0 * 5,
     ) -> None:
         """See the class."""
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            adapter=adapter,
-            match=match,
-            weights={"imitation": weight},
-        )
+        super().__init__(student_channels, teacher_channels, adapter, match, {"imitation": weight})
 
-    def forward(
-        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
-    ) -> dict[str, Tensor]:
-        """{"imitation": unweighted scalar}; arguments and errors of `Baseline.levels`."""
-        losses = [
-            mean_over((level.student - level.teacher).square(), level.valid)
-            for level in self.levels(student, teacher, context)
-        ]
-        return {"imitation": over_levels(losses)}
+    def compare(self, level: Level) -> dict[str, Tensor]:
+        """{"imitation": unweighted scalar} of one level."""
+        return {"imitation": mean_over((level.student - level.teacher).square(), level.valid)}

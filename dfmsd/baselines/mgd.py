@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import ceil
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfmsd.align import Context, Match
-from dfmsd.baselines.pyramid import (
-    CHANNELS,
-    ONE_STAGE_CELLS,
-    Baseline,
-    Fit,
-    check,
-    over_elements,
-    over_levels,
-)
-from dfmsd.generate import DualGenerator, reconstruction_loss
-from dfmsd.masking import spatial_keep
+from dfmsd.align import Fit, Match, check
+from dfmsd.baselines.base import MGD_WEIGHT, Level, Masked
+from dfmsd.masking import keep_mask
 
 
-class MGD(Baseline):
+class MGD(Masked):
     """Masked generative distillation: {"reconstruction"}, the mean squared error of the rebuilt.
 
     Source: Yang et al., ECCV 2022. Published: `α · Σ (G(A(F_s) · keep) − F_t)² / N`, the sum over
@@ -37,16 +26,14 @@ class MGD(Baseline):
     names, so that one loads into the next.
 
     Args:
-        student_channels: stride → C_s.
-        teacher_channels: stride → C_t.
+        student_channels, teacher_channels, adapter, match: see `Baseline`; published:
+            adapter="auto".
         ratio: share of cells to hide, 0..1.
         mask: "bernoulli", each cell on its own, as published; "count", exactly
             `round(ratio · valid cells)` of each image, from the same draws.
         over: mean over all "elements" of the pyramid, as published, or over "levels" of each
             level's mean.
-        hidden: width of the generators as a fraction of C_t, rounded up, > 0; published: 1.
-        adapter: "conv", "identity" or "auto", see `Baseline`; published: "auto".
-        match: "stride" or "index", see `pair_strides`.
+        generator_width: of the generators as a fraction of C_t, rounded up, > 0; published: 1.
         weight: on the mean squared error, > 0.
 
     Raises:
@@ -61,51 +48,28 @@ class MGD(Baseline):
         ratio: float = 0.65,
         mask: Literal["bernoulli", "count"] = "bernoulli",
         over: Literal["elements", "levels"] = "elements",
-        hidden: float = 1.0,
+        generator_width: float = 1.0,
         adapter: Fit = "conv",
         match: Match = "stride",
-        weight: float = 2e-5 * CHANNELS * ONE_STAGE_CELLS,
+        weight: float = MGD_WEIGHT,
     ) -> None:
         """See the class."""
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            adapter=adapter,
-            match=match,
-            weights={"reconstruction": weight},
-        )
+        sides = (student_channels, teacher_channels, adapter, match)
+        super().__init__(*sides, weight, generator_width, channel=False)
         check("ratio", ratio, 0 <= ratio <= 1, "in 0..1")
         check("mask", mask, mask in ("bernoulli", "count"), "'bernoulli' or 'count'")
         check("over", over, over in ("elements", "levels"), "'elements' or 'levels'")
-        check("hidden", hidden, hidden > 0, "more than 0")
         self.ratio, self.mask, self.over = ratio, mask, over
-        # only its spatial branch, for the names of the state dict
-        self.generators = nn.ModuleDict(
-            {
-                key: DualGenerator(c, ceil(hidden * c), channel=False)
-                for key, c in self.channels.items()
-            }
-        )
 
-    def forward(
-        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
-    ) -> dict[str, Tensor]:
-        """{"reconstruction": unweighted scalar}; arguments and errors of `Baseline.levels`."""
-        levels = self.levels(student, teacher, context)
-        losses = []
-        for level in levels:
-            keep = self.keep(level.teacher, level.valid)
-            rebuilt = self.generators[level.key](level.student, keep, None, level.valid)
-            losses.append(reconstruction_loss(rebuilt, level.teacher, valid=level.valid))
-        if self.over == "levels":
-            return {"reconstruction": over_levels(losses)}
-        return {"reconstruction": over_elements(losses, [level.elements for level in levels])}
+    def share(self, term: str, level: Level) -> Tensor | None:
+        """See `Baseline.share`."""
+        return level.elements if self.over == "elements" else None
 
-    def keep(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
-        """A new random keep mask, (N, 1, H, W) of 0 (hidden) and 1, for a feature (N, C, H, W)."""
-        cells = feature[:, :1]
+    def keep(self, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
+        """A new random keep mask, (N, 1, H, W) of 0 (hidden) and 1, for a (N, C, H, W)."""
+        cells = teacher[:, :1]
         if self.mask == "count":
-            return spatial_keep(cells, ratio=self.ratio, select="random", valid=valid)
+            return keep_mask(cells, ratio=self.ratio, select="random", valid=valid)
         return bernoulli_keep(cells, ratio=self.ratio, valid=valid)
 
 

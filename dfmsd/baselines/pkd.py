@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from dfmsd.align import Context, Match, mean_over
-from dfmsd.baselines.pyramid import Baseline, Fit, over_levels
-from dfmsd.together import total
+from dfmsd.align import Fit, Match, mean_over
+from dfmsd.baselines.base import Baseline, Level
 
 
 class PKD(Baseline):
@@ -25,10 +22,7 @@ class PKD(Baseline):
     `alignment_loss` is the same but for population statistics and where its `eps` stands.
 
     Args:
-        student_channels: stride → C_s.
-        teacher_channels: stride → C_t.
-        adapter: "auto", "identity" or "conv", see `Baseline`.
-        match: "stride" or "index", see `pair_strides`.
+        student_channels, teacher_channels, adapter, match: see `Baseline`.
         weight: on half the mean squared difference, > 0.
 
     Raises:
@@ -45,30 +39,18 @@ class PKD(Baseline):
         weight: float = 10.0 * 4,
     ) -> None:
         """See the class."""
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            adapter=adapter,
-            match=match,
-            weights={"alignment": weight},
-        )
+        super().__init__(student_channels, teacher_channels, adapter, match, {"alignment": weight})
 
-    def forward(
-        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
-    ) -> dict[str, Tensor]:
-        """{"alignment": unweighted scalar}; arguments and errors of `Baseline.levels`."""
-        losses = []
-        for level in self.levels(student, teacher, context):
-            z_s, z_t = (standard_score(x, level.valid) for x in (level.student, level.teacher))
-            losses.append(mean_over((z_s - z_t).square(), level.valid) / 2)
-        return {"alignment": over_levels(losses)}
+    def compare(self, level: Level) -> dict[str, Tensor]:
+        """{"alignment": unweighted scalar} of one level."""
+        z_s, z_t = (standard_score(x, level.valid) for x in (level.student, level.teacher))
+        return {"alignment": mean_over((z_s - z_t).square(), level.valid) / 2}
 
 
 def standard_score(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """`(F − mean) / (std + eps)` per channel over (N, valid H, W), std unbiased; padding is 0.
 
-    Source: PKD. `dfmsd.align.standardise` is this project's own form of it. Choice: on several
-    processes N is the whole batch (PKD: each its own).
+    Source: PKD. `dfmsd.align.standardise` is this project's own form of it.
 
     Args:
         feature: (N, C, H, W).
@@ -76,9 +58,9 @@ def standard_score(feature: Tensor, valid: Tensor | None = None, eps: float = 1e
         eps: added to the standard deviation.
     """
     inside = torch.ones_like(feature[:, :1]) if valid is None else valid.to(feature.dtype)
-    count = total(inside.sum())
-    mean = total((feature * inside).sum((0, 2, 3), keepdim=True)) / count
+    count = inside.sum()
+    mean = (feature * inside).sum((0, 2, 3), keepdim=True) / count
     centred = (feature - mean) * inside
-    variance = total(centred.square().sum((0, 2, 3), keepdim=True)) / (count - 1).clamp_min(1)
+    variance = centred.square().sum((0, 2, 3), keepdim=True) / (count - 1).clamp_min(1)
     # the gradient of a square root at 0 is infinite: a channel that never fires gets none
     return centred / (variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt() + eps)

@@ -1,8 +1,8 @@
 """A torchvision or timm trunk with a feature pyramid: image batch -> feature maps by level.
 
-CNN trunks go through torchvision's own `BackboneWithFPN`, so that their weights load into plain
-torchvision (and timm) classes; Swin and other timm trunks through a small body of ours that gives
-channels-first maps. Strides are measured by running the trunk, never looked up.
+The tensors of CNN trunks are named as in torchvision's `BackboneWithFPN`, so that their weights
+load into plain torchvision (and timm) classes; Swin and other timm trunks go through a small body
+of ours that gives channels-first maps. Strides are measured by running the trunk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torchvision
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FeaturePyramidNetwork, Permute
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -29,7 +29,7 @@ _PROBE = 256  # pixels
 
 
 def conv_stem(embed_dim: int) -> nn.Sequential:
-    """Return a stride-4 convolutional stem (N, 3, H, W) -> (N, H/4, W/4, embed_dim) for a Swin.
+    """A stride-4 convolutional stem (N, 3, H, W) -> (N, H/4, W/4, embed_dim) for a Swin.
 
     Choice: in place of the 4x4 patch embedding, because a small Swin then learns from scratch
     within a few hundred iterations (measured in the feasibility study).
@@ -63,7 +63,7 @@ class SwinBody(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _, channels in levels.values())
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Return maps "0", "1", ... (N, C, H/stride, W/stride) of images (N, 3, H, W)."""
+        """Maps "0", "1", ... (N, C, H/stride, W/stride) of images (N, 3, H, W)."""
         outputs: OrderedDict[str, Tensor] = OrderedDict()
         for name, layer in self.features.named_children():
             images = layer(images)
@@ -83,7 +83,7 @@ class TimmBody(nn.Module):
         self.channels_last = channels_last
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Return maps "0", "1", ... (N, C, H/stride, W/stride) of images (N, 3, H, W)."""
+        """Maps "0", "1", ... (N, C, H/stride, W/stride) of images (N, 3, H, W)."""
         maps = self.features(images)
         if self.channels_last:
             maps = [level.permute(0, 3, 1, 2).contiguous() for level in maps]
@@ -93,7 +93,7 @@ class TimmBody(nn.Module):
 def measure_children(
     module: nn.Module, *, channels_last: bool = False
 ) -> dict[int, tuple[str, int]]:
-    """Return stride -> (name, channels) of the last child of `module` at each stride.
+    """Stride -> (name, channels) of the last child of `module` at each stride.
 
     The children are run in turn on a zero image, up to the pooling. `channels_last` says that they
     give (N, H, W, C).
@@ -109,8 +109,8 @@ def measure_children(
     return levels
 
 
-def select_levels(levels: Mapping[int, Any], strides: Sequence[int], trunk: str) -> dict[int, Any]:
-    """Return the entries of `levels` at `strides`, in that order; ValueError when one lacks."""
+def _select(levels: Mapping[int, Any], strides: Sequence[int], trunk: str) -> dict[int, Any]:
+    """The entries of `levels` at `strides`, in that order; ValueError when one lacks."""
     absent = [stride for stride in strides if stride not in levels]
     if absent or not strides or list(strides) != sorted(set(strides)):
         offer = f"increasing strides out of {sorted(levels)}"
@@ -118,9 +118,9 @@ def select_levels(levels: Mapping[int, Any], strides: Sequence[int], trunk: str)
     return {stride: levels[stride] for stride in strides}
 
 
-def _swin(arguments: dict[str, Any]) -> SwinTransformer:
-    """Return torchvision's SwinTransformer from own arguments, `stem="conv"` included."""
-    settings = {"patch_size": [4, 4], "stochastic_depth_prob": 0.05} | arguments
+def _swin(arguments: Mapping[str, Any]) -> SwinTransformer:
+    """A SwinTransformer of torchvision, with our defaults and, when asked for, `stem="conv"`."""
+    settings = {"patch_size": [4, 4], "stochastic_depth_prob": 0.05, **arguments}
     stem = settings.pop("stem", "patch")
     if stem not in ("patch", "conv"):
         raise ValueError(f"stem={stem!r}: expected 'patch' or 'conv'")
@@ -133,30 +133,30 @@ def _swin(arguments: dict[str, Any]) -> SwinTransformer:
 
 
 def _timm_body(
-    name: str, strides: Sequence[int], arguments: dict[str, Any]
-) -> tuple[nn.Module, None, list[int]]:
-    """Return (body, None, channels by level) of any timm trunk that offers `features_only`."""
-    settings = arguments | {"features_only": True}
+    name: str, strides: Sequence[int], arguments: Mapping[str, Any]
+) -> tuple[nn.Module, list[int]]:
+    """Body and channels by level of any timm trunk that offers `features_only`."""
+    settings = {"pretrained": False, "features_only": True, **arguments}
     try:  # timm's Swin takes other input sizes only when told so at its construction
-        features = timm.create_model(name, pretrained=False, strict_img_size=False, **settings)
+        features = timm.create_model(name, strict_img_size=False, **settings)
         settings["strict_img_size"] = False
     except TypeError:
-        features = timm.create_model(name, pretrained=False, **settings)
+        features = timm.create_model(name, **settings)
     with frozen_modes(features):
         shapes = [level.shape for level in features(torch.zeros(1, 3, _PROBE, _PROBE))]
     channels = features.feature_info.channels()
     last = all(s[1] == s[2] and s[3] == c for s, c in zip(shapes, channels, strict=True))
     levels = {_PROBE // shape[2]: index for index, shape in enumerate(shapes)}
-    chosen = select_levels(levels, strides, f"timm:{name}")
-    indices = [features.feature_info.out_indices[i] for i in chosen.values()]
-    features = timm.create_model(name, pretrained=False, out_indices=tuple(indices), **settings)
-    return TimmBody(features, last), None, [channels[index] for index in chosen.values()]
+    chosen = _select(levels, strides, f"timm:{name}").values()
+    indices = tuple(features.feature_info.out_indices[index] for index in chosen)
+    features = timm.create_model(name, out_indices=indices, **settings)
+    return TimmBody(features, last), [channels[index] for index in chosen]
 
 
-def _cut(
-    trunk: str, strides: Sequence[int], arguments: dict[str, Any]
-) -> tuple[nn.Module, dict[str, str] | None, list[int]]:
-    """Return (trunk or body, layers for BackboneWithFPN or None if a body, channels by level)."""
+def _body(
+    trunk: str, strides: Sequence[int], arguments: Mapping[str, Any]
+) -> tuple[nn.Module, list[int]]:
+    """The trunk, cut to its levels at `strides`, and their channels."""
     family, _, name = trunk.partition(":")
     if trunk == "swin":
         model: nn.Module = _swin(arguments)
@@ -168,14 +168,14 @@ def _cut(
         model = timm.create_model(name, pretrained=False, **arguments)
     else:
         raise ValueError(f"trunk={trunk!r}: expected 'swin', torchvision:NAME or timm:NAME, known")
-    if isinstance(model, SwinTransformer):
-        found = measure_children(model.features, channels_last=True)
-        levels = select_levels(found, strides, trunk)
-        return SwinBody(model.features, levels), None, [c for _, c in levels.values()]
-    model = model.features if isinstance(getattr(model, "features", None), nn.Sequential) else model
-    levels = select_levels(measure_children(model), strides, trunk)
-    layers = {layer: str(index) for index, (layer, _) in enumerate(levels.values())}
-    return model, layers, [c for _, c in levels.values()]
+    swin = isinstance(model, SwinTransformer)
+    layers = (
+        model.features if isinstance(getattr(model, "features", None), nn.Sequential) else model
+    )
+    levels = _select(measure_children(layers, channels_last=swin), strides, trunk)
+    names = {name: str(index) for index, (name, _) in enumerate(levels.values())}
+    body = SwinBody(layers, levels) if swin else IntermediateLayerGetter(layers, names)
+    return body, [channels for _, channels in levels.values()]
 
 
 def build_backbone(
@@ -188,7 +188,7 @@ def build_backbone(
     weights: str | os.PathLike[str] | None = None,
     frozen_norm: bool = False,
 ) -> nn.Module:
-    """Return a backbone (N, 3, H, W) -> OrderedDict of maps (N, channels, H/stride, W/stride).
+    """A backbone (N, 3, H, W) -> OrderedDict of maps (N, channels, H/stride, W/stride).
 
     Args:
         trunk: "torchvision:NAME", "timm:NAME", or "swin" (torchvision's SwinTransformer from
@@ -207,16 +207,12 @@ def build_backbone(
         raise ValueError(f"extra={extra!r}: expected 'pool', 'p6p7' or None")
     p6p7 = LastLevelP6P7(channels, channels) if extra == "p6p7" else None
     block = LastLevelMaxPool() if extra == "pool" else p6p7
-    model, layers, widths = _cut(trunk, strides, dict(trunk_arguments or {}))
-    if layers is None:
-        fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=block)
-        backbone: nn.Module = nn.Sequential(OrderedDict(body=model, fpn=fpn))
-        backbone.out_channels = channels
-    else:
-        backbone = BackboneWithFPN(model, layers, widths, channels, extra_blocks=block)
-        backbone.fpn.extra_blocks = block  # the class puts a pooling level where None was asked
+    body, widths = _body(trunk, strides, trunk_arguments or {})
+    fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=block)
     if weights is not None:
-        load_trunk(getattr(backbone.body, "features", backbone.body), weights, trunk)
+        load_trunk(getattr(body, "features", body), weights, trunk)
     if frozen_norm:
-        freeze_batch_norm_2d(backbone.body)
+        freeze_batch_norm_2d(body)
+    backbone = nn.Sequential(OrderedDict(body=body, fpn=fpn))
+    backbone.out_channels = channels
     return backbone

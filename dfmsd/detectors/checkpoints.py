@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +21,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dfmsd.detectors.strict import CheckpointError, load_state, mismatch
-
 PathLike = str | os.PathLike[str]
 _METADATA = "dfmsd"  # the one safetensors metadata key, holding JSON
 _STATISTICS = ("running_mean", "running_var")
+_TORCH_SAVE = (".pth", ".pt", ".bin", ".tar")
+_UNREADABLE = (RuntimeError, OSError, EOFError, ValueError)
+_UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile)
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be read, or whose tensors do not fit the model."""
 
 
 @contextmanager
@@ -73,14 +81,97 @@ def save_state(state: Mapping[str, Any], path: PathLike) -> None:
             raise
 
 
-def _stored(key: str, value: Tensor, half: bool) -> Tensor:
-    """Return the tensor to write; fp16 only where asked and where the numbers bear it."""
-    value = value.detach().cpu().contiguous()
-    if not half or value.dtype != torch.float32 or key.endswith(_STATISTICS):
-        return value.clone()
-    if value.numel() and value.abs().max() > torch.finfo(torch.float16).max:
-        raise ValueError(f"half=True: {key} holds values beyond fp16, expected at most 65504")
-    return value.half()
+class Placeholder:
+    """Stands for an object of a file that is of no use here; it keeps nothing and runs nothing."""
+
+    def __new__(cls, *_arguments: Any) -> Placeholder:
+        """A new one, whatever the file would have built it from."""
+        return object.__new__(cls)
+
+    def __setstate__(self, _state: Any) -> None:
+        """Take whatever state the file holds."""
+
+
+def load_state(path: PathLike, *, ignored: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The dict in a `torch.save` file, on the CPU; nothing of the file is run.
+
+    Args:
+        path: the file.
+        ignored: dotted names of classes and functions whose objects come back as `Placeholder`;
+            any other that is not plain data is refused.
+
+    Raises:
+        CheckpointError: the file is absent, cut short, asks for code, or holds no dict.
+    """
+    try:
+        _check_sums(path)
+        with torch.serialization.safe_globals([(Placeholder, name) for name in ignored]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except _UNREADABLE as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if code:
+            reason = f"it asks for {code[1]}; only tensors, numbers and text are taken"
+        raise CheckpointError(f"{path}: not a readable state ({reason})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: expected a dict, found {type(state).__name__}")
+    return state
+
+
+def _check_sums(path: PathLike) -> None:
+    """Raise ValueError when a part of the file is damaged, which `torch.load` does not look at."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} is damaged")
+
+
+def unwrap_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict inside {"state_dict": ...} or {"model": ...}, or `state` itself.
+
+    Raises CheckpointError when it holds other values than tensors.
+    """
+    for key in ("state_dict", "model"):
+        state = state[key] if isinstance(state.get(key), dict) else state
+    foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise CheckpointError(f"expected tensors only, found other values {foreign[:3]}")
+    return dict(state)
+
+
+def read_tensors(path: PathLike) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a `torch.save` file (`.pth`), on the CPU.
+
+    Raises CheckpointError when the file is absent, cut short or something else.
+    """
+    if Path(path).suffix in _TORCH_SAVE:
+        state = load_state(path)
+        try:
+            return unwrap_state_dict(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def read_metadata(path: PathLike) -> dict[str, Any]:
+    """The metadata given to `save_weights`; {} for a `.pth` or a file of other origin."""
+    if Path(path).suffix in _TORCH_SAVE:
+        return {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: no readable metadata ({error})") from error
 
 
 def save_weights(
@@ -102,63 +193,53 @@ def save_weights(
         text = json.dumps(dict(metadata))
     except TypeError as error:
         raise ValueError(f"metadata: expected JSON values, {error}") from error
-    tensors = {key: _stored(key, value, half) for key, value in model.state_dict().items()}
+    tensors = {key: _to_store(key, value, half) for key, value in model.state_dict().items()}
     write_atomic(path, safetensors.torch.save(tensors, {"format": "pt", _METADATA: text}))
 
 
-def read_tensors(path: PathLike) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, or of a `.pth`/`.pt` state dict, on the CPU.
-
-    A state dict inside {"state_dict": ...} or {"model": ...} is taken out. Raises CheckpointError
-    when the file is absent, cut short or something else.
-    """
-    if Path(path).suffix in (".pth", ".pt"):
-        state = load_state(path)
-        for key in ("state_dict", "model"):
-            state = state[key] if isinstance(state.get(key), dict) else state
-    else:
-        try:
-            state = safetensors.torch.load_file(path)
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: no such file") from None
-        except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
-    foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if foreign:
-        raise CheckpointError(f"{path}: expected tensors only, found other values {foreign[:3]}")
-    return state
+def _to_store(key: str, value: Tensor, half: bool) -> Tensor:
+    """The tensor to write; fp16 only where asked and where the numbers bear it."""
+    value = value.detach().cpu().contiguous()
+    if not half or value.dtype != torch.float32 or key.endswith(_STATISTICS):
+        return value.clone()
+    if value.numel() and value.abs().max() > torch.finfo(torch.float16).max:
+        raise ValueError(f"half=True: {key} holds values beyond fp16, expected at most 65504")
+    return value.half()
 
 
-def read_metadata(path: PathLike) -> dict[str, Any]:
-    """Return the metadata given to `save_weights`; {} for a `.pth` or a file of other origin."""
-    if Path(path).suffix in (".pth", ".pt"):
-        return {}
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: no readable metadata ({error})") from error
+def state_dict_diff(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """One line on how two state dicts differ in keys and shapes, None when they agree."""
+    shapes = [
+        f"{key} (expected {tuple(value.shape)}, found {tuple(given[key].shape)})"
+        for key, value in expected.items()
+        if key in given and given[key].shape != value.shape
+    ]
+    groups = {
+        "missing": [key for key in expected if key not in given],
+        "unexpected": [key for key in given if key not in expected],
+        "of another shape": shapes,
+    }
+    parts = [f"{len(keys)} {name}: {', '.join(keys[:3])}" for name, keys in groups.items() if keys]
+    return "; ".join(parts) or None
 
 
-def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: PathLike) -> None:
     """Load a state dict into `model`, every key and shape exactly.
 
     Raises CheckpointError, on one line beginning with `origin`, before `model` is touched.
     """
-    difference = mismatch(model.state_dict(), tensors)
+    difference = state_dict_diff(model.state_dict(), tensors)
     if difference:
         raise CheckpointError(f"{origin}: does not fit {type(model).__name__}: {difference}")
     model.load_state_dict(tensors, strict=True)
 
 
 def load_weights(model: nn.Module, path: PathLike) -> dict[str, Any]:
-    """Load the file's tensors into `model`, every key and shape exactly, and return its metadata.
+    """Load the file's tensors into `model`, every key and shape exactly; its metadata comes back.
 
     Reads what `save_weights` wrote, and `.pth` state dicts. Raises CheckpointError, on one line
     with the file and the first keys, before `model` is touched.
     """
     tensors, metadata = read_tensors(path), read_metadata(path)
-    load_tensors(model, tensors, str(path))
+    load_tensors(model, tensors, path)
     return metadata

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 Triple = tuple[float, float, float]
 
@@ -40,24 +41,18 @@ def import_mmdet(
     teacher = load_mmdet(file, style=style, source=source, relu=relu, **pixels)
     out = out or file.with_suffix(".safetensors")
     save_detector(teacher, out, classes=[], source=file.name, report=teacher.report)
-    print(_described(teacher.recipe["mmdet"], teacher.backbone.strides))
-    print(_pixels(teacher.recipe["mmdet"], teacher.report))
-    left = ", ".join(f"{count} of {part}" for part, count in teacher.report["left"].items())
-    print(f"{teacher.report['used']} tensors used, none missing; left out: {left or 'none'}")
-    print(f"config: {teacher.report['config']}")
-    print(f"written: {out}; a preset takes it by strong_file={out} or weak_file={out}")
+    print(json.dumps({"recipe": teacher.recipe["mmdet"], "report": teacher.report}))
+    _print_written(out)
 
 
 def import_torchvision(
-    name: Annotated[Positional[str], arg(help="e.g. fasterrcnn_resnet50_fpn_v2")],
-    /,
-    weights: Path | None = None,
-    out: Path | None = None,
+    name: Positional[str], /, weights: Path | None = None, out: Path | None = None
 ) -> None:
     """Turn a COCO detector of torchvision into a teacher.
 
     Args:
-        name: of torchvision.models.detection; those of `_v2` (the older ones freeze their norms).
+        name: of torchvision.models.detection, e.g. fasterrcnn_resnet50_fpn_v2; those of `_v2` (the
+            older ones freeze their norms).
         weights: its weights as torchvision publishes them; fetched from the hub unless given.
         out: the teacher's file; NAME.safetensors here unless given.
     """
@@ -70,50 +65,18 @@ def import_torchvision(
 
     model = stock_detector(name)
     tensors = read_tensors(weights) if weights else hub_state(f"torchvision:{name}")
-    load_tensors(model, tensors, str(weights or name))
+    load_tensors(model, tensors, weights or name)
     published = get_model_weights(name).DEFAULT.meta
-    out = out or Path(f"{name}.safetensors")
-    save_detector(
-        model, out, classes=published["categories"][1:], source=weights.name if weights else "hub"
-    )
+    out, source = out or Path(f"{name}.safetensors"), weights.name if weights else "hub"
+    save_detector(model, out, classes=published["categories"][1:], source=source)
     ap = published["_metrics"]["COCO-val2017"]["box_map"]
     print(f"{name}: {len(tensors)} tensors used, none left out; COCO val2017 AP {ap} as published")
+    _print_written(out)
+
+
+def _print_written(out: Path) -> None:
+    """Say where a teacher is and how it is used."""
     print(f"written: {out}; a preset takes it by strong_file={out} or weak_file={out}")
 
 
-def _row(values: list) -> str:
-    """Numbers side by side."""
-    return " ".join(f"{value:.4g}" for value in values)
-
-
-def _pixels(recipe: dict[str, Any], report: dict[str, Any]) -> str:
-    """One line on how a teacher takes its pixels."""
-    turned = "; trained on BGR, its first layer turned" if report["order"] == "bgr" else ""
-    statistics = f"mean {_row(recipe['mean'])}, std {_row(recipe['std'])}"
-    return f"pixels: RGB in 0..1, {statistics} ({report['pixels']}){turned}"
-
-
-def _described(recipe: dict[str, Any], strides: list[int]) -> str:
-    """One line on what a teacher is."""
-    depths = _row(recipe["depths"])
-    if recipe["trunk"] == "swin":
-        heads = f"heads {_row(recipe['heads'])}, window {recipe['window']}"
-        trunk = f"Swin, {recipe['width']} channels, depths {depths}, {heads}"
-    else:
-        groups = f", {recipe['groups']} groups of {recipe['base_width']}"
-        name = "ResNeXt" if recipe["groups"] > 1 else "ResNet"
-        style = f", {recipe['style']} style" if "style" in recipe else ""
-        trunk = f"{name}, depths {depths}{groups if recipe['groups'] > 1 else ''}{style}"
-    extra, top = recipe["extra"], ""
-    if extra["count"]:
-        how = "subsampled" if extra["kind"] == "pool" else f"convolved from the {extra['source']}"
-        relu = " with ReLU" if extra.get("relu") else ""
-        top = f", {extra['count']} of them {how}{relu}"
-    pyramid = f"FPN of {recipe['channels']} channels at strides {_row(strides)}{top}"
-    return f"{trunk}; {pyramid}"
-
-
-COMMANDS: dict[str, Any] = {
-    "import-mmdet": import_mmdet,
-    "import-torchvision": import_torchvision,
-}
+COMMANDS = {"import-mmdet": import_mmdet, "import-torchvision": import_torchvision}

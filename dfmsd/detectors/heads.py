@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,13 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
-BIG = 512
-"""Pixels: from this short side on, torchvision's COCO settings fit."""
+from dfmsd.detectors.recipe import BIG, Recipe
 
 
 def anchor_sizes(
     kind: str, strides: Sequence[int], *, anchor_scale: float
 ) -> tuple[tuple[float, ...], ...]:
-    """Return the anchor sizes in pixels of every level, for torchvision's AnchorGenerator.
+    """The anchor sizes in pixels of every level, for torchvision's AnchorGenerator.
 
     Source: torchvision's COCO settings, times `anchor_scale`: Faster R-CNN one size of 8 strides a
     level, RetinaNet three octave steps from 4 strides on, FCOS one reference size of 1 stride; cut
@@ -32,59 +31,59 @@ def anchor_sizes(
     return tuple(tuple(cut(base * 2 ** (k / 3)) for k in range(steps)) for base in bases)
 
 
-def default_anchor_scale(kind: str, image_size: int) -> float:
-    """Return the anchor scale for a short side of `image_size` pixels, 1 from 512 on.
+def _anchors(recipe: Recipe) -> AnchorGenerator:
+    """The anchors of every pyramid level, those on top included."""
+    extras = {None: 0, "pool": 1, "p6p7": 2}[recipe.extra]
+    strides = [*recipe.strides, *(recipe.strides[-1] * 2 ** (n + 1) for n in range(extras))]
+    sizes = anchor_sizes(recipe.kind, strides, anchor_scale=recipe.anchor_scale)
+    ratios = (1.0,) if recipe.kind == "fcos" else (0.5, 1.0, 2.0)
+    return AnchorGenerator(sizes, (ratios,) * len(sizes))
 
-    Choice: proportional below 512, not under 5/16 (Faster R-CNN at 96: 10, 20, 40 and 80 pixels,
-    for objects of 8 to 44) and for FCOS 1/2 (6 positive cells an object; at 1/4 3, measured).
-    """
-    lowest = 0.5 if kind == "fcos" else 0.3125
-    return 1.0 if image_size >= BIG else max(lowest, image_size / BIG)
+
+def _arguments(recipe: Recipe) -> dict[str, Any]:
+    """What torchvision's classes take besides parts."""
+    sizes = {"min_size": recipe.image_size, "max_size": recipe.max_size}
+    return sizes | recipe.detector_arguments
 
 
-def faster_rcnn(
-    backbone: nn.Module, recipe: Mapping[str, Any], anchors: AnchorGenerator, settings: dict
-) -> nn.Module:
-    """Return a Faster R-CNN whose RoIs read the trunk's levels; light below 512 pixels."""
-    small, hidden = recipe["image_size"] < BIG, recipe["head_channels"]
-    names, side = [str(level) for level in range(len(recipe["strides"]))], 5 if small else 7
-    scale, level = (recipe["image_size"] // 4, 3) if small else (224, 4)
+def faster_rcnn(backbone: nn.Module, recipe: Recipe) -> nn.Module:
+    """A Faster R-CNN whose RoIs read the trunk's levels; light below 512 pixels."""
+    small, hidden = recipe.image_size < BIG, recipe.head_channels
+    names, side = [str(level) for level in range(len(recipe.strides))], 5 if small else 7
+    scale, level = (recipe.image_size // 4, 3) if small else (224, 4)
     pool = MultiScaleRoIAlign(names, side, 2, canonical_scale=scale, canonical_level=level)
     counts = {"rpn_batch_size_per_image": 64, "box_batch_size_per_image": 48}
     for phase in ("train", "test"):
         counts |= {f"rpn_pre_nms_top_n_{phase}": 300, f"rpn_post_nms_top_n_{phase}": 100}
     return detection.FasterRCNN(
         backbone,
-        rpn_anchor_generator=anchors,
+        rpn_anchor_generator=_anchors(recipe),
         box_roi_pool=pool,
         box_head=TwoMLPHead(backbone.out_channels * side**2, hidden),
-        box_predictor=FastRCNNPredictor(hidden, recipe["num_classes"] + 1),
-        **(counts if small else {}) | settings,
+        box_predictor=FastRCNNPredictor(hidden, recipe.num_classes + 1),
+        **(counts if small else {}) | _arguments(recipe),
     )
 
 
-def one_stage(
-    backbone: nn.Module, recipe: Mapping[str, Any], anchors: AnchorGenerator, settings: dict
-) -> nn.Module:
-    """Return a RetinaNet (group norm below 512 pixels) or an FCOS.
+def one_stage(backbone: nn.Module, recipe: Recipe) -> nn.Module:
+    """A RetinaNet (group norm below 512 pixels) or an FCOS.
 
     Choice: FCOS samples centres within 1.5 strides at every anchor scale and reports scores from
     0.05 on like the others (torchvision: 0.2): AP needs the low ones.
     """
-    channels, slots, convs = backbone.out_channels, recipe["num_classes"] + 1, recipe["head_convs"]
-    if recipe["kind"] == "fcos":
+    channels, slots, convs = backbone.out_channels, recipe.num_classes + 1, recipe.head_convs
+    anchors, arguments = _anchors(recipe), _arguments(recipe)
+    if recipe.kind == "fcos":
         head = detection.fcos.FCOSHead(channels, 1, slots, num_convs=convs)
-        settings = {"center_sampling_radius": 1.5 / recipe["anchor_scale"]} | settings
-        settings.setdefault("score_thresh", 0.05)
+        radius = 1.5 / recipe.anchor_scale
+        arguments = {"center_sampling_radius": radius, "score_thresh": 0.05} | arguments
     else:
-        norm = partial(nn.GroupNorm, 8) if recipe["image_size"] < BIG else None
+        norm = partial(nn.GroupNorm, 8) if recipe.image_size < BIG else None
         count = anchors.num_anchors_per_location()[0]
         head = detection.retinanet.RetinaNetHead(channels, count, slots, norm_layer=norm)
         for branch in (head.classification_head, head.regression_head):
             branch.conv = branch.conv[:convs]  # torchvision always builds four
-    with (
-        torch.no_grad()
-    ):  # sigmoid heads have no use for slot 0: never give label 0, even untrained
+    with torch.no_grad():  # sigmoid heads need no slot 0: never give label 0, even untrained
         head.classification_head.cls_logits.bias[::slots] = -20
-    kind = detection.FCOS if recipe["kind"] == "fcos" else detection.RetinaNet
-    return kind(backbone, slots, anchor_generator=anchors, head=head, **settings)
+    kind = detection.FCOS if recipe.kind == "fcos" else detection.RetinaNet
+    return kind(backbone, slots, anchor_generator=anchors, head=head, **arguments)

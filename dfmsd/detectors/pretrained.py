@@ -1,22 +1,24 @@
-"""Published weights: a trunk's from a file or the hub, a torchvision detector's from the hub."""
+"""What a detector starts from: published weights (file or hub), or a teacher's neck and head."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from typing import Literal
 
-import safetensors.torch
 import timm
+import torch
 import torchvision
 from torch import Tensor, nn
 
-from dfmsd.detectors.strict import load_state
+from dfmsd.detectors.checkpoints import read_tensors
 
 HUB = "hub"
 """In place of a file: fetch the published weights."""
 
 
 def hub_state(model: str) -> dict[str, Tensor]:
-    """Return the published state dict of "torchvision:NAME" or "timm:NAME", fetched once.
+    """The published state dict of "torchvision:NAME" or "timm:NAME", fetched once.
 
     Choice: the first that torchvision published (IMAGENET1K_V1), which the detectors of the
     literature start from; timm's names carry their own tag ("timm:resnet50.a1_in1k").
@@ -39,32 +41,68 @@ def hub_state(model: str) -> dict[str, Tensor]:
 
 
 def load_trunk(body: nn.Module, weights: str | os.PathLike[str], trunk: str = "") -> None:
-    """Load into `body` its part of a whole classifier's state dict.
-
-    Every tensor of `body` must be found with its shape, ValueError otherwise; the rest is left out.
+    """Load into `body` its part of a whole classifier's state dict; the rest is left out.
 
     Args:
         body: the trunk.
-        weights: file, `.safetensors` or else of `torch.save`; "hub" fetches those of `trunk`.
+        weights: file, see `read_tensors`; "hub" fetches those of `trunk`.
         trunk: "torchvision:NAME" or "timm:NAME".
+
+    Raises:
+        ValueError: a tensor of `body` is not there in its shape, or the file cannot be read.
     """
-    if weights == HUB:
-        state = hub_state(trunk)
-    elif os.fspath(weights).endswith(".safetensors"):
-        state = safetensors.torch.load_file(weights)
-    else:
-        state = load_state(weights)
-        state = state.get("state_dict", state.get("model", state))
+    state = hub_state(trunk) if weights == HUB else read_tensors(weights)
     # timm flattens "layers.0" to "layers_0", torchvision's trunks sit under "features."
-    found = {key.removeprefix("features.").replace(".", "_"): value for key, value in state.items()}
-    wanted, missing = body.state_dict(), []
-    for key, value in wanted.items():
-        tensor = found.get(key.removeprefix("model.").replace(".", "_"))
+    state = {key.removeprefix("features.").replace(".", "_"): value for key, value in state.items()}
+    filled, missing = body.state_dict(), []
+    for key, value in filled.items():
+        tensor = state.get(key.removeprefix("model.").replace(".", "_"))
         if tensor is not None and tensor.shape == value.shape:
-            wanted[key] = tensor
+            filled[key] = tensor
         elif not key.endswith("num_batches_tracked"):
             shape = None if tensor is None else tuple(tensor.shape)
             missing.append(f"{key} (expected {tuple(value.shape)}, found {shape})")
     if missing:
         raise ValueError(f"weights={weights}: {len(missing)} missing, first {missing[:3]}")
-    body.load_state_dict(wanted, strict=True)
+    body.load_state_dict(filled, strict=True)
+
+
+@torch.no_grad()
+def inherit(
+    student: nn.Module, teacher: nn.Module, parts: Iterable[Literal["neck", "head"]]
+) -> list[str]:
+    """Names of the tensors of `student` that now hold the values of `teacher`'s.
+
+    A tensor is copied when both detectors have it under one name and in one shape, so the head of a
+    two-stage teacher does not fit a one-stage student. The neck is the feature pyramid.
+
+    Args:
+        student: a detector; changed in place.
+        teacher: another.
+        parts: of the detector that are inherited.
+
+    Raises:
+        ValueError: a part of which no tensor fits.
+
+    Source: the "inheriting strategy" of Kang et al. 2021 (arXiv 2110.12724); FGD and MGD copy all
+    but the trunk when both heads are alike.
+    """
+    tensors, source = student.state_dict(), teacher.state_dict()
+    fitting = [k for k, v in tensors.items() if k in source and source[k].shape == v.shape]
+    copied: list[str] = []
+    for part in parts:
+        names = [name for name in fitting if _part_of(name) == part]
+        if not names:
+            kinds = f"a {type(teacher).__name__} to a {type(student).__name__}"
+            raise ValueError(f"no tensor of the {part} fits from {kinds}; try another `inherit`")
+        copied += names
+    for name in copied:
+        tensors[name].copy_(source[name])
+    return copied
+
+
+def _part_of(name: str) -> str:
+    """The part of a detector that its tensor `name` belongs to."""
+    if not name.startswith("backbone."):
+        return "head"
+    return "neck" if name.startswith("backbone.fpn.") else "trunk"

@@ -9,7 +9,7 @@ from torch import nn
 
 from dfmsd.detectors.build import rebuild
 from dfmsd.detectors.checkpoints import CheckpointError, load_weights, read_metadata, save_weights
-from dfmsd.detectors.mmdet import build_teacher
+from dfmsd.detectors.mmdet.teacher import build_teacher
 
 
 def load_detector(path: str | Path, *, head: bool = False) -> tuple[nn.Module, dict[str, Any]]:

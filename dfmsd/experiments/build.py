@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 
 from dfmsd.baselines import BASELINES
@@ -16,6 +15,7 @@ from dfmsd.data.coco import CocoDataset
 from dfmsd.data.scenes import SceneDataset
 from dfmsd.detectors.build import build_detector
 from dfmsd.detectors.features import feature_channels
+from dfmsd.detectors.recipe import Recipe
 from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.settings import ARMS, Data, Detector, Settings, Train
 from dfmsd.loss import DFMSDLoss
@@ -61,17 +61,11 @@ def shown_size(data: Data, height: int, width: int) -> tuple[int, int]:
 def batches(dataset: Any, data: Data, *, batch_size: int, seed: int) -> Batches:
     """Augmented batches, grouped by shape; what comes at a step depends on seed and step only."""
     zoom = None if tuple(data.zoom) == (1.0, 1.0) else tuple(data.zoom)
-    transform = augmentation(
-        flip=data.horizontal_flip, vflip=data.vertical_flip, scale=zoom, colour=data.colour
-    )
-    return Batches(
-        dataset,
-        batch_size,
-        seed=seed,
-        sizes=[shown_size(data, *size) for size in dataset.sizes],
-        transform=transform,
-        workers=data.workers,
-    )
+    flips = {"flip": data.horizontal_flip, "vflip": data.vertical_flip}
+    transform = augmentation(**flips, scale=zoom, colour=data.colour)
+    sizes, workers = [shown_size(data, *size) for size in dataset.sizes], data.workers
+    how = {"sizes": sizes, "transform": transform, "workers": workers}
+    return Batches(dataset, batch_size, seed=seed, **how)
 
 
 def detector(
@@ -79,7 +73,7 @@ def detector(
 ) -> nn.Module:
     """A fresh detector of the settings; with `max_size` it resizes its images."""
     require("weights", settings.weights)
-    return build_detector(
+    recipe = Recipe(
         settings.kind,
         settings.trunk,
         num_classes=num_classes,
@@ -90,20 +84,16 @@ def detector(
         fpn_channels=settings.fpn_channels,
         anchor_scale=settings.anchor_scale or None,
         trunk_arguments=json.loads(settings.trunk_arguments),
-        weights=settings.weights or None,
         frozen_norm=settings.frozen_norm,
         frozen_stride=settings.frozen_stride,
     )
+    return build_detector(recipe, weights=settings.weights or None)
 
 
 def detector_for(settings: Detector, data: Data, *, num_classes: int) -> nn.Module:
     """A fresh detector of the settings, for the images of these data."""
-    sides = (
-        {"image_size": data.short, "max_size": data.size}
-        if data.short
-        else {"image_size": data.size}
-    )
-    return detector(settings, num_classes=num_classes, **sides)
+    size, largest = (data.short, data.size) if data.short else (data.size, None)
+    return detector(settings, num_classes=num_classes, image_size=size, max_size=largest)
 
 
 def evaluate(model: nn.Module, dataset: Any, data: Data, **options: Any) -> dict[str, float]:
@@ -146,17 +136,12 @@ def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Mod
         terms = {key: terms[key] for key in ("adapter", "match")}
     kind = DFMSDLoss if name == "dfmsd" else BASELINES[name]
     channels = [
-        {stride: count for stride, count in found.items() if not strides or stride in strides}
-        for found in (feature_channels(student), feature_channels(teacher))
+        {stride: count for stride, count in levels.items() if not strides or stride in strides}
+        for levels in (feature_channels(student), feature_channels(teacher))
     ]
-    built = kind(*channels, **terms)
-    built.weights = {term: factor * weight for term, weight in built.weights.items()}
-    return built
-
-
-def accelerator(settings: Settings) -> Accelerator:
-    """Device, precision and processes."""
-    return Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+    compares = kind(*channels, **terms)
+    compares.weights = {term: factor * weight for term, weight in compares.weights.items()}
+    return compares
 
 
 def records_file(settings: Settings) -> Path:
@@ -168,18 +153,16 @@ def arm_stages(
     settings: Settings, arm: str, student: nn.Module, teachers: dict[str, nn.Module]
 ) -> list[Stage]:
     """The stages of an arm, for this student and these teachers by name."""
-    plan = ARMS[arm]
-    lengths = [max(1, round(length * settings.train.steps)) for length in plan.lengths]
-    total = sum(lengths) if settings.train.schedule_over == "run" else None
-    listed = []
+    names, train = ARMS[arm].teachers, settings.train
+    lengths = [max(1, round(length * train.steps)) for length in ARMS[arm].lengths]
+    total = sum(lengths) if train.schedule_over == "run" else None
+    stages = []
     for number, steps in enumerate(lengths):
-        teacher = teachers[plan.teachers[number]] if plan.teachers else None
-        listed.append(
-            Stage(
-                plan.teachers[number] if plan.teachers else "task only",
-                schedule(settings.train, steps=steps, offset=sum(lengths[:number]), total=total),
-                teacher,
-                method(settings, student, teacher) if teacher is not None else None,
-            )
-        )
-    return listed
+        rates = schedule(train, steps=steps, offset=sum(lengths[:number]), total=total)
+        if not names:
+            stages.append(Stage("task only", rates))
+            continue
+        teacher = teachers[names[number]]
+        compares = method(settings, student, teacher)
+        stages.append(Stage(names[number], rates, teacher, compares))
+    return stages

@@ -1,26 +1,23 @@
-"""Jobs: `dfmsd train`, `preflight`, `distill`, `experiment`."""
+"""`dfmsd train`, `preflight`, `distill`, `experiment`, `evaluate`, `predict`, `config`, `table`."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from dfmsd.terminal import metrics_line
-
-Preset = Annotated[
-    Positional[
-        Literal[
-            "scenes",
-            "photos",
-            "faster_rcnn_r50_swin_sal",
-            "retinanet_r50_swin_sal",
-            "retinanet_r50_from_faster_rcnn_v2",
-            "fcos_r50",
-        ]
-    ],
-    arg(help="the job"),
+Preset = Positional[
+    Literal[
+        "scenes",
+        "photos",
+        "faster_rcnn_r50_swin_sal",
+        "retinanet_r50_swin_sal",
+        "retinanet_r50_from_faster_rcnn_v2",
+        "fcos_r50",
+    ]
 ]
 Overrides = Annotated[
     Positional[tuple[str, ...]],
@@ -51,9 +48,9 @@ def train(
 
     weights, metadata = train_detector(resolve(preset, overrides), detector, seed=seed)
     if save is not None:
-        model, found = load_detector(weights)
-        save_detector(model, save, classes=found["classes"], metrics=found["metrics"], half=True)
-    print(f"{detector}: {metrics_line(metadata['metrics'])}\nweights: {save or weights}")
+        model, stored = load_detector(weights)
+        save_detector(model, save, classes=stored["classes"], metrics=stored["metrics"], half=True)
+    print(f"{detector}: {_metrics_line(metadata['metrics'])}\nweights: {save or weights}")
 
 
 def distill(
@@ -67,17 +64,17 @@ def distill(
         preflight: `auto` makes it before a job of 5000 steps or more, unless it continues one.
     """
     from dfmsd.experiments.build import scaled_rate
-    from dfmsd.experiments.preflight import wanted
+    from dfmsd.experiments.preflight import is_due
     from dfmsd.experiments.presets import resolve
     from dfmsd.experiments.runs import execute_all, runs
     from dfmsd.experiments.tables import arms_table
 
     settings = resolve(preset, overrides)
-    if preflight == "auto" and wanted(settings):
+    if preflight == "auto" and is_due(settings):
         _preflight(settings)
     elif line := scaled_rate(settings.train):
         print(line)
-    records = execute_all(settings)
+    records = execute_all(runs(settings))
     last = runs(settings)[-1]
     print(arms_table(records))
     print(f"\nrecords: {last.records}\nlast student: {last.weights}")
@@ -98,9 +95,9 @@ def preflight(preset: Preset, overrides: Overrides = (), /, images: int = 32) ->
 
 def _preflight(settings: Any, **options: Any) -> None:
     """Print the report of a preflight; ValueError when it refuses the job."""
-    from dfmsd.experiments.preflight import examine
+    from dfmsd.experiments.preflight import run_preflight
 
-    report = examine(settings, **options)
+    report = run_preflight(settings, **options)
     print(report)
     if report.reasons:
         raise ValueError(f"preflight refused the job, {report.reasons[0]}")
@@ -115,12 +112,142 @@ def experiment(name: Positional[str], overrides: Overrides = (), /) -> None:
     """
     from dfmsd.experiments.runs import execute_experiment, experiment_runs, without_record
 
-    listed = experiment_runs(name, overrides)
-    had = len(listed) - len(without_record(listed))
+    rows = experiment_runs(name, overrides)
+    recorded = len(rows) - len(without_record(rows))
     execute_experiment(name, overrides)
-    print(f"{name}: {len(listed)} runs recorded beside {listed[0].records}, {had} of them before")
+    print(f"{name}: {len(rows)} runs recorded beside {rows[0].records}, {recorded} of them before")
 
 
-COMMANDS: dict[str, Any] = {
-    command.__name__: command for command in (train, preflight, distill, experiment)
+def evaluate(
+    root: Positional[Path],
+    /,
+    detections: Path | None = None,
+    checkpoint: Path | None = None,
+    split: Literal["train", "val"] = "val",
+    size: int | None = None,
+) -> None:
+    """COCO AP of a detections file, or of a saved detector, on a COCO-format folder.
+
+    Args:
+        root: the folder with images and annotations.
+        detections: COCO results (a JSON list), or an annotation file, whose boxes then score 1.
+        checkpoint: a detector saved by dfmsd.
+        split: `train` or `val`.
+        size: longest side to which images are reduced for the detector, pixels.
+    """
+    from dfmsd.data.coco import CocoDataset
+    from dfmsd.detectors.saved import load_detector
+    from dfmsd.training.evaluation import coco_metrics, evaluate_detector, read_detections
+
+    if (detections is None) == (checkpoint is None):
+        raise ValueError("give either --detections FILE or --checkpoint FILE")
+    if detections is not None and size is not None:
+        raise ValueError(f"--size {size}: goes with --checkpoint, detections have their size")
+    dataset = CocoDataset(root, split, max_size=size)
+    if detections is not None:
+        truth, ids = dataset.truth(), dataset.category_ids
+        metrics = coco_metrics(truth, read_detections(detections, truth, category_ids=ids))
+    else:
+        model, metadata = load_detector(checkpoint, head=True)
+        if list(metadata["classes"]) != list(dataset.classes):
+            detected, present = (", ".join(c) for c in (metadata["classes"], dataset.classes))
+            raise ValueError(f"{checkpoint}: detects {detected}, but {root} has {present}")
+        metrics = evaluate_detector(model, dataset)
+    print(_metrics_line(metrics))
+
+
+def _metrics_line(metrics: dict[str, float | None]) -> str:
+    """The metrics on one line; a size class without objects shows as –."""
+    known = {key: value is not None and value == value for key, value in metrics.items()}
+    return "  ".join(f"{k} {v:.3f}" if known[k] else f"{k} –" for k, v in metrics.items())
+
+
+def predict(
+    images: Positional[tuple[Path, ...]],
+    /,
+    checkpoint: Path,
+    out: Path = Path("predictions"),
+    score: float = 0.4,
+    size: int | None = None,
+) -> None:
+    """Draw the detections on images.
+
+    Args:
+        images: image files.
+        checkpoint: a detector saved by dfmsd.
+        out: folder of the drawings.
+        score: lowest score that is drawn.
+        size: longest side to which images are reduced, pixels.
+    """
+    import torch
+
+    from dfmsd.data.images import read_image
+    from dfmsd.detectors.saved import load_detector
+    from dfmsd.viz import detections_figure
+
+    if not images:
+        raise ValueError("predict: name at least one image")
+    targets = drawings(images, out)
+    model, metadata = load_detector(checkpoint, head=True)
+    style = {"classes": metadata["classes"], "score": score, "columns": 1}
+    pixels = [read_image(path, max_size=size) for path in images]
+    out.mkdir(parents=True, exist_ok=True)
+    for path, image, target in zip(images, pixels, targets, strict=True):
+        with torch.no_grad():
+            detections = model([image])
+        count = int((detections[0]["scores"] >= score).sum())
+        detections_figure([image], detections, **style).savefig(target)
+        print(f"{path}: {count} objects of score ≥ {score}, drawn in {target}")
+
+
+def drawings(images: Sequence[Path], out: Path) -> list[Path]:
+    """The file of each image's drawing: NAME.png in `out`, NAME-2.png for the next of that name.
+
+    Raises:
+        ValueError: a drawing would replace one of the images.
+    """
+    targets: list[Path] = []
+    for path in images:
+        names = (path.stem if n == 1 else f"{path.stem}-{n}" for n in itertools.count(1))
+        targets.append(next(t for t in (out / f"{name}.png" for name in names) if t not in targets))
+    for target in targets:
+        if target.resolve() in {path.resolve() for path in images}:
+            raise ValueError(f"{target}: is one of the images; choose another folder with --out")
+    return targets
+
+
+def config(preset: Preset, overrides: Overrides = (), /) -> None:
+    """Print every setting of a preset as `key=value`."""
+    from dfmsd.experiments.presets import resolve
+    from dfmsd.experiments.settings import flat
+
+    for key, value in flat(resolve(preset, overrides)).items():
+        print(f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+
+
+def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> None:
+    """Print the tables of a records file: per arm, or per row when it is an experiment's.
+
+    Args:
+        records: JSON-lines file of records; an experiment takes those beside it into account.
+    """
+    from dfmsd.experiments.grids import EXPERIMENTS
+    from dfmsd.experiments.records import read_folder, read_records
+    from dfmsd.experiments.results import newest
+    from dfmsd.experiments.tables import arms_table, experiment_report
+
+    if not records.exists():
+        raise FileNotFoundError(f"{records}: no such file; `dfmsd distill` names the one it writes")
+    if records.stem in EXPERIMENTS:
+        print(experiment_report(records.stem, read_folder(records.parent)))
+        return
+    rows = read_records(records)
+    if not newest(rows):
+        raise ValueError(f"{records}: holds no record of `dfmsd distill`")
+    print(arms_table(rows))
+
+
+COMMANDS = {
+    command.__name__: command
+    for command in (train, preflight, distill, experiment, evaluate, predict, config, table)
 }

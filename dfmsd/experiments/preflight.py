@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 
-from dfmsd.detectors.inheritance import inherit, listing
+from dfmsd.detectors.build import parameter_count
+from dfmsd.detectors.pretrained import inherit
 from dfmsd.detectors.saved import load_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments.build import (
-    accelerator,
     batches,
     datasets,
     detector_for,
@@ -27,13 +28,13 @@ from dfmsd.experiments.build import (
     schedule,
 )
 from dfmsd.experiments.presets_coco import require
-from dfmsd.experiments.profile import balance, cost, level_statistics, seen_features
+from dfmsd.experiments.profile import collect_features, level_statistics, loss_balance, throughput
 from dfmsd.experiments.records import markdown_table
 from dfmsd.experiments.runs import runs
 from dfmsd.experiments.settings import ARMS, Settings
-from dfmsd.experiments.train import optimizer_options, prepare, step_options
+from dfmsd.experiments.train import optimizer_options, prepare
 from dfmsd.training.optim import make_optimizer
-from dfmsd.training.steps import parts, to_device
+from dfmsd.training.steps import parts
 
 LONG = 5000
 """Steps from which `dfmsd distill` makes the preflight by itself."""
@@ -47,30 +48,39 @@ Verdict = Literal["ok", "note", "refused"]
 
 @dataclass
 class Preflight:
-    """What was found: lines of (part, verdict, words), a table, and what was measured."""
+    """What was seen of a job: lines of (part, verdict, text), a table, and what was measured."""
 
+    settings: Settings
+    accelerator: Accelerator
     findings: list[tuple[str, Verdict, str]] = field(default_factory=list)
     levels: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
 
-    def add(self, part: str, words: str, verdict: Verdict = "ok") -> None:
+    def add(self, part: str, text: str, verdict: Verdict = "ok") -> None:
         """Add one finding."""
-        self.findings.append((part, verdict, words))
+        self.findings.append((part, verdict, text))
 
     @property
     def reasons(self) -> list[str]:
         """Why the job should not start; empty when it may."""
-        return [
-            f"{part}: {words}" for part, verdict, words in self.findings if verdict == "refused"
-        ]
+        return [f"{part}: {text}" for part, verdict, text in self.findings if verdict == "refused"]
 
     def __str__(self) -> str:
         """The report for a terminal."""
-        lines = [f"{verdict:9}{part}: {words}" for part, verdict, words in self.findings]
+        lines = [f"{verdict:9}{part}: {text}" for part, verdict, text in self.findings]
         return "\n".join([*lines, *(["", self.levels] if self.levels else [])])
 
 
-def examine(settings: Settings, *, images: int = 32, steps: int = 4, seed: int = 0) -> Preflight:
+def is_due(settings: Settings) -> bool:
+    """Whether a job is long and has not begun, so that a preflight is due, on every process."""
+    lengths = [sum(ARMS[arm].lengths) * settings.train.steps for arm in settings.arms]
+    begun = any((run.folder / "log.jsonl").exists() for run in runs(settings))
+    return max(lengths) >= LONG and not begun
+
+
+def run_preflight(
+    settings: Settings, *, images: int = 32, steps: int = 4, seed: int = 0
+) -> Preflight:
     """The preflight of a job: of its arm with the most teachers, and of that the last teacher.
 
     Args:
@@ -79,177 +89,171 @@ def examine(settings: Settings, *, images: int = 32, steps: int = 4, seed: int =
         steps: how many training steps are timed, after one that is not.
         seed: of student and batches.
     """
-    report, world = Preflight(), accelerator(settings)
+    device = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+    preflight = Preflight(settings, device)
     arm = max(settings.arms, key=lambda name: (len(ARMS[name].teachers), sum(ARMS[name].lengths)))
     torch.manual_seed(seed)
     try:
-        data = datasets(settings.data)
-        samples = [data[1][i] for i in range(min(images, len(data[1])))]
-        classes = data[0].classes
-        student = detector_for(settings.student, settings.data, num_classes=len(classes))
+        train, val = datasets(settings.data)
+        samples = [val[i] for i in range(min(images, len(val)))]
+        student = detector_for(settings.student, settings.data, num_classes=len(train.classes))
     except (ValueError, OSError) as error:
-        report.add("data and student", str(error), "refused")
-        return report
-    _say_job(report, settings, data, arm)
-    _say_student(report, settings, student)
-    found = [
-        _teacher(report, settings, name, data[1], images, world) for name in ARMS[arm].teachers
-    ]
-    if report.reasons or None in found:
-        return report
-    distiller = Distiller(student.to(world.device))
-    if found:
-        try:
-            if settings.inherit != "no":
-                copied = inherit(student, found[-1], settings.inherit.split("+"))
-                words = f"{len(copied)} tensors of the {settings.inherit}: {listing(copied)}"
-                report.add("inherited", words)
-            compares = method(settings, student, found[-1])
-        except ValueError as error:
-            report.add("method", str(error), "refused")
-            return report
-        shown = to_device(tuple(map(list, zip(*samples, strict=True))), world.device)
-        seen = seen_features(student, found[-1], list(zip(*shown, strict=True)))
-        _say_levels(report, seen, compares.pairs)
-        distiller = Distiller(student, found[-1], compares).to(world.device)
-    if not report.reasons:
-        train = batches(data[0], settings.data, batch_size=settings.train.batch_size, seed=seed)
-        _say_steps(report, settings, distiller, train, world, steps, arm)
-    return report
+        preflight.add("data and student", str(error), "refused")
+        return preflight
+    _report_job(preflight, train, val, arm)
+    _report_student(preflight, student)
+    teachers = [_report_teacher(preflight, name, val, images) for name in ARMS[arm].teachers]
+    if preflight.reasons or None in teachers:
+        return preflight
+    distiller = Distiller(student.to(preflight.accelerator.device))
+    if teachers:
+        distiller = _report_method(preflight, student, teachers[-1], samples)
+    if not preflight.reasons:
+        data = batches(train, settings.data, batch_size=settings.train.batch_size, seed=seed)
+        _report_steps(preflight, distiller, data, steps=steps, arm=arm)
+    return preflight
 
 
-def wanted(settings: Settings) -> bool:
-    """Whether a job is long and has not begun, so that a preflight is due, on every process."""
-    lengths = [sum(ARMS[arm].lengths) * settings.train.steps for arm in settings.arms]
-    begun = any((run.folder / "log.jsonl").exists() for run in runs(settings))
-    return max(lengths) >= LONG and not begun
+def _report_job(preflight: Preflight, train: Any, val: Any, arm: str) -> None:
+    job = preflight.settings.train
+    text = f"{len(train)} training and {len(val)} validation images, {len(train.classes)} classes"
+    preflight.add("data", text)
+    total, size = round(sum(ARMS[arm].lengths) * job.steps), job.batch_size
+    text = f"{arm}, {total} steps of {size} images, {total * size / len(train):.1f} epochs"
+    preflight.add("job", f"{text}; {scaled_rate(job) or f'peak learning rate {job.lr:g}'}")
 
 
-def _say_job(report: Preflight, settings: Settings, data: tuple[Any, Any], arm: str) -> None:
-    train, (ours, val) = settings.train, data
-    total, size = round(sum(ARMS[arm].lengths) * train.steps), train.batch_size
-    words = f"{len(ours)} training and {len(val)} validation images, {len(ours.classes)} classes"
-    report.add("data", words)
-    words = f"{arm}, {total} steps of {size} images, {total * size / len(ours):.1f} epochs"
-    report.add("job", f"{words}; {scaled_rate(train) or f'peak learning rate {train.lr:g}'}")
+def _report_student(preflight: Preflight, student: nn.Module) -> None:
+    weights, kind = preflight.settings.student.weights, preflight.settings.data.kind
+    count = f"{parameter_count(student) / 1e6:.1f} M parameters"
+    trained = f"{parameter_count(student, trainable=True) / 1e6:.1f} M trained"
+    origin = f"trunk from {weights}, every tensor found" if weights else "trunk from scratch"
+    verdict = "ok" if weights or kind == "scenes" else "note"
+    preflight.add("student", f"{type(student).__name__}, {count}, {trained}; {origin}", verdict)
 
 
-def _say_student(report: Preflight, settings: Settings, student: nn.Module) -> None:
-    every = sum(p.numel() for p in student.parameters()) / 1e6
-    trained = sum(p.numel() for p in student.parameters() if p.requires_grad) / 1e6
-    origin = settings.student.weights
-    words = f"{type(student).__name__}, {every:.1f} M parameters, {trained:.1f} M trained; "
-    words += f"trunk from {origin}, every tensor found" if origin else "trunk from scratch"
-    report.add("student", words, "ok" if origin or settings.data.kind == "scenes" else "note")
-
-
-def _teacher(
-    report: Preflight, settings: Settings, name: str, dataset: Any, images: int, world: Accelerator
-) -> nn.Module | None:
+def _report_teacher(preflight: Preflight, name: str, val: Any, images: int) -> nn.Module | None:
     """The teacher `name`, loaded strictly and tried on the data; None when there is none yet."""
-    part, file = f"teacher {name}", getattr(settings, f"{name}_file")
+    part, file = f"teacher {name}", getattr(preflight.settings, f"{name}_file")
     if not file:
-        report.add(part, f"{name}_file is empty: the teacher will be trained first", "note")
+        preflight.add(part, f"{name}_file is empty: the teacher will be trained first", "note")
         return None
     try:
         require(f"{name}_file", file)
         model, metadata = load_detector(file)
     except (ValueError, OSError) as error:
-        report.add(part, str(error), "refused")
+        preflight.add(part, str(error), "refused")
         return None
-    stated = (metadata.get("metrics") or {}).get("AP", math.nan)
-    count = sum(p.numel() for p in model.parameters()) / 1e6
-    report.add(part, f"{file}: every tensor in its place, {count:.1f} M parameters")
-    model.to(world.device)
+    count = f"{parameter_count(model) / 1e6:.1f} M parameters"
+    preflight.add(part, f"{file}: every tensor in its place, {count}")
+    model.to(preflight.accelerator.device)
     if not (hasattr(model, "roi_heads") or hasattr(model, "head")):
-        report.add(part, "has no head: its AP cannot be tried", "note")
-    elif list(metadata["classes"]) != list(dataset.classes):
-        report.add(part, "detects other classes than the data have: its AP cannot be tried", "note")
+        preflight.add(part, "has no head: its AP cannot be tried", "note")
+    elif list(metadata["classes"]) != list(val.classes):
+        text = "detects other classes than the data have: its AP cannot be tried"
+        preflight.add(part, text, "note")
     else:
-        found = evaluate(model, dataset, settings.data, limit=images)["AP"]
-        low = found < (0.02 if math.isnan(stated) else stated / 2)
-        words = f"AP {100 * found:.1f} on {images} validation images, its file states "
-        words += "none" if math.isnan(stated) else f"{100 * stated:.1f}"
-        words += ": wrong weights or normalisation?" if low else ""
-        report.add(part, words, "refused" if low else "ok")
+        stated = (metadata.get("metrics") or {}).get("AP", math.nan)
+        ap = evaluate(model, val, preflight.settings.data, limit=images)["AP"]
+        low = ap < (0.02 if math.isnan(stated) else stated / 2)
+        text = f"AP {100 * ap:.1f} on {images} validation images, its file states "
+        text += "none" if math.isnan(stated) else f"{100 * stated:.1f}"
+        text += ": wrong weights or normalisation?" if low else ""
+        preflight.add(part, text, "refused" if low else "ok")
     return model
 
 
-def _say_levels(report: Preflight, seen: tuple[Any, Any], pairs: list[tuple[int, int]]) -> None:
-    rows = []
-    for ours, theirs in pairs:
-        facts = [level_statistics(seen[0][ours]), level_statistics(seen[1][theirs])]
-        keys = ("mean", "sd", "dead")
-        rows.append([str(ours), *(f"{fact[key]:.2g}" for fact in facts for key in keys)])
-        rows[-1].append(f"{facts[1]['constant']:.2f}")
-        if not all(math.isfinite(fact["sd"]) for fact in facts):
-            report.add(f"stride {ours}", "features are not finite", "refused")
-        elif facts[1]["dead"] > 0.5:
-            words = f"{facts[1]['dead']:.0%} of the teacher's channels never change"
-            report.add(f"stride {ours}", words, "note")
-        elif facts[1]["constant"] > CONSTANT:
-            words = "the teacher shows nearly the same picture for every image; leave it out with "
-            others = ",".join(str(stride) for stride, _ in pairs if stride != ours)
-            report.add(f"stride {ours}", f"{words}method.strides={others}", "note")
-    names = [f"{who} {key}" for who in ("student", "teacher") for key in ("mean", "sd", "dead")]
-    report.levels = markdown_table(["stride", *names, "teacher constant"], rows)
+def _report_method(
+    preflight: Preflight, student: nn.Module, teacher: nn.Module, samples: list[tuple[Any, Any]]
+) -> Distiller | None:
+    """The distiller of the job; None when its method does not fit the detectors."""
+    settings, device = preflight.settings, preflight.accelerator.device
+    try:
+        if settings.inherit != "no":
+            copied = inherit(student, teacher, settings.inherit.split("+"))
+            layers = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in copied))
+            preflight.add("inherited", f"{len(copied)} tensors of the {settings.inherit}: {layers}")
+        built = method(settings, student, teacher)
+    except ValueError as error:
+        preflight.add("method", str(error), "refused")
+        return None
+    images, targets = send_to_device(tuple(map(list, zip(*samples, strict=True))), device)
+    levels = collect_features(student, teacher, list(zip(images, targets, strict=True)))
+    _report_levels(preflight, levels, built.pairs)
+    return Distiller(student, teacher, built).to(device)
 
 
-def _say_steps(
-    report: Preflight,
-    settings: Settings,
-    distiller: Distiller,
-    train: Any,
-    world: Accelerator,
-    steps: int,
-    arm: str,
+def _report_levels(
+    preflight: Preflight, levels: tuple[Any, Any], pairs: list[tuple[int, int]]
+) -> None:
+    keys, rows = ("mean", "sd", "dead"), []
+    for stride, other in pairs:
+        student, teacher = level_statistics(levels[0][stride]), level_statistics(levels[1][other])
+        cells = [f"{statistics[key]:.2g}" for statistics in (student, teacher) for key in keys]
+        rows.append([str(stride), *cells, f"{teacher['constant']:.2f}"])
+        part = f"stride {stride}"
+        if not (math.isfinite(student["sd"]) and math.isfinite(teacher["sd"])):
+            preflight.add(part, "features are not finite", "refused")
+        elif teacher["dead"] > 0.5:
+            share = f"{teacher['dead']:.0%}"
+            preflight.add(part, f"{share} of the teacher's channels never change", "note")
+        elif teacher["constant"] > CONSTANT:
+            text = "the teacher shows nearly the same picture for every image; leave it out with "
+            text += f"method.strides={','.join(str(s) for s, _ in pairs if s != stride)}"
+            preflight.add(part, text, "note")
+    header = [f"{who} {key}" for who in ("student", "teacher") for key in keys]
+    preflight.levels = markdown_table(["stride", *header, "teacher constant"], rows)
+
+
+def _report_steps(
+    preflight: Preflight, distiller: Distiller, data: Any, *, steps: int, arm: str
 ) -> None:
     """Balance, speed and memory of steps that `fit` makes, as it will make them in the job."""
-    job, size, parts_ = settings.train, settings.train.batch_size, settings.engine.accumulate
-    teachers = [distiller.teacher] if distiller.teacher is not None else []
-    each = size // world.num_processes // parts_
+    settings, world = preflight.settings, preflight.accelerator
+    accumulate, size = settings.engine.accumulate, settings.train.batch_size
+    each = size // world.num_processes // accumulate
     try:
-        prepare(settings, distiller.student, teachers, world.device)
-        if teachers:
-            share = next(train.iterate(0, world.process_index, world.num_processes))
-            _, first = next(parts(share, parts_))
-            batch = to_device(first, world.device)
-            _say_balance(report, settings, balance(distiller, batch, world.autocast))
-        numbers = cost(
-            distiller,
-            make_optimizer(distiller, lr=job.peak, **optimizer_options(job)),
-            train,
-            schedule(job, steps=steps + 1, total=max(job.steps, steps + 1)),
-            accelerator=world,
-            **step_options(settings),
-        )
+        numbers = _measure(preflight, distiller, data, steps)
     except torch.cuda.OutOfMemoryError:
-        words = f"{each} images at a time do not fit; try engine.accumulate={2 * parts_}"
-        report.add("memory", words, "refused")
+        text = f"{each} images at a time do not fit; try engine.accumulate={2 * accumulate}"
+        preflight.add("memory", text, "refused")
         return
     except (ValueError, FloatingPointError) as error:
-        report.add("steps", str(error), "refused")
+        preflight.add("steps", str(error), "refused")
         return
-    report.numbers |= numbers
-    total = sum(ARMS[arm].lengths) * job.steps * size
-    hours = report.numbers["hours"] = total / numbers["images_s"] / 3600
-    words = f"{numbers['images_s']:.2f} images/s, {numbers['waiting']:.0%} of the time "
-    words += f"waiting for data; about {hours:.1f} hours for {arm}, evaluations not counted"
-    report.add("speed", words, "note" if numbers["waiting"] > 0.05 else "ok")
+    hours = sum(ARMS[arm].lengths) * settings.train.steps * size / numbers["images_s"] / 3600
+    preflight.numbers |= numbers | {"hours": hours}
+    text = f"{numbers['images_s']:.2f} images/s, {numbers['waiting']:.0%} of the time "
+    text += f"waiting for data; about {hours:.1f} hours for {arm}, evaluations not counted"
+    preflight.add("speed", text, "note" if numbers["waiting"] > 0.05 else "ok")
     if numbers["peak_gib"]:
-        whole = torch.cuda.get_device_properties(world.device).total_memory / 2**30
-        peak = f"{numbers['peak_gib']:.1f} of {whole:.0f} GiB"
-        report.add("memory", f"{peak}, {each} images at a time")
+        total = torch.cuda.get_device_properties(world.device).total_memory / 2**30
+        peak = f"{numbers['peak_gib']:.1f} of {total:.0f} GiB"
+        preflight.add("memory", f"{peak}, {each} images at a time")
 
 
-def _say_balance(report: Preflight, settings: Settings, found: dict[str, float]) -> None:
-    report.numbers |= found
-    factor = settings.method.factor * BALANCE / found["ratio"]
-    words = (
-        f"at the first step distillation is {found['ratio']:.2g} times the task loss; gradients "
-    )
-    words += f"on the backbone {found['gradient_ratio']:.2g} to 1, cosine {found['cosine']:.2f}"
-    far = not 1 / 3 < found["ratio"] / BALANCE < 3
-    words += f"; method.factor={factor:.2g} would give the {BALANCE} of the scenes" if far else ""
+def _measure(preflight: Preflight, distiller: Distiller, data: Any, steps: int) -> dict[str, float]:
+    """What `throughput` measures; before it the balance of the losses is reported."""
+    settings, world = preflight.settings, preflight.accelerator
+    job, teachers = settings.train, [distiller.teacher] if distiller.teacher is not None else []
+    prepare(settings.engine, [distiller.student, *teachers])
+    if teachers:
+        share = next(data.iterate(0, world.process_index, world.num_processes))
+        batch = send_to_device(next(parts(share, settings.engine.accumulate)), world.device)
+        _report_balance(preflight, loss_balance(distiller, batch, world.autocast))
+    optimizer = make_optimizer(distiller, lr=job.peak, **optimizer_options(job))
+    plan = schedule(job, steps=steps + 1, total=max(job.steps, steps + 1))
+    options = {"clip": job.clip, "accumulate": settings.engine.accumulate}
+    return throughput(distiller, optimizer, data, plan, accelerator=world, **options)
+
+
+def _report_balance(preflight: Preflight, numbers: dict[str, float]) -> None:
+    preflight.numbers |= numbers
+    ratio, far = numbers["ratio"], not 1 / 3 < numbers["ratio"] / BALANCE < 3
+    text = f"at the first step distillation is {ratio:.2g} times the task loss; gradients "
+    text += f"on the backbone {numbers['gradient_ratio']:.2g} to 1, cosine {numbers['cosine']:.2f}"
+    if far:
+        factor = preflight.settings.method.factor * BALANCE / ratio
+        text += f"; method.factor={factor:.2g} would give the {BALANCE} of the scenes"
     verdict = "note" if far else "ok"
-    report.add("balance", words, verdict if math.isfinite(found["ratio"]) else "refused")
+    preflight.add("balance", text, verdict if math.isfinite(ratio) else "refused")

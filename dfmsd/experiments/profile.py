@@ -1,4 +1,4 @@
-"""Short measurements of a distillation before it begins: levels, balance of the losses, cost."""
+"""Short measurements of a distillation before it begins: levels, balance of the losses, speed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dfmsd.distill import Distiller
+from dfmsd.training.log import Logging
 from dfmsd.training.loop import Batches, fit
 from dfmsd.training.optim import Schedule
 from dfmsd.training.steps import Batch
@@ -19,24 +20,26 @@ from dfmsd.training.steps import Batch
 Levels = dict[int, list[Tensor]]
 
 
-class _Spy(nn.Module):
-    """A method that keeps what it is given."""
+class _Recorder(nn.Module):
+    """A method without losses that keeps the features it is given, image by image."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weights: dict[str, float] = {}
-        self.seen: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+        self.levels: tuple[Levels, Levels] = ({}, {})
 
     def forward(
         self, student: dict[int, Tensor], teacher: dict[int, Tensor], _context: object
     ) -> dict[str, Tensor]:
-        """No losses."""
-        self.seen = (student, teacher)
+        """Keep both detectors' features; no losses."""
+        for levels, features in zip(self.levels, (student, teacher), strict=True):
+            for stride, feature in features.items():
+                levels.setdefault(stride, []).append(feature.float().cpu())
         return {}
 
 
 @torch.no_grad()
-def seen_features(
+def collect_features(
     student: nn.Module, teacher: nn.Module, samples: Sequence[tuple[Tensor, dict[str, Any]]]
 ) -> tuple[Levels, Levels]:
     """Student's and teacher's features of each image: stride → list of (1, C, H, W).
@@ -48,15 +51,11 @@ def seen_features(
         teacher: the teacher.
         samples: (image (3, H, W), target) on the student's device.
     """
-    spy = _Spy()
-    distiller = Distiller(student, teacher, spy).train()
-    both: tuple[Levels, Levels] = ({}, {})
+    recorder = _Recorder()
+    distiller = Distiller(student, teacher, recorder).train()
     for image, target in samples:
         distiller([image], [target])
-        for levels, features in zip(both, spy.seen, strict=True):
-            for stride, feature in features.items():
-                levels.setdefault(stride, []).append(feature.float().cpu())
-    return both
+    return recorder.levels
 
 
 def level_statistics(features: Sequence[Tensor]) -> dict[str, float]:
@@ -70,7 +69,6 @@ def level_statistics(features: Sequence[Tensor]) -> dict[str, float]:
         features: (1, C, H, W) of each image.
     """
     cells = torch.cat([feature.flatten(2)[0] for feature in features], 1)  # (C, all cells)
-    spread = cells.std(1)
     constant = float("nan")
     if len(features) > 1 and len({feature.shape for feature in features}) == 1:
         stack = torch.cat(list(features))
@@ -79,12 +77,12 @@ def level_statistics(features: Sequence[Tensor]) -> dict[str, float]:
     return {
         "mean": float(cells.mean()),
         "sd": float(cells.std()),
-        "dead": float((spread <= 1e-3 * cells.std()).float().mean()),
+        "dead": float((cells.std(1) <= 1e-3 * cells.std()).float().mean()),
         "constant": constant,
     }
 
 
-def balance(
+def loss_balance(
     distiller: Distiller, batch: Batch, autocast: Callable[[], AbstractContextManager] = nullcontext
 ) -> dict[str, float]:
     """Weighted distillation against task: ratio of the losses, and of the trunk's gradients.
@@ -99,50 +97,46 @@ def balance(
     with autocast():
         losses = distiller.train()(*batch)
     weights = distiller.weights
-    ours = sum(weights[name] * loss for name, loss in losses.items() if name in weights)
+    method = sum(weights[name] * loss for name, loss in losses.items() if name in weights)
     task = sum(loss for name, loss in losses.items() if name not in weights)
     trunk = [p for p in distiller.student.backbone.parameters() if p.requires_grad]
-    how = {"retain_graph": True, "materialize_grads": True}
-    parts = [torch.autograd.grad(loss, trunk, **how) for loss in (ours, task)]
-    pulls = [torch.cat([part.flatten() for part in gradient]) for gradient in parts]
-    norms = [float(pull.norm()) for pull in pulls]
+    options = {"retain_graph": True, "materialize_grads": True}
+    gradients = [torch.autograd.grad(loss, trunk, **options) for loss in (method, task)]
+    method_pull, task_pull = (torch.cat([part.flatten() for part in g]) for g in gradients)
     return {
         "task": float(task.detach()),
-        "distillation": float(ours.detach()),
-        "ratio": float((ours / task).detach()),
-        "gradient_ratio": norms[0] / max(norms[1], 1e-12),
-        "cosine": float(torch.cosine_similarity(*pulls, dim=0)),
+        "distillation": float(method.detach()),
+        "ratio": float((method / task).detach()),
+        "gradient_ratio": float(method_pull.norm()) / max(float(task_pull.norm()), 1e-12),
+        "cosine": float(torch.cosine_similarity(method_pull, task_pull, dim=0)),
     }
 
 
-class _Clock:
-    """Batches that note when they were asked for and when they came."""
+def _now(device: torch.device) -> float:
+    """The time in seconds, after everything that the GPU was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class _TimedBatches:
+    """Batches that note when each was asked for, how long that took and how many images came."""
 
     def __init__(self, batches: Batches, device: torch.device) -> None:
         self.batches, self.device = batches, device
-        self.asked: list[float] = []
-        self.came: list[float] = []
-        self.images = 0
+        self.notes: list[tuple[float, float, int]] = []
 
-    def now(self) -> float:
-        """The time in seconds, after everything that the GPU was told to do."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def iterate(self, *place: int) -> Iterator[Batch]:
-        """The batches of `place`: start, rank, world."""
-        arrivals = self.batches.iterate(*place)
+    def iterate(self, *position: int) -> Iterator[Batch]:
+        """The batches from `position` on: start, rank, world."""
+        batches = self.batches.iterate(*position)
         while True:
-            self.asked.append(self.now())
-            batch = next(arrivals)
-            self.came.append(time.perf_counter())
-            if len(self.came) > 1:  # the first step warms up
-                self.images += len(batch[0])
+            asked = _now(self.device)
+            batch = next(batches)
+            self.notes.append((asked, time.perf_counter() - asked, len(batch[0])))
             yield batch
 
 
-def cost(
+def throughput(
     distiller: Distiller,
     optimizer: torch.optim.Optimizer,
     batches: Batches,
@@ -168,13 +162,16 @@ def cost(
         torch.cuda.OutOfMemoryError: the batch does not fit.
         NonFiniteLossError: a loss is NaN or infinite.
     """
-    device, weights = accelerator.device, distiller.weights
-    if device.type == "cuda":
+    device, gpu = accelerator.device, accelerator.device.type == "cuda"
+    if gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    clock, how = _Clock(batches, device), {"accelerator": accelerator, "show": False}
-    fit(distiller, clock, optimizer, schedule, weights=weights, **how, **options)
-    whole = clock.now() - clock.asked[1]
-    waited = sum(clock.came[1:]) - sum(clock.asked[1:])
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
-    images = clock.images * accelerator.num_processes
-    return {"images_s": images / whole, "waiting": waited / whole, "peak_gib": peak}
+    timed = _TimedBatches(batches, device)
+    options = {"log": Logging(show=False)} | options
+    fit(distiller, timed, optimizer, schedule, accelerator=accelerator, **options)
+    asked, waits, sizes = zip(*timed.notes[1:], strict=True)  # the first step warms up
+    seconds = _now(device) - asked[0]
+    return {
+        "images_s": sum(sizes) * accelerator.num_processes / seconds,
+        "waiting": sum(waits) / seconds,
+        "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if gpu else 0.0,
+    }

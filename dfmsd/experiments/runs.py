@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import os
-import resource
-import time
+import signal
+import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
-from dataclasses import asdict, dataclass
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dfmsd.detectors.checkpoints import read_metadata
-from dfmsd.detectors.inheritance import inherit
-from dfmsd.experiments.build import (
-    accelerator,
-    arm_stages,
-    datasets,
-    detector_for,
-    records_file,
-)
+from dfmsd.experiments.build import records_file
 from dfmsd.experiments.grids import EXPERIMENTS
 from dfmsd.experiments.overrides import FILES, NOT_HASHED, fingerprint, split_override
 from dfmsd.experiments.presets import resolve
-from dfmsd.experiments.records import append_record, environment, mean_losses, read_records
+from dfmsd.experiments.records import commit, read_records
 from dfmsd.experiments.settings import ARMS, Settings, SettingsError, nearest
 from dfmsd.experiments.teachers import teacher, teacher_run
-from dfmsd.experiments.train import train_stages
-from dfmsd.experiments.workers import workers
-from dfmsd.training.checkpoint import found
+from dfmsd.experiments.train import stage_file, train_and_record
 from dfmsd.training.progress import Progress
+from dfmsd.training.signals import PreemptedError, stop_signals
 
 
 @dataclass(frozen=True)
@@ -54,12 +47,27 @@ class Run:
     @property
     def weights(self) -> Path:
         """The student after the last stage."""
-        return self.folder / f"stage{len(ARMS[self.arm].lengths)}.safetensors"
+        return stage_file(self.folder, len(ARMS[self.arm].lengths) - 1)
 
     @property
     def records(self) -> Path:
         """The JSON-lines file that takes the record."""
         return records_file(self.settings)
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names of the teachers that it needs: those of its arm, and whom its student inherits."""
+        heir = {self.settings.inherit_from} if self.settings.inherit != "no" else set()
+        return sorted({*ARMS[self.arm].teachers, *heir})
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What its record is found by: the row of an experiment, or else its settings."""
+        if self.experiment:
+            key = {"experiment": self.experiment, "row": self.row}
+        else:
+            key = {"fingerprint": fingerprint(self.settings)}
+        return {"arm": self.arm, "seed": self.seed, **key}
 
     def record(self) -> dict[str, Any] | None:
         """The newest record of this very run, or None."""
@@ -67,13 +75,8 @@ class Run:
 
     def among(self, records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
         """The newest of the records that are of this very run, or None."""
-        wanted = {"seed": self.seed, "arm": self.arm}
-        if self.experiment:
-            wanted |= {"experiment": self.experiment, "row": self.row}
-        else:
-            wanted["fingerprint"] = fingerprint(self.settings)
-        same = [record for record in records if wanted.items() <= record.items()]
-        return max(same, key=lambda record: record["finished"], default=None)
+        same = [r for r in records if self.labels.items() <= r.items()]
+        return max(same, key=lambda r: r["finished"], default=None)
 
     def done(self) -> bool:
         """Whether record and weights are both there."""
@@ -121,72 +124,26 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
     """
     if run.done():
         return run.record()
-    settings, began, cpu = run.settings, time.time(), time.process_time()
-    place = environment()
-    resumed = bool(found(run.folder))
-    teachers = {name: teacher(settings, name, show=show) for name in _teachers(run)}
-    world = accelerator(settings)
-    data = datasets(settings.data)
-    torch.manual_seed(run.seed)
-    classes = len(data[0].classes)
-    student = detector_for(settings.student, settings.data, num_classes=classes)
-    inherited = []
-    if settings.inherit != "no":
-        inherited = inherit(student, teachers["strong"], settings.inherit.split("+"))
-    stages = arm_stages(settings, run.arm, student, teachers)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    history = train_stages(
-        student,
-        stages,
-        settings,
-        data,
-        folder=run.folder,
-        seed=run.seed,
-        title=f"{run.arm}, seed {run.seed}",
-        show=show,
-        world=world,
-    )
-    files = [run.folder / f"stage{number + 1}.safetensors" for number in range(len(stages))]
-    record = {
-        "preset": settings.preset,
-        "scale": settings.scale,
-        "arm": run.arm,
-        **({"experiment": run.experiment, "row": run.row} if run.experiment else {}),
-        **({"inherited": inherited} if inherited else {}),
-        "seed": run.seed,
-        "fingerprint": fingerprint(settings),
-        "steps": [stage.schedule.steps for stage in stages],
-        "metrics": read_metadata(files[-1])["metrics"],
-        "stages": [
-            {"teacher": s.name, **read_metadata(f)["metrics"]}
-            for s, f in zip(stages, files, strict=True)
-        ],
-        "curve": history.evaluations,
-        "losses": mean_losses(history.rows),
-        "wall_s": round(time.time() - began, 1),
-        "cpu_s": round(time.process_time() - cpu, 1),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "resumed": resumed,
-        "processes": world.num_processes,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "settings": asdict(settings),
-        "environment": place,
+    teachers = {name: teacher(run.settings, name, show=show) for name in run.teachers}
+    labels = run.labels | {"fingerprint": fingerprint(run.settings)}
+    how = {"folder": run.folder, "labels": labels, "show": show}
+    return train_and_record(run.settings, run.arm, teachers, **how)
+
+
+def execute_all(listed: Sequence[Run], *, show: bool = True) -> list[dict[str, Any]]:
+    """The records of the runs, `settings.jobs` at a time; their teachers are made before them."""
+    needed = {
+        (name, teacher_run(run.settings, name)[1]): run.settings
+        for run in listed
+        for name in run.teachers
+        if not run.done()
     }
-    if world.is_main_process:
-        append_record(run.records, record)
-    world.wait_for_everyone()
-    return record
-
-
-def _teachers(run: Run) -> list[str]:
-    """Names of the teachers that a run needs: those of its arm, and whom its student inherits."""
-    heir = {"strong"} if run.settings.inherit != "no" else set()
-    return sorted({*ARMS[run.arm].teachers, *heir})
-
-
-def execute_all(settings: Settings, *, show: bool = True) -> list[dict[str, Any]]:
-    """The records of every run of the settings, `settings.jobs` at a time."""
-    return _execute(runs(settings), settings.jobs, show=show)
+    for (name, _), settings in sorted(needed.items(), key=lambda item: item[0]):
+        teacher(settings, name, show=show)
+    jobs = listed[0].settings.jobs
+    if jobs == 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's processes share each run
+        return [execute(run, show=show) for run in listed]
+    return _execute_parallel(listed, jobs, show=show)
 
 
 def execute_experiment(
@@ -197,9 +154,9 @@ def execute_experiment(
     Arguments and errors of `experiment_runs`.
     """
     listed = experiment_runs(name, overrides)
-    open_ = without_record(listed)
-    if open_:
-        _execute(open_, open_[0].settings.jobs, show=show)
+    missing = without_record(listed)
+    if missing:
+        execute_all(missing, show=show)
     known = _neighbours(listed)
     return [run.among(known) for run in listed]
 
@@ -216,39 +173,56 @@ def _neighbours(listed: list[Run]) -> list[dict[str, Any]]:
     return [record for file in files for record in read_records(file)]
 
 
-def _execute(listed: list[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
-    needed = {
-        (name, teacher_run(run.settings, name)[1]): run.settings
-        for run in listed
-        for name in _teachers(run)
-        if not run.done()
-    }
-    for (name, _), settings in sorted(needed.items(), key=lambda item: item[0]):
-        teacher(settings, name, show=show)
-    if jobs == 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's processes share each run
-        return [execute(run, show=show) for run in listed]
-    return _execute_parallel(listed, jobs, show=show)
+def _execute_parallel(listed: Sequence[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
+    """The records of the runs, `jobs` worker processes sharing them; one progress line for all.
 
-
-def _execute_parallel(listed: list[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
-    """The records of the runs, `jobs` worker processes sharing them; one progress line for all."""
+    Ctrl-C, SIGTERM and SIGUSR1 end the workers with a SIGTERM, at which a training saves.
+    """
     lengths = [round(sum(ARMS[run.arm].lengths) * run.settings.train.steps) for run in listed]
     title, done = f"{len(listed)} runs, {jobs} at a time", _steps_done(listed, lengths)
     progress = Progress(title, sum(lengths), start=done, show=show)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     longest_first = sorted(range(len(listed)), key=lambda i: (listed[i].seed, -lengths[i]))
-    with workers(jobs) as pool:
-        waiting = {pool.submit(execute, listed[i], show=False) for i in longest_first}
-        while waiting:
-            finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()  # a failure ends the pool, see `workers`
-            note = f"{len(listed) - len(waiting)} runs finished"
-            progress.update(_steps_done(listed, lengths), note)
+    # one task per process: its peak memory is then the peak of its one run
+    how = {"initializer": _prepare_worker, "max_tasks_per_child": 1}
+    others, pool = set(active_children()), ProcessPoolExecutor(jobs, get_context("spawn"), **how)
+    try:
+        with stop_signals():
+            waiting = {pool.submit(execute, listed[i], show=False) for i in longest_first}
+            while waiting:
+                finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()  # a failure ends the pool
+                note = f"{len(listed) - len(waiting)} runs finished"
+                progress.update(_steps_done(listed, lengths), note)
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a worker process was killed (out of memory?); the same command continues, "
+            "with jobs=1 in the least memory"
+        ) from error
+    except (KeyboardInterrupt, PreemptedError):
+        for worker in set(active_children()) - others:
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
     return [run.record() for run in listed]
 
 
-def _steps_done(listed: list[Run], lengths: list[int]) -> int:
+def _prepare_worker() -> None:
+    """One thread, and an end of the worker when the process that started it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    torch.set_num_threads(1)
+    commit()  # of the code that was just loaded
+
+    def follow_parent() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def _steps_done(listed: Sequence[Run], lengths: list[int]) -> int:
     """Steps in the logs of all runs, at most the length of each."""
     total = 0
     for run, length in zip(listed, lengths, strict=True):

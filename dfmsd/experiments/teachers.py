@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from dfmsd.detectors.checkpoints import read_metadata
 from dfmsd.detectors.saved import load_detector
-from dfmsd.experiments.build import accelerator, datasets, detector_for, records_file, schedule
 from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.presets_coco import require
-from dfmsd.experiments.records import append_record, environment, read_records
 from dfmsd.experiments.settings import Settings, SettingsError
-from dfmsd.experiments.train import train_stages
-from dfmsd.stages import Stage
+from dfmsd.experiments.train import stage_file, train_and_record
 
 TEACHERS = ("weak", "strong")
 
@@ -42,7 +37,7 @@ def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settin
     data = settings.data
     if name != "student" and data.kind == "scenes":
         data = replace(data, train_images=settings.teacher_images)
-    own = replace(settings, data=data, train=train, student=getattr(settings, name))
+    own = replace(settings, data=data, train=train, student=getattr(settings, name), inherit="no")
     key = fingerprint(own, "data", "train", "student")
     folder = Path(settings.out) / f"{settings.preset}-{settings.scale}-{name}-{key}"
     return own, folder.with_name(f"{folder.name}-seed{seed}") if seed else folder
@@ -52,46 +47,12 @@ def train_detector(
     settings: Settings, name: str, *, seed: int = 0, show: bool = True
 ) -> tuple[Path, dict[str, Any]]:
     """The weights file and its metadata, after training a detector without distillation."""
-    began, cpu = time.time(), time.process_time()
     own, folder = teacher_run(settings, name, seed=seed)
-    weights = folder / "stage1.safetensors"
+    weights = stage_file(folder, 0)
     if not weights.exists():
-        place, world = environment(), accelerator(own)
-        read_records(records_file(settings))  # a broken file is better known before the training
-        data = datasets(own.data)
-        torch.manual_seed(seed)
-        model = detector_for(own.student, own.data, num_classes=len(data[0].classes))
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = Stage("task only", schedule(own.train, steps=own.train.steps))
-        history = train_stages(
-            model,
-            [stage],
-            own,
-            data,
-            folder=folder,
-            seed=seed,
-            title=f"train {name}",
-            show=show,
-            world=world,
-        )
-        record = {
-            "preset": own.preset,
-            "scale": own.scale,
-            "arm": f"train {name}",
-            "seed": seed,
-            "fingerprint": folder.name.removesuffix(f"-seed{seed}").rsplit("-", 1)[-1],
-            "steps": [own.train.steps],
-            "metrics": read_metadata(weights)["metrics"],
-            "curve": history.evaluations,
-            "wall_s": round(time.time() - began, 1),
-            "cpu_s": round(time.process_time() - cpu, 1),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "settings": {k: asdict(own)[k] for k in ("data", "train", "student")},
-            "environment": place,
-        }
-        if world.is_main_process:
-            append_record(records_file(settings), record)
-        world.wait_for_everyone()
+        key = folder.name.removesuffix(f"-seed{seed}").rsplit("-", 1)[-1]
+        labels = {"arm": f"train {name}", "seed": seed, "fingerprint": key}
+        train_and_record(own, "none", {}, folder=folder, labels=labels, show=show)
     return weights, read_metadata(weights)
 
 

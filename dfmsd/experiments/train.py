@@ -1,22 +1,37 @@
-"""The stages of a job run, with everything that its settings say about how."""
+"""A detector of the settings, trained in stages, evaluated and recorded."""
 
 from __future__ import annotations
 
+import resource
+import time
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
+from dfmsd.detectors.checkpoints import read_metadata
+from dfmsd.detectors.pretrained import inherit
 from dfmsd.detectors.saved import save_detector
-from dfmsd.experiments.build import batches, evaluate
-from dfmsd.experiments.settings import Settings, Train
+from dfmsd.experiments.build import (
+    arm_stages,
+    batches,
+    datasets,
+    detector_for,
+    evaluate,
+    records_file,
+)
+from dfmsd.experiments.records import append_record, environment, mean_losses, read_records
+from dfmsd.experiments.settings import Engine, Settings, Train
 from dfmsd.stages import Stage, run_stages
-from dfmsd.together import nobody_lost
-from dfmsd.training.log import History, tensorboard
+from dfmsd.training.checkpoint import Checkpointing, list_checkpoints
+from dfmsd.training.log import History, Logging, tensorboard
+from dfmsd.training.loop import Evaluation
 from dfmsd.training.signals import stop_signals
-from dfmsd.training.steps import lay_out
+from dfmsd.training.steps import compile_detector, peer_errors
 
 
 def optimizer_options(train: Train) -> dict[str, Any]:
@@ -24,36 +39,92 @@ def optimizer_options(train: Train) -> dict[str, Any]:
     return {"name": train.optimizer, "weight_decay": train.weight_decay, "trunk": train.trunk}
 
 
-def step_options(settings: Settings) -> dict[str, Any]:
-    """What `fit` takes to make its steps as the settings say."""
-    how = settings.engine
-    return {"clip": settings.train.clip, "accumulate": how.accumulate}
+def prepare(engine: Engine, detectors: Iterable[nn.Module]) -> None:
+    """Memory layout and compilation of the settings; weights keep their names and values."""
+    for detector in detectors:
+        if engine.channels_last:
+            detector.to(memory_format=torch.channels_last)
+        if engine.compile:
+            compile_detector(detector)
 
 
-def prepare(
-    settings: Settings, student: nn.Module, teachers: Iterable[nn.Module], device: torch.device
-) -> None:
-    """Lay student and teachers out as the settings say; weights keep their names and values.
+def train_and_record(
+    settings: Settings,
+    arm: str,
+    teachers: dict[str, nn.Module],
+    *,
+    folder: Path,
+    labels: dict[str, Any],
+    show: bool = True,
+) -> dict[str, Any]:
+    """The record of a training, after it; one that was killed continues.
+
+    Args:
+        settings: of the detector `student` and its training.
+        arm: whose stages are trained.
+        teachers: those of the arm, and the one that the student inherits from.
+        folder: takes checkpoints, log and the student of each stage.
+        labels: what the record is found by, among them "arm" and "seed".
+        show: draw the progress line.
 
     Raises:
-        ValueError: the device cannot compute it so.
+        CheckpointError: the folder holds a checkpoint of another run.
     """
-    engine = settings.engine
-    for detector in (student, *teachers):
-        lay_out(detector, channels_last=engine.channels_last, compiled=engine.compile)
+    read_records(records_file(settings))  # a broken file is better known before the training
+    began, cpu, where = time.time(), time.process_time(), environment()
+    resumed, seed = bool(list_checkpoints(folder)), labels["seed"]
+    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+    data = datasets(settings.data)
+    torch.manual_seed(seed)
+    student = detector_for(settings.student, settings.data, num_classes=len(data[0].classes))
+    if settings.inherit != "no":
+        teacher = teachers[settings.inherit_from]
+        labels = labels | {"inherited": inherit(student, teacher, settings.inherit.split("+"))}
+    stages = arm_stages(settings, arm, student, teachers)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = Logging(settings.train.log_every, title=f"{labels['arm']}, seed {seed}", show=show)
+    how = {"folder": folder, "seed": seed, "log": log, "accelerator": accelerator}
+    history = train_stages(student, stages, settings, data, **how)
+    metrics = [read_metadata(stage_file(folder, n))["metrics"] for n in range(len(stages))]
+    record = {
+        "preset": settings.preset,
+        "scale": settings.scale,
+        **labels,
+        "steps": [stage.schedule.steps for stage in stages],
+        "metrics": metrics[-1],
+        "stages": [{"teacher": s.name, **m} for s, m in zip(stages, metrics, strict=True)],
+        "curve": history.evaluations,
+        "losses": mean_losses(history.rows),
+        "wall_s": round(time.time() - began, 1),
+        "cpu_s": round(time.process_time() - cpu, 1),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "resumed": resumed,
+        "processes": accelerator.num_processes,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "settings": asdict(settings),
+        "environment": where,
+    }
+    if accelerator.is_main_process:
+        append_record(records_file(settings), record)
+    accelerator.wait_for_everyone()
+    return record
+
+
+def stage_file(folder: Path, number: int) -> Path:
+    """The student after stage `number` (0-based)."""
+    return folder / f"stage{number + 1}.safetensors"
 
 
 def train_stages(
-    model: nn.Module,
+    student: nn.Module,
     stages: list[Stage],
     settings: Settings,
     data: tuple[Any, Any],
     *,
     folder: Path,
     seed: int,
-    title: str,
-    show: bool,
-    world: Any,
+    log: Logging,
+    accelerator: Accelerator,
 ) -> History:
     """The history, after running the stages; each leaves `stageN.safetensors` with its metrics.
 
@@ -62,49 +133,44 @@ def train_stages(
         ChildProcessError: a loader process or another process of this run has ended.
     """
     train, engine, (train_set, val_set) = settings.train, settings.engine, data
-    kept = History()
-    lengths = [stage.schedule.steps for stage in stages]
-    main = world.is_main_process
-    teachers = [stage.teacher for stage in stages if stage.teacher is not None]
-    prepare(settings, model, teachers, world.device)
+    history, lengths = History(), [stage.schedule.steps for stage in stages]
+    prepare(engine, [student, *(s.teacher for s in stages if s.teacher is not None)])
 
-    def after_stage(number: int, stage: Stage, student: nn.Module, history: History) -> None:
-        limit = settings.data.val_images or None
-        metrics = evaluate(student, val_set, settings.data, limit=limit, accelerator=world)
-        kept.rows, kept.evaluations = history.rows, history.evaluations
-        if main:
-            export(student, folder / f"stage{number + 1}.safetensors", metrics=metrics)
+    def score(model: nn.Module, images: int) -> dict[str, float]:
+        limit = images or None
+        return evaluate(model, val_set, settings.data, limit=limit, accelerator=accelerator)
 
-    def export(student: nn.Module, path: Path, **extra: Any) -> None:
-        save_detector(student, path, classes=train_set.classes, **extra)
+    def export(model: nn.Module, path: Path, **extra: Any) -> None:
+        save_detector(model, path, classes=train_set.classes, **extra)
 
-    def glance(distiller: nn.Module) -> dict[str, float]:
-        limit = settings.data.curve_images or None
-        return evaluate(distiller.student, val_set, settings.data, limit=limit, accelerator=world)
+    def after_stage(number: int, _stage: Stage, model: nn.Module, latest: History) -> None:
+        metrics = score(model, settings.data.val_images)
+        history.rows, history.evaluations = latest.rows, latest.evaluations
+        if accelerator.is_main_process:
+            export(model, stage_file(folder, number), metrics=metrics)
 
-    with stop_signals() as stop, nobody_lost():
+    if engine.tensorboard:
+        log = replace(log, watch=tensorboard(folder / "tensorboard", lengths))
+    with stop_signals() as stop, peer_errors():
         run_stages(
-            model,
+            student,
             stages,
             batches(train_set, settings.data, batch_size=train.batch_size, seed=seed),
             optimizer=optimizer_options(train),
-            folder=folder,
-            export=export,
+            checkpoints=Checkpointing(folder, export, train.save_every, engine.save_minutes, stop),
             after_stage=after_stage,
-            accelerator=world,
+            accelerator=accelerator,
             seed=seed,
-            save_every=train.save_every,
-            save_minutes=engine.save_minutes,
-            stop=stop,
-            log_every=train.log_every,
-            watch=tensorboard(folder / "tensorboard", lengths) if engine.tensorboard else None,
-            evaluate=glance,
-            evaluate_every=max(1, sum(lengths) // train.evaluations) if train.evaluations else 0,
-            title=title,
-            show=show,
-            **step_options(settings),
+            clip=train.clip,
+            accumulate=engine.accumulate,
+            log=log,
+            evaluation=Evaluation(
+                lambda distiller: score(distiller.student, settings.data.curve_images),
+                every=max(1, sum(lengths) // train.evaluations) if train.evaluations else 0,
+            ),
         )
-    world.wait_for_everyone()
-    if main and not kept.rows:  # all was done when a kill came before the record
-        kept = History.load(folder / "log.jsonl", before=(len(stages), 0))
-    return kept
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and not history.rows:
+        # all was done when a kill came before the record
+        history = History.resume(folder, before=(len(stages), 0))
+    return history

@@ -11,6 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from dfmsd.detectors.checkpoints import CheckpointError, load_state, save_state
+from dfmsd.training.signals import Stop
 
 Export = Callable[..., None]
 KEPT = 2
@@ -26,13 +28,28 @@ _NAME = re.compile(r"checkpoint-\d+-\d+\.pt")
 _log = logging.getLogger(__name__)
 
 
-def found(folder: Path) -> list[Path]:
-    """The training states in a folder, oldest first; `checkpoint.pt` is their old name."""
-    named = sorted(path for path in folder.glob("checkpoint-*.pt") if _NAME.fullmatch(path.name))
-    return [path for path in [folder / "checkpoint.pt"] if path.exists()] + named
+@dataclass(frozen=True)
+class Checkpointing:
+    """Where, when and what of a run is saved."""
+
+    folder: Path | None = None
+    """takes checkpoints and `log.jsonl`; None keeps everything in memory"""
+    export: Export | None = None
+    """`export(model, path, stage=…, step=…)` writes the plain student; None writes none"""
+    every_steps: int = 0
+    """steps between checkpoints; 0 for none"""
+    every_minutes: float = 0.0
+    """minutes between checkpoints, beside `every_steps`; 0 for none"""
+    stop: Stop | None = None
+    """asks for a last checkpoint and the end of the run; None listens to no signal"""
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The training states in a folder, oldest first."""
+    return sorted(path for path in folder.glob("checkpoint-*.pt") if _NAME.fullmatch(path.name))
+
+
+def load_latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """File and content of the newest readable training state, None when there is none.
 
     An unreadable one is renamed to `….unreadable`, which a line of the log says, if an older one
@@ -42,7 +59,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         CheckpointError: none can be read, or the newest is something else; files stay as they are.
     """
     problems: list[tuple[Path, CheckpointError]] = []
-    for path in reversed(found(folder)):
+    for path in reversed(list_checkpoints(folder)):
         try:
             state = load_state(path)
         except CheckpointError as error:
@@ -59,29 +76,16 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-class Keeper:
+class CheckpointManager:
     """Writes and reads the checkpoints of one run; every process must make the same calls.
 
     Args:
-        folder: of the run; None keeps nothing.
+        options: where and how often.
         accelerator: the processes; the main one writes.
-        export: `export(model, path, **place)` writes the plain student; None writes none.
-        steps: between checkpoints; 0 for none.
-        minutes: between checkpoints, beside `steps`; 0 for none.
     """
 
-    def __init__(
-        self,
-        folder: Path | None,
-        accelerator: Accelerator,
-        export: Export | None = None,
-        *,
-        steps: int = 0,
-        minutes: float = 0.0,
-    ) -> None:
-        """See the class."""
-        self.folder, self.accelerator, self.export = folder, accelerator, export
-        self.steps, self.minutes = steps, minutes
+    def __init__(self, options: Checkpointing, accelerator: Accelerator) -> None:
+        self.options, self.folder, self.accelerator = options, options.folder, accelerator
         self.path: Path | None = None  # of the state that `load` gave
         self.saved = time.monotonic()
 
@@ -89,31 +93,23 @@ class Keeper:
         """The newest readable state, the same on every process; None when there is none.
 
         Raises:
-            CheckpointError: see `newest`.
+            CheckpointError: see `load_latest`.
         """
         if self.folder is None:
             return None
-        state, told = None, [None, None]
-        if self.accelerator.is_main_process:
-            try:
-                path, state = newest(self.folder) or (None, None)
-                told = [path, None]
-            except CheckpointError as error:
-                told = [None, error]
-        self.path, error = broadcast_object_list(told)
-        if error is not None:
-            raise error
-        return load_state(self.path) if self.path is not None and state is None else state
+        self.path = self._on_main(lambda: (load_latest(self.folder) or [None])[0])
+        return load_state(self.path) if self.path is not None else None
 
-    def late(self) -> bool:
+    def is_overdue(self) -> bool:
         """Whether the minutes are over, by the clock of the main process."""
-        over = time.monotonic() - self.saved >= 60 * self.minutes
-        return bool(self.minutes) and self.accelerator.is_main_process and over
+        minutes = self.options.every_minutes
+        over = time.monotonic() - self.saved >= 60 * minutes
+        return bool(minutes) and self.accelerator.is_main_process and over
 
-    def due(self, done: int, *, pause: bool) -> bool:
+    def is_due(self, done: int, *, pause: bool) -> bool:
         """Whether a checkpoint belongs after `done` steps; `pause`: other work follows now."""
-        regular = bool(self.steps) and done % self.steps == 0
-        return regular or (pause and bool(self.steps or self.minutes))
+        steps, minutes = self.options.every_steps, self.options.every_minutes
+        return (bool(steps) and done % steps == 0) or (pause and bool(steps or minutes))
 
     def save(self, state: dict[str, Any], model: nn.Module) -> None:
         """Write a pair, and remove what is older than the last two.
@@ -125,42 +121,45 @@ class Keeper:
         Raises:
             CheckpointError: it cannot be written; the earlier ones are as they were.
         """
-        if self.folder is None:
-            return
-        told = [None]
-        if self.accelerator.is_main_process:
-            place = {"stage": state["stage"], "step": state["step"]}
-            path = self.folder / "checkpoint-{stage:02d}-{step:07d}.pt".format(**place)
-            try:
-                if self.export is not None:
-                    self.export(model, path.with_suffix(".safetensors"), **place)
-                save_state(state, path)
-                self._tidy()
-            except (OSError, RuntimeError) as error:
-                told = [self._failure(path, error)]
+        if self.folder is not None:
+            self._on_main(lambda: self._write(state, model))
             self.saved = time.monotonic()
-        (error,) = broadcast_object_list(told)
-        if error is not None:
-            raise error
 
-    def _tidy(self) -> None:
+    def _on_main(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives on the main process, or its CheckpointError, on every process."""
+        result, problem = None, None
+        if self.accelerator.is_main_process:
+            try:
+                result = work()
+            except CheckpointError as error:
+                problem = error
+        result, problem = broadcast_object_list([result, problem])
+        if problem is not None:
+            raise problem
+        return result
+
+    def _write(self, state: dict[str, Any], model: nn.Module) -> None:
+        """Write a pair and remove the old ones; CheckpointError when that cannot be done."""
+        counters = {key: state[key] for key in ("stage", "step")}
+        path = self.folder / "checkpoint-{stage:02d}-{step:07d}.pt".format(**counters)
+        try:
+            if self.options.export is not None:
+                self.options.export(model, path.with_suffix(".safetensors"), **counters)
+            save_state(state, path)
+            self._prune()
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["?"])[0]
+            states = [other.name for other in list_checkpoints(self.folder) if other != path]
+            last = f"the last good one is {states[-1]}" if states else "there is no earlier one"
+            raise CheckpointError(
+                f"{path}: could not be written ({reason}); {last}; "
+                "make room, and the same command continues from there"
+            ) from error
+
+    def _prune(self) -> None:
         """Remove all but the last pairs, and what a killed process left half-written."""
-        states = found(self.folder)
-        for path in states[:-KEPT]:
+        states = list_checkpoints(self.folder)
+        students = {path.with_suffix(".safetensors") for path in states[-KEPT:]}
+        others = set(self.folder.glob("checkpoint-*.safetensors")) - students
+        for path in [*states[:-KEPT], *others, *self.folder.glob(".checkpoint-*.tmp")]:
             path.unlink()
-        kept = {path.with_suffix(".safetensors") for path in states[-KEPT:]}
-        for path in self.folder.glob("checkpoint-*.safetensors"):
-            if path not in kept:
-                path.unlink()
-        for path in self.folder.glob(".checkpoint-*.tmp"):
-            path.unlink()
-
-    def _failure(self, path: Path, error: Exception) -> CheckpointError:
-        """What to say when a pair could not be written."""
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["?"])[0]
-        states = [state.name for state in found(self.folder) if state != path]
-        last = f"the last good one is {states[-1]}" if states else "there is no earlier one"
-        return CheckpointError(
-            f"{path}: could not be written ({reason}); {last}; "
-            "make room, and the same command continues from there"
-        )

@@ -16,6 +16,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor, nn
 
+from dfmsd.detectors.features import frozen_modes
+
 KEYS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 
 
@@ -32,15 +34,10 @@ def detections(
     for prediction, image_id in zip(predictions, image_ids, strict=True):
         boxes = prediction["boxes"].float().cpu().clone()
         boxes[:, 2:] -= boxes[:, :2]
-        rows = zip(
-            boxes.tolist(),
-            prediction["labels"].tolist(),
-            prediction["scores"].float().tolist(),
-            strict=True,
-        )
+        labels, scores = prediction["labels"].tolist(), prediction["scores"].float().tolist()
         results += [
             {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
-            for box, label, score in rows
+            for box, label, score in zip(boxes.tolist(), labels, scores, strict=True)
         ]
     return results
 
@@ -69,15 +66,13 @@ def coco_metrics(
     for entry in results:
         if entry["image_id"] not in images:
             raise ValueError(f"results: image_id {entry['image_id']!r} is not in truth")
-    if not results:
-        return _without_detections(truth, small, medium)
     # copies, for COCO writes into them; numbered from 1, for it takes an id of 0 for "no match"
     numbered = enumerate(truth["annotations"], start=1)
-    own = truth | {"annotations": [entry | {"id": number} for number, entry in numbered]}
+    annotations = [entry | {"id": number} for number, entry in numbered]
     with contextlib.redirect_stdout(io.StringIO()):
-        reference = COCO(own)
-        found = reference.loadRes([dict(entry) for entry in results])
-        run = COCOeval_faster(reference, found, "bbox", print_function=_silent)
+        reference = COCO(truth | {"annotations": annotations})
+        loaded = reference.loadRes([dict(entry) for entry in results])
+        run = COCOeval_faster(reference, loaded, "bbox", print_function=lambda *_text: None)
         far = 1e10
         run.params.areaRng = [[0, far], [0, small], [small, medium], [medium, far]]
         run.evaluate()
@@ -86,18 +81,6 @@ def coco_metrics(
     values = [float(value) for value in run.stats[:6]]
     # COCO writes -1 where there is nothing to find
     return {k: v if v >= 0 else math.nan for k, v in zip(KEYS, values, strict=True)}
-
-
-def _silent(*_words: object) -> None:
-    """Print nothing."""
-
-
-def _without_detections(truth: dict[str, Any], small: float, medium: float) -> dict[str, float]:
-    """Zeros, or NaN for the size classes that the truth does not have."""
-    areas = [a["area"] for a in truth["annotations"] if not a.get("iscrowd", 0)]
-    limits = [(0, math.inf)] * 3 + [(0, small), (small, medium), (medium, math.inf)]
-    present = [any(low <= area <= high for area in areas) for low, high in limits]
-    return {k: 0.0 if found else math.nan for k, found in zip(KEYS, present, strict=True)}
 
 
 def read_detections(
@@ -126,14 +109,15 @@ def read_detections(
         raise ValueError(f"{path}: expected a list of detections, got {type(content).__name__}")
     images = {image["id"] for image in truth["images"]}
     labels = {category: label for label, category in enumerate(category_ids, start=1)}
-    found = []
     for number, entry in enumerate(content):
         problem = _problem(entry, images, labels)
         if problem:
             raise ValueError(f"{path}, entry {number}: {problem}")
-        kept = {key: entry[key] for key in ("image_id", "bbox", "score")}
-        found.append(kept | {"category_id": labels[entry["category_id"]]})
-    return found
+    return [
+        {key: entry[key] for key in ("image_id", "bbox", "score")}
+        | {"category_id": labels[entry["category_id"]]}
+        for entry in content
+    ]
 
 
 def _as_detections(annotations: list[Any]) -> list[Any]:
@@ -149,13 +133,11 @@ def _problem(entry: Any, images: set[int], labels: dict[int, int]) -> str | None
     for key in ("image_id", "category_id", "bbox", "score"):
         if key not in entry:
             return f"{key} is missing"
-    for key in ("image_id", "category_id"):
+    for key, known in (("image_id", images), ("category_id", labels)):
         if not isinstance(entry[key], int):
             return f"{key} must be an integer, got {entry[key]!r}"
-    if entry["image_id"] not in images:
-        return f"image_id {entry['image_id']!r} is not in the annotations"
-    if entry["category_id"] not in labels:
-        return f"category_id {entry['category_id']!r} is not in the annotations"
+        if entry[key] not in known:
+            return f"{key} {entry[key]!r} is not in the annotations"
     box, score = entry["bbox"], entry["score"]
     if not (isinstance(box, list) and len(box) == 4 and all(map(_finite, box))):
         return f"bbox must be four finite numbers, got {box!r}"
@@ -169,7 +151,6 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     dataset: Sequence,
@@ -187,19 +168,14 @@ def predict(
         batch_size: images at a time.
         device: where the images go; the model's own device unless given.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     device = device or next(model.parameters()).device
     chosen = range(len(dataset)) if indices is None else indices
-    found: list[dict[str, Tensor]] = []
-    try:
+    predictions: list[dict[str, Tensor]] = []
+    with frozen_modes(model):
         for first in range(0, len(chosen), batch_size):
             images = [dataset[i][0].to(device) for i in chosen[first : first + batch_size]]
-            found += [{k: v.cpu() for k, v in out.items()} for out in model(images)]
-    finally:
-        for module, training in modes:
-            module.training = training
-    return found
+            predictions += [{k: v.cpu() for k, v in found.items()} for found in model(images)]
+    return predictions
 
 
 def evaluate_detector(
@@ -228,17 +204,15 @@ def evaluate_detector(
     """
     truth = dataset.truth()
     images = truth["images"][:limit]
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    share = [i for i in range(len(images)) if i // batch_size % world == rank]
+    rank, count = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    share = [i for i in range(len(images)) if i // batch_size % count == rank]
     predictions = predict(model, dataset, indices=share, batch_size=batch_size)
     results = detections(predictions, [images[i]["id"] for i in share])
-    if world > 1:
-        order = {image["id"]: place for place, image in enumerate(images)}
+    if count > 1:
+        order = {image["id"]: number for number, image in enumerate(images)}
         results = sorted(gather_object(results), key=lambda entry: order[entry["image_id"]])
-    known = {image["id"] for image in images}
-    kept = [entry for entry in truth["annotations"] if entry["image_id"] in known]
-    truth = truth | {"images": images, "annotations": kept}
-    metrics = None
-    if rank == 0:
-        metrics = coco_metrics(truth, results, small=small, medium=medium)
-    return broadcast_object_list([metrics])[0] if world > 1 else metrics
+    ids = {image["id"] for image in images}
+    annotations = [entry for entry in truth["annotations"] if entry["image_id"] in ids]
+    truth = truth | {"images": images, "annotations": annotations}
+    metrics = coco_metrics(truth, results, small=small, medium=medium) if rank == 0 else None
+    return broadcast_object_list([metrics])[0] if count > 1 else metrics

@@ -8,23 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dfmsd.detectors.checkpoints import save_state
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss became NaN or infinite; names the term, the step and every term's value.
-
-    Args:
-        message: the words.
-        losses: term → value, with their weighted sum as "loss".
-    """
-
-    def __init__(self, message: str, losses: dict[str, float] | None = None) -> None:
-        """See the class."""
-        super().__init__(message)
-        self.losses = losses or {}
+    """A loss became NaN or infinite; names the term, the step and every term's value."""
 
 
 def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
@@ -42,48 +33,43 @@ def check_finite(values: dict[str, float], step: int) -> None:
         return
     terms = {name: value for name, value in values.items() if name != "loss"}
     bad = [name for name, value in terms.items() if not math.isfinite(value)]
-    shown = ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
+    listing = ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
     raise NonFiniteLossError(
-        f"step {step}: {', '.join(bad) or 'the weighted sum'} is not finite ({shown}); "
-        "lower the learning rate or the weight of that term",
-        values,
+        f"step {step}: {', '.join(bad) or 'the weighted sum'} is not finite ({listing}); "
+        "lower the learning rate or the weight of that term"
     )
 
 
 @contextmanager
-def evidence(path: Path | None, **facts: Any) -> Iterator[None]:
-    """Context that keeps `facts` in file `path` when a loss in it is not finite.
+def save_batch_on_error(
+    folder: Path | None, batch: Any, *, rank: int, seed: int, stage: int, step: int
+) -> Iterator[None]:
+    """Context that writes `batch` to `nonfinite-STAGE-STEP-processRANK.pt` if a loss is not finite.
 
-    Beside them the file holds "error", the message, and "losses", term → value. `load_state` and
-    `torch.load` read it.
+    Beside it the file holds "seed", "stage", "step", "rng" (the state of the CPU's generator at the
+    beginning) and "error" (the message); `load_state` and `torch.load` read it.
 
     Args:
-        path: the file; None keeps nothing.
-        facts: tensors, numbers, text, lists and dicts of them.
+        folder: takes the file; None keeps nothing.
+        batch: tensors, numbers, text, lists and dicts of them.
+        rank: number of this process.
+        seed: of the run.
+        stage: number of the stage.
+        step: number of the step.
 
     Raises:
         NonFiniteLossError: the one from inside, which now names the file.
     """
+    rng = torch.get_rng_state()
     try:
         yield
     except NonFiniteLossError as error:
-        if path is None:
+        if folder is None:
             raise
+        path = folder / f"nonfinite-{stage:02d}-{step:07d}-process{rank}.pt"
+        state = {"batch": batch, "rng": rng, "seed": seed, "stage": stage, "step": step}
         try:
-            save_state(_on_cpu(facts | {"error": str(error), "losses": error.losses}), path)
+            save_state(state | {"error": str(error)}, path)
         except (OSError, RuntimeError) as problem:
-            reason = f"{error}; its batch could not be kept ({problem})"
-        else:
-            reason = f"{error}; its batch is kept in {path}"
-        raise NonFiniteLossError(reason, error.losses) from None
-
-
-def _on_cpu(value: Any) -> Any:
-    """The same with every tensor on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_on_cpu(item) for item in value]
-    return value
+            raise NonFiniteLossError(f"{error}; its batch could not be kept ({problem})") from None
+        raise NonFiniteLossError(f"{error}; its batch is kept in {path}") from None

@@ -10,6 +10,21 @@ from pathlib import Path
 from dfmsd.detectors.checkpoints import named, write_atomic
 
 Row = dict[str, float]
+Watch = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class Logging:
+    """How a run is logged and shown."""
+
+    every: int = 1
+    """steps between rows of the history"""
+    watch: Watch | None = None
+    """called with every row of the history"""
+    title: str = "train"
+    """before the progress line"""
+    show: bool = True
+    """draw the progress line"""
 
 
 @dataclass
@@ -18,38 +33,39 @@ class History:
 
     rows: list[Row] = field(default_factory=list)
     evaluations: list[Row] = field(default_factory=list)
+    file: Path | None = None
+    """takes a line for every row that is added"""
 
     @classmethod
-    def load(cls, path: Path, *, before: tuple[int, int]) -> History:
-        """The rows of a log that lie before (stage, step); later ones are cut off the file.
+    def resume(cls, folder: Path | None, *, before: tuple[int, int]) -> History:
+        """The rows of a folder's log that lie before (stage, step); later ones are cut off it.
 
         A checkpoint stands before the evaluation of its step, so this evaluation is left out too.
         """
-        history = cls()
+        history = cls(file=folder / "log.jsonl" if folder is not None else None)
         stage, step = before
-        if path.exists():
-            for line in path.read_text().splitlines():
-                if not line.endswith("}"):  # a kill may leave half a line
-                    continue
-                row = json.loads(line)
-                evaluation = "AP" in row
-                if (row["stage"], row["step"]) < (stage, step - evaluation):
-                    (history.evaluations if evaluation else history.rows).append(row)
-            kept = sorted(history.rows + history.evaluations, key=lambda r: (r["stage"], r["step"]))
-            write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+        if history.file is None or not history.file.exists():
+            return history
+        for line in history.file.read_text().splitlines():
+            row = json.loads(line) if line.endswith("}") else {}  # a kill may leave half a line
+            evaluation = "AP" in row
+            if row and (row["stage"], row["step"]) < (stage, step - evaluation):
+                (history.evaluations if evaluation else history.rows).append(row)
+        kept = sorted(history.rows + history.evaluations, key=lambda r: (r["stage"], r["step"]))
+        write_atomic(history.file, "".join(json.dumps(row) + "\n" for row in kept))
         return history
 
-    def add(self, row: Row, path: Path | None, watch: Callable[[Row], None] | None = None) -> None:
+    def add(self, row: Row, watch: Watch | None = None) -> None:
         """Keep one row, append it to the log and show it to `watch`."""
         (self.evaluations if "AP" in row else self.rows).append(row)
-        if path is not None:
-            with named(path), open(path, "a") as file:
+        if self.file is not None:
+            with named(self.file), open(self.file, "a") as file:
                 file.write(json.dumps(row) + "\n")
         if watch is not None:
             watch(row)
 
 
-def tensorboard(folder: Path, lengths: Sequence[int]) -> Callable[[dict[str, float]], None]:
+def tensorboard(folder: Path, lengths: Sequence[int]) -> Watch:
     """A function that writes one row of the log as scalars, counting steps over all stages.
 
     What a run that was interrupted wrote beyond its checkpoint is taken back.
@@ -69,7 +85,7 @@ def tensorboard(folder: Path, lengths: Sequence[int]) -> Callable[[dict[str, flo
         ) from error
     writers: list[SummaryWriter] = []
 
-    def write(row: dict[str, float]) -> None:
+    def write(row: Row) -> None:
         step = sum(lengths[: row["stage"]]) + row["step"]
         if not writers:  # the first step is known only now
             writers.append(SummaryWriter(str(folder), purge_step=step))

@@ -1,30 +1,28 @@
-"""One training loop for every recipe: precision, clipping, finite guard, exact resume.
+"""One training loop for every method: precision, clipping, finite losses, exact resume.
 
-The loop is here; what one step does is in `steps`, what is kept in `keeping` and `history`, what
-ends a run early in `guard` and `dfmsd.training.signals`.
+The loop is here; what one step does is in `steps`, what is kept in `checkpoint` and `log`, what
+ends a run early in `finite` and `signals`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, send_to_device
 from torch import nn
 
 from dfmsd.detectors.checkpoints import CheckpointError
-from dfmsd.training.checkpoint import Export, Keeper
-from dfmsd.training.finite import evidence
-from dfmsd.training.log import History, Row
+from dfmsd.training.checkpoint import Checkpointing, CheckpointManager
+from dfmsd.training.finite import save_batch_on_error
+from dfmsd.training.log import History, Logging
 from dfmsd.training.optim import Schedule
 from dfmsd.training.progress import Progress
-from dfmsd.training.rng import step_seed
 from dfmsd.training.signals import Stop
-from dfmsd.training.steps import Batch, Draws, Place, backward, to_device
+from dfmsd.training.steps import Batch, backward, step_seed
 
 
 class Batches(Protocol):
@@ -34,128 +32,113 @@ class Batches(Protocol):
         """An endless iterator over (images, targets) that begins at global step `start`."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured while a model trains, and how often."""
+
+    function: Callable[[nn.Module], dict[str, float]]
+    """takes the model without wrappers; gives a flat dict with the key AP"""
+    every: int
+    """steps between evaluations"""
+
+
 def fit(
     model: nn.Module,
     batches: Batches,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
     *,
-    weights: dict[str, float] | None = None,
     seed: int = 0,
     stage: int = 0,
     clip: float | None = 5.0,
     accumulate: int = 1,
-    draws: Draws = "step",
-    folder: Path | None = None,
-    save_every: int = 0,
-    save_minutes: float = 0.0,
-    export: Export | None = None,
-    stop: Stop | None = None,
-    log_every: int = 1,
-    watch: Callable[[Row], None] | None = None,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    evaluate_every: int = 0,
-    title: str = "train",
-    show: bool = True,
+    checkpoints: Checkpointing | None = None,
+    log: Logging | None = None,
+    evaluation: Evaluation | None = None,
     accelerator: Accelerator | None = None,
 ) -> History:
-    """Train `model` for `schedule.steps` steps, from where a checkpoint in `folder` stands.
+    """Train `model` for `schedule.steps` steps, from where a checkpoint in its folder stands.
 
     Args:
         model: its call on (images, targets) gives a dict of losses in train mode (a detector or a
-            `Distiller`).
+            `Distiller`); its `weights`, if it has such, weigh them by name, others count once.
         batches: `batches.iterate(start, rank, world)`.
         optimizer: over the parameters of `model`; its learning rates are set by `schedule`.
         schedule: number of steps and learning rate.
-        weights: weight of each loss by name; 1 where a name is missing.
         seed: of the run.
         stage: number of this stage; a checkpoint of another stage is not read.
         clip: largest gradient norm, or None.
         accumulate: parts in which each process works through its images of a step.
-        draws: random choices by "step" and process, or by "image" (see `steps.backward`).
-        folder: where checkpoints and `log.jsonl` live; None keeps everything in memory.
-        save_every: steps between checkpoints; 0 saves none.
-        save_minutes: minutes between checkpoints, beside `save_every`; 0 saves none.
-        export: writes the plain student beside a checkpoint, see `Keeper`.
-        stop: says when to save and end; None listens to no signal.
-        log_every: steps between rows of the history.
-        watch: called with every row of the history.
-        evaluate: called on the model without wrappers every `evaluate_every` steps; gives a flat
-            dict with "AP".
-        evaluate_every: steps between evaluations; 0 for none.
-        title: shown before the progress line.
-        show: draw the progress line.
+        checkpoints: where and how often the run is saved; in memory only unless given.
+        log: how it is logged and shown.
+        evaluation: what is measured on the way; nothing unless given.
         accelerator: device, precision and processes; a plain one unless given.
 
     Raises:
         NonFiniteLossError: a loss is NaN or infinite; checkpoints stay as they were, and the batch
-            is kept in `folder`.
-        CheckpointError: the checkpoint in `folder` is of another model, or none can be written.
-        PreemptedError: `stop` was asked for; the step was finished and saved.
+            is kept in their folder.
+        CheckpointError: the checkpoint is of another model, or none can be written.
+        PreemptedError: `checkpoints.stop` was asked for; the step was finished and saved.
     """
-    accelerator, stop = accelerator or Accelerator(), stop or Stop()
+    accelerator, checkpoints = accelerator or Accelerator(), checkpoints or Checkpointing()
+    log, stop, weights = log or Logging(), checkpoints.stop or Stop(), getattr(model, "weights", {})
     main, rank = accelerator.is_main_process, accelerator.process_index
-    log = folder / "log.jsonl" if folder is not None and main else None
+    every = evaluation.every if evaluation is not None else 0
     model, optimizer = accelerator.prepare(model, optimizer)
-    keeper = Keeper(folder, accelerator, export, steps=save_every, minutes=save_minutes)
-    start = _resume(keeper, accelerator, model, optimizer, stage)
-    history = History.load(log, before=(stage, start)) if log else History()
-    progress = Progress(title, schedule.steps, start=start, show=show and main)
+    manager = CheckpointManager(checkpoints, accelerator)
+    start = _resume(manager, model, optimizer, stage)
+    history = History.resume(checkpoints.folder if main else None, before=(stage, start))
+    progress = Progress(log.title, schedule.steps, start=start, show=log.show and main)
     data = batches.iterate(start, rank, accelerator.num_processes)
-    looks = evaluate_every if evaluate is not None else 0
 
-    def look(done: int) -> None:
-        _share_buffers(accelerator, model)
-        with stop.at_once():  # the checkpoint stands before the evaluation of its step
-            metrics = evaluate(accelerator.unwrap_model(model))
-        model.train()
+    def record(step: int, values: dict[str, float]) -> None:
         if main:
-            history.add({"stage": stage, "step": done - 1, **metrics}, log, watch)
+            history.add({"stage": stage, "step": step, **values}, log.watch)
 
-    with stop.waiting():  # signals wait for the end of a step
-        if looks and start and start % looks == 0:
-            look(start)
+    def evaluate_now(done: int) -> None:
+        _share_buffers(model)
+        with stop.defer(False):  # the checkpoint stands before the evaluation of its step
+            metrics = evaluation.function(accelerator.unwrap_model(model))
+        model.train()
+        record(done - 1, metrics)
+
+    with stop.defer():  # signals wait for the end of a step
+        if every and start and start % every == 0:
+            evaluate_now(start)
         model.train()
         for step in range(start, schedule.steps):
             _set_rates(optimizer, schedule, step)
             optimizer.zero_grad(set_to_none=True)
-            batch, place = to_device(next(data), accelerator.device), Place(seed, stage, step)
+            batch = send_to_device(next(data), accelerator.device, non_blocking=True)
             torch.manual_seed(step_seed(seed, stage, step, rank))
-            facts = {"batch": batch, "rng": torch.get_rng_state(), **asdict(place)}
-            with evidence(_file(folder, place, rank), **facts):
-                losses, (stopping, late) = backward(
+            place = {"rank": rank, "seed": seed, "stage": stage, "step": step}
+            with save_batch_on_error(checkpoints.folder, batch, **place):
+                losses, (stopping, overdue) = backward(
                     accelerator,
                     model,
                     batch,
-                    place,
-                    weights=weights or {},
+                    step,
+                    weights=weights,
                     accumulate=accumulate,
-                    draws=draws,
-                    wishes=(bool(stop.asked), keeper.late()),
+                    flags=(bool(stop.asked), manager.is_overdue()),
                 )
             if clip is not None:
                 accelerator.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             done, last = step + 1, step + 1 == schedule.steps
-            if main and (step % log_every == 0 or last):
-                history.add({"stage": stage, "step": step, **losses}, log, watch)
-            looking = looks and done % looks == 0
-            if stopping or late or keeper.due(done, pause=looking or last):
-                _save(keeper, accelerator, model, optimizer, stage, done)
+            if step % log.every == 0 or last:
+                record(step, losses)
+            evaluating = every and done % every == 0
+            if stopping or overdue or manager.is_due(done, pause=evaluating or last):
+                _save(manager, model, optimizer, stage, done)
             if stopping:
                 raise stop.error(f"step {done} of stage {stage + 1} is done and saved")
-            if looking:
-                look(done)
+            if evaluating:
+                evaluate_now(done)
             progress.update(done, f"loss {losses['loss']:.3f}")
-    _share_buffers(accelerator, model)
+    _share_buffers(model)
     accelerator.free_memory()
     return history
-
-
-def _file(folder: Path | None, place: Place, rank: int) -> Path | None:
-    """Where the batch of a step is kept when its losses are not finite."""
-    name = f"nonfinite-{place.stage:02d}-{place.step:07d}-process{rank}.pt"
-    return folder / name if folder is not None else None
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
@@ -164,50 +147,43 @@ def _set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) 
         group["lr"] = schedule.lr * schedule.factor(step) * group.get("share", 1.0)
 
 
-def _share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+def _share_buffers(model: nn.Module) -> None:
     """Give every process the buffers (running statistics) of the main one, which are saved."""
-    if accelerator.num_processes > 1:
-        for buffer in model.buffers():
-            broadcast(buffer)
+    broadcast(list(model.buffers()))
 
 
 def _save(
-    keeper: Keeper,
-    accelerator: Accelerator,
+    manager: CheckpointManager,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     stage: int,
     step: int,
 ) -> None:
     """Write the checkpoint of `step` finished steps."""
-    plain = accelerator.unwrap_model(model)
+    plain, scaler = manager.accelerator.unwrap_model(model), manager.accelerator.scaler
     state = {
         "stage": stage,
         "step": step,
         "model": plain.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+        "scaler": scaler.state_dict() if scaler else None,
     }
-    keeper.save(state, plain)
+    manager.save(state, plain)
 
 
 def _resume(
-    keeper: Keeper,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    stage: int,
+    manager: CheckpointManager, model: nn.Module, optimizer: torch.optim.Optimizer, stage: int
 ) -> int:
     """The step that the newest checkpoint stands at, after loading it; 0 without one here."""
-    state = keeper.load()
+    state, scaler = manager.load(), manager.accelerator.scaler
     if state is None or state["stage"] != stage or state["step"] == 0:
         return 0
     try:
-        accelerator.unwrap_model(model).load_state_dict(state["model"])
+        manager.accelerator.unwrap_model(model).load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
-        raise CheckpointError(f"{keeper.path}: belongs to another model ({first})") from error
-    if accelerator.scaler is not None and state["scaler"]:
-        accelerator.scaler.load_state_dict(state["scaler"])
+        raise CheckpointError(f"{manager.path}: belongs to another model ({first})") from error
+    if scaler is not None and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
     return int(state["step"])

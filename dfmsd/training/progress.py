@@ -50,9 +50,8 @@ class Progress:
         stream: TextIO | None = None,
         show: bool = True,
     ) -> None:
-        self.title, self.total, self.start = title, max(total, 1), start
+        self.title, self.total, self.start, self.show = title, max(total, 1), start, show
         self.stream = stream or sys.stderr
-        self.show = show
         self.began = self.last = time.monotonic()
         self.tenths = 10 * start // self.total
         self.ended: str | None = None
@@ -60,33 +59,32 @@ class Progress:
 
     def line(self, step: int, note: str = "") -> str:
         """The text for `step` finished steps."""
-        filled = round(20 * min(step / self.total, 1))
-        elapsed = time.monotonic() - self.began
-        done = step - self.start
+        bar = ("#" * round(20 * min(step / self.total, 1))).ljust(20, ".")
+        elapsed, done = time.monotonic() - self.began, step - self.start
         left = elapsed / done * (self.total - step) if done > 0 else None
         times = clock(elapsed) + (f" < {clock(left)}" if left else "")
-        bar = "#" * filled + "." * (20 - filled)
         return f"{self.title} [{bar}] {step}/{self.total}  {times}  {note}".rstrip()
 
     def update(self, step: int, note: str = "") -> None:
         """Show `step` finished steps; at most five times a second, and always at the end."""
-        now, last_step = time.monotonic(), step >= self.total
-        if not self.show or (now - self.last < 0.2 and not last_step) or self.ended == note:
+        now, last = time.monotonic(), step >= self.total
+        if not self.show or (now - self.last < 0.2 and not last) or self.ended == note:
             return
-        self.last = now
-        self.ended = note if last_step else None
+        self.last, self.ended = now, note if last else None
         if self.handle is not None:
             self.handle.update({"text/plain": self.line(step, note)}, raw=True)
         elif self.stream.isatty():
-            self.stream.write(f"\r\x1b[2K{self.line(step, note)}" + ("\n" if last_step else ""))
-            self.stream.flush()
-        elif last_step or 10 * step // self.total > self.tenths:
+            self._write(self.line(step, note) + "\n" * last)
+        elif last or 10 * step // self.total > self.tenths:
             self.tenths = 10 * step // self.total
-            self.stream.write(self.line(step, note) + "\n")
-            self.stream.flush()
+            self._write(self.line(step, note) + "\n")
 
     def say(self, line: str) -> None:
         """Write a line of its own, which the progress line does not replace."""
         if self.show:
-            self.stream.write(("\r\x1b[2K" if self.stream.isatty() else "") + line + "\n")
-            self.stream.flush()
+            self._write(line + "\n")
+
+    def _write(self, text: str) -> None:
+        """Write `text`, over the line that a terminal shows."""
+        self.stream.write(("\r\x1b[2K" if self.stream.isatty() else "") + text)
+        self.stream.flush()

@@ -18,16 +18,14 @@ class PreemptedError(Exception):
 
 
 class Stop:
-    """Whether this process was asked to stop.
+    """Whether this process was asked to stop: `asked` is the name of the signal, or empty.
 
-    Inside `waiting()` a signal is only remembered, so that a step can be finished and saved;
-    outside, and inside `at_once()`, it raises PreemptedError where the program stands.
+    Inside `defer()` a signal is only remembered, so that a step can be finished and saved;
+    elsewhere, and inside `defer(False)`, it raises PreemptedError where the program stands.
     """
 
     def __init__(self) -> None:
-        """See the class."""
-        self.asked = ""  # name of the signal
-        self._waits = False
+        self.asked, self._deferred = "", False
 
     def error(self, where: str) -> PreemptedError:
         """What to raise; `where` says how far the run is."""
@@ -40,27 +38,18 @@ class Stop:
         self._obey()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Context in which a signal is only remembered; it raises at the end."""
-        self._waits = True
-        try:
-            yield
-        finally:
-            self._waits = False
-        self._obey()
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Context inside `waiting()` in which a signal raises all the same."""
-        self._waits = False
+    def defer(self, deferred: bool = True) -> Iterator[None]:
+        """Context in which a signal is only remembered and raises at the end; False: at once."""
+        before, self._deferred = self._deferred, deferred
         try:
             self._obey()
             yield
         finally:
-            self._waits = True
+            self._deferred = before
+        self._obey()
 
     def _obey(self) -> None:
-        if self.asked and not self._waits:
+        if self.asked and not self._deferred:
             raise self.error("stopped between two checkpoints")
 
 
@@ -70,11 +59,9 @@ def stop_signals() -> Iterator[Stop]:
 
     Only the main thread can listen; in another one the `Stop` stays silent.
     """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, stop.handle) for number in SIGNALS}
+    stop, before = Stop(), {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, stop.handle) for number in SIGNALS}
     try:
         yield stop
     finally:

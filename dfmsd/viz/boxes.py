@@ -16,30 +16,26 @@ CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00
 Colour = str | tuple[float, ...]
 
 
-def draw_boxes(
-    axes: Axes,
-    found: Mapping[str, Tensor],
-    classes: Sequence[str],
-    *,
-    dashed: bool = False,
-) -> None:
+def draw_boxes(axes: Axes, target: Mapping[str, Tensor], classes: Sequence[str]) -> None:
     """Draw `boxes` (n, 4), xyxy in pixels, in class colours, named where there are `scores`.
-
-    `dashed` ones are thin and white, whatever their class.
 
     Raises:
         ValueError: if the boxes have another shape, or one of `labels` is outside 1..K.
     """
-    boxes = corners(found["boxes"])
-    labels = found["labels"].tolist() if "labels" in found else [None] * len(boxes)
-    scores = found["scores"].tolist() if "scores" in found else [None] * len(boxes)
+    boxes, labels = corners(target["boxes"]), target["labels"].tolist()
+    scores = target["scores"].tolist() if "scores" in target else [None] * len(boxes)
     for box, label, score in zip(boxes, labels, scores, strict=True):
-        if label is not None and not 1 <= label <= len(classes):
+        if not 1 <= label <= len(classes):
             raise ValueError(f"labels: got {label}, expected 1..{len(classes)} (the classes)")
-        colour = "white" if dashed else class_colour(label)
-        outline(axes, box, colour, dashed=dashed)
+        outline(axes, box, class_colour(label))
         if score is not None:
-            tag(axes, box, f"{classes[label - 1]} {score:.2f}", colour)
+            tag(axes, box, f"{classes[label - 1]} {score:.2f}", class_colour(label))
+
+
+def dash_boxes(axes: Axes, boxes: Tensor | None) -> None:
+    """Draw boxes (n, 4), if any, thin, dashed and white."""
+    for box in [] if boxes is None else corners(boxes):
+        outline(axes, box, "white", dashed=True)
 
 
 def corners(boxes: Tensor) -> list[list[float]]:
@@ -63,17 +59,16 @@ def tag(axes: Axes, box: Sequence[float], text: str, colour: Colour) -> None:
     """Write `text` above a box, inside it at the image's upper edge; leftwards at its right."""
     left, top, right, _ = box
     width, height = max(axes.get_xlim()), max(axes.get_ylim())
-    above, early = top > 0.09 * height, left < 0.55 * width
-    style = {"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.9}
+    above, rightwards = top > 0.09 * height, left < 0.55 * width
     axes.text(
-        max(left, 0) if early else min(right, width),
+        max(left, 0) if rightwards else min(right, width),
         top if above else max(top, 0),
         text,
         fontsize=7,
         color=ink(colour),
-        ha="left" if early else "right",
+        ha="left" if rightwards else "right",
         va="bottom" if above else "top",
-        bbox=style,
+        bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.9},
         clip_on=True,
     )
 
@@ -96,9 +91,6 @@ def class_colour(label: int) -> str:
 
 def class_legend(figure: Figure, classes: Sequence[str], title: str | None = None) -> None:
     """Write a line of words and the classes' names and colours below all panels."""
-    handles = [
-        Patch(color=class_colour(label), label=name) for label, name in enumerate(classes, start=1)
-    ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(classes), 6), title=title
-    )
+    handles = [Patch(color=class_colour(k), label=name) for k, name in enumerate(classes, start=1)]
+    columns = min(len(classes), 6)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)

@@ -1,47 +1,53 @@
-"""Charts of numbers: learning curves, scores per arm. `dfmsd.viz` is the way in."""
+"""Charts of results: learning curves, scores, differences, gain against cost."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
-from dfmsd.viz.boxes import ink
-from dfmsd.viz.panels import STYLE, WIDTH, filled, wrapped
+from dfmsd.viz.panels import STYLE, WIDTH, check_entries, wrap
 
 # Okabe and Ito's colours, neighbours far apart; without yellow, too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+MARKERS = "osD^vP*"
+Ranged = tuple[float, tuple[float, float] | None]
+"""A mean, and the ends of its interval; None: it has none."""
 
 
 def chart(height: float, title: str = "", *, width: float = 0.8 * WIDTH) -> tuple[Figure, Axes]:
     """Closed figure with one empty chart, inches; the title is wrapped."""
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     plt.close(figure)
-    axes.set_title(wrapped(title, 0.8 * width))
+    axes.set_title(wrap(title, 0.8 * width))
     return figure, axes
 
 
-def mark_values(axes: Axes, marks: Mapping[float, str] | None) -> None:
-    """Draw a dotted vertical line with its text at every value of `marks`."""
-    for value, text in (marks or {}).items():
-        axes.axvline(value, color="#666666", linestyle=":", linewidth=1.2)
-        place = {"xytext": (3, -2), "textcoords": "offset points", "va": "top", "fontsize": 8}
-        axes.annotate(
-            text, (value, 1.0), xycoords=("data", "axes fraction"), color="#444444", **place
-        )
+def name_rows(axes: Axes, names: Collection[str]) -> None:
+    """Write the names of a chart's rows beside it, from the top, and rule it in columns."""
+    axes.set_yticks(range(len(names)), list(names))
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.25)
 
 
-def legend_beside(axes: Axes) -> None:
+def write_right(axes: Axes, text: str, point: tuple[float, float], gap: int, **style: str) -> None:
+    """Write `text` at the right of a point, `gap` printer's points from it."""
+    place = {"textcoords": "offset points", "xytext": (gap, 0), "va": "center"}
+    axes.annotate(text, point, **place, **style)
+
+
+def legend_right(axes: Axes) -> None:
     """Write the legend right of the chart: there it cannot hide a value."""
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def smoothed(values: Sequence[float], window: int) -> np.ndarray:
+def moving_mean(values: Sequence[float], window: int) -> np.ndarray:
     """Centred moving mean of `values`, same length; the window shrinks at the ends.
 
     NaN and infinity are left out of it.
@@ -86,8 +92,7 @@ def curves_figure(
     Raises:
         ValueError: if `series` is empty.
     """
-    if not series:
-        raise ValueError("series: got no curve, expected at least one name")
+    check_entries("series", series)
     figure, axes = chart(3.6, title)
     for index, (name, pairs) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
@@ -99,126 +104,156 @@ def curves_figure(
             axes.plot(steps, values, dash, color=colour, marker="o", markersize=3.5, label=name)
         else:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smoothed(values, wide), dash, color=colour, linewidth=1.8, label=name)
-    mark_values(axes, marks)
+            mean = moving_mean(values, wide)
+            axes.plot(steps, mean, dash, color=colour, linewidth=1.8, label=name)
+    for step, text in (marks or {}).items():
+        axes.axvline(step, color="#666666", linestyle=":", linewidth=1.2)
+        place = {"xytext": (3, -2), "textcoords": "offset points", "va": "top", "fontsize": 8}
+        place["xycoords"] = ("data", "axes fraction")
+        axes.annotate(text, (step, 1.0), color="#444444", **place)
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     if log_steps:
-        places = sorted({step for pairs in series.values() for step, _ in pairs})
+        steps = sorted({step for pairs in series.values() for step, _ in pairs})
         axes.set_xscale("log")
-        axes.set_xticks(places, [f"{step:g}" for step in places])
+        axes.set_xticks(steps, [f"{step:g}" for step in steps])
         axes.minorticks_off()
     axes.grid(alpha=0.25)
-    legend_beside(axes)
+    legend_right(axes)
     return figure
 
 
 @plt.rc_context(STYLE)
 def bars_figure(
-    rows: Mapping[str, Sequence[float]],
-    *,
-    xlabel: str = "AP",
-    title: str = "",
-    digits: int = 1,
-    start: float = 0.0,
+    rows: Mapping[str, Sequence[float]], *, xlabel: str = "AP", title: str = ""
 ) -> Figure:
-    """Figure of one bar per arm, as long as its mean, a dot per seed and the numbers beside it.
+    """Figure of one bar per row, as long as its mean, a dot per seed and the numbers beside it.
 
     The line around the mean is ± one standard deviation over the seeds (divisor n − 1).
 
     Args:
-        rows: name of the arm → its value for every seed; none means "not run".
+        rows: name → the value for every seed; none means "not run".
         xlabel: what the values are, with their unit.
         title: what to see.
-        digits: decimals of the printed numbers.
-        start: where the axis begins; from above zero only differences can be read.
 
     Raises:
         ValueError: if `rows` is empty or a value is NaN or infinite.
     """
-    if not rows:
-        raise ValueError("rows: got no arm, expected at least one name")
+    check_entries("rows", rows)
     for name, values in rows.items():
         if not all(map(math.isfinite, values)):
             raise ValueError(f"rows[{name!r}]: got {list(values)}, expected finite values")
     figure, axes = chart(0.9 + 0.42 * len(rows), title)
-    far = max((value for values in rows.values() for value in values), default=start)
-    for place, values in enumerate(rows.values()):
-        _bar(axes, place, list(values), COLOURS[place % len(COLOURS)], digits, start)
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set(xlabel=xlabel, xlim=(start, start + max(far - start, 1e-9) * 1.32))
-    axes.grid(axis="x", alpha=0.25)
+    for row, values in enumerate(rows.values()):
+        if not values:
+            write_right(axes, "not run", (0, row), 8, color="#666666")
+            continue
+        mean, colour, lift = statistics.fmean(values), COLOURS[row % len(COLOURS)], np.zeros(1)
+        text, right = f"{mean:.1f}  (1 seed)", mean
+        axes.barh(row, mean, height=0.62, color=colour, alpha=0.45)
+        if len(values) > 1:
+            sd, lift = statistics.stdev(values), np.linspace(-0.16, 0.16, len(values))
+            axes.errorbar(mean, row, xerr=sd, color=colour, capsize=4, linewidth=1.8)
+            text, right = f"{mean:.1f} ± {sd:.1f}  ({len(values)} seeds)", max(*values, mean + sd)
+        axes.scatter(values, row + lift, s=16, color="black", zorder=3, linewidths=0)
+        write_right(axes, text, (right, row), 8)
+    far = max((value for values in rows.values() for value in values), default=0)
+    axes.set(xlabel=xlabel, xlim=(0, max(far, 1e-9) * 1.32))
+    name_rows(axes, rows)
     return figure
 
 
 @plt.rc_context(STYLE)
-def stacked_figure(
-    parts: Mapping[str, Mapping[str, float]], *, xlabel: str, title: str = "", digits: int = 2
+def differences_figure(
+    rows: Mapping[str, Ranged | None], *, xlabel: str, title: str = "", digits: int = 1
 ) -> Figure:
-    """Figure of one bar per row, stacked from its parts, each with its value where it fits.
+    """Figure of one difference per row with its interval, beside a line at 0.
 
-    Beside the bar stands its sum.
+    Blue and filled: the interval excludes 0; grey and hollow: it holds 0, or there is none.
 
     Args:
-        parts: row (a setting) → part (a term of the loss) → value ≥ 0. A part keeps its colour in
-            every row; one that a row lacks is left out there.
-        xlabel: what the values are, with their unit.
+        rows: name → (mean, interval); None: "not run".
+        xlabel: what the differences are, with their unit.
         title: what to see.
         digits: decimals of the printed numbers.
 
     Raises:
-        ValueError: if `parts` or a row is empty, or a value is below 0, NaN or infinite.
+        ValueError: if `rows` is empty, a value is NaN or infinite, or lies outside its interval.
     """
-    filled("parts", parts)
-    for row, terms in parts.items():
-        filled(f"parts[{row!r}]", terms)
-        for name, value in terms.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(
-                    f"parts[{row!r}][{name!r}]: got {value}, expected a finite value from 0"
-                )
-    names = list(dict.fromkeys(name for terms in parts.values() for name in terms))
-    figure, axes = chart(0.9 + 0.42 * len(parts), title, width=WIDTH)
-    far = max(sum(terms.values()) for terms in parts.values()) or 1.0
-    left = np.zeros(len(parts))
-    for index, name in enumerate(names):
-        values = np.array([terms.get(name, 0.0) for terms in parts.values()], dtype=float)
-        colour = COLOURS[index % len(COLOURS)]
-        axes.barh(range(len(parts)), values, left=left, height=0.66, color=colour, label=name)
-        for place, value in enumerate(values):
-            text = f"{value:.{digits}f}"
-            if value > 0.013 * len(text) * far:  # the letters' width on the narrowest chart
-                middle = (left[place] + value / 2, place)
-                axes.text(*middle, text, ha="center", va="center", color=ink(colour))
-        left += values
-    for place, total in enumerate(left):
-        beside = {"textcoords": "offset points", "xytext": (4, 0), "va": "center"}
-        axes.annotate(f"{total:.{digits}f}", (total, place), **beside)
-    axes.set_yticks(range(len(parts)), list(parts))
-    axes.set_ylim(len(parts) - 0.5, -0.5)
-    axes.set(xlabel=xlabel, xlim=(0, far * 1.09))
-    axes.grid(axis="x", alpha=0.25)
-    legend_beside(axes)
+    check_entries("rows", rows)
+    figure, axes = chart(0.8 + 0.27 * len(rows), title, width=WIDTH)
+    axes.axvline(0, color="#444444", linewidth=1)
+    ends = [0.0]
+    for place, (name, row) in enumerate(rows.items()):
+        if row is None:
+            write_right(axes, "not run", (0, place), 6, color="#666666", fontsize=8)
+            continue
+        mean, low, high = _limits(f"rows[{name!r}]", row)
+        ends += [low, high]
+        clear = row[1] is not None and not low <= 0 <= high
+        colour = COLOURS[0] if clear else "#888888"
+        axes.plot([low, high], [place, place], color=colour, linewidth=2)
+        axes.plot(mean, place, "o", color=colour, markerfacecolor=colour if clear else "white")
+        text = f"{mean:+.{digits}f}{'' if row[1] else ' (no interval)'}"
+        write_right(axes, text, (high, place), 6, fontsize=8)
+    span = max(ends) - min(ends) or 10.0
+    axes.set(xlabel=xlabel, xlim=(min(ends) - 0.03 * span, max(ends) + 0.14 * span))
+    name_rows(axes, rows)
     return figure
 
 
-def _bar(
-    axes: Axes, place: int, values: list[float], colour: str, digits: int, start: float
-) -> None:
-    """Draw one arm of `bars_figure` at height `place`."""
-    beside = {"textcoords": "offset points", "xytext": (8, 0), "va": "center"}
-    if not values:
-        axes.annotate("not run", (start, place), color="#666666", **beside)
-        return
-    mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-    axes.barh(place, mean - start, left=start, height=0.62, color=colour, alpha=0.45)
-    text = f"{mean:.{digits}f}"
-    if len(values) > 1:
-        axes.errorbar(mean, place, xerr=spread, color=colour, capsize=4, linewidth=1.8)
-        text += f" ± {spread:.{digits}f}"
-    lift = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [0.0]
-    axes.scatter(values, place + np.asarray(lift), s=16, color="black", zorder=3, linewidths=0)
-    right = max([*values, mean + spread])
-    axes.annotate(
-        f"{text}  ({len(values)} seed{'s' * (len(values) > 1)})", (right, place), **beside
-    )
+@plt.rc_context(STYLE)
+def tradeoff_figure(
+    points: Mapping[str, tuple[Ranged, Ranged] | None],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    yardstick: str | None = None,
+) -> Figure:
+    """Figure of one numbered point per name at (cost, gain), in a cross of both intervals.
+
+    Args:
+        points: name → (cost, gain), each (mean, interval); None: "not run", said in the legend.
+        xlabel: what the cost is, with its unit.
+        ylabel: what the gain is, with its unit.
+        title: what to see.
+        yardstick: the point to which a dashed line runs from no cost and no gain, and on: who is
+            above it gains more for its cost. Without that point there is no line.
+
+    Raises:
+        ValueError: if `points` is empty, a value is NaN or infinite, or lies outside its interval.
+    """
+    check_entries("points", points)
+    figure, axes = chart(4.4, title, width=WIDTH)
+    axes.axhline(0, color="#444444", linewidth=1)
+    axes.axvline(0, color="#444444", linewidth=1)
+    for index, (name, point) in enumerate(points.items()):
+        label, colour = f"{index + 1} {name}", COLOURS[index % len(COLOURS)]
+        marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
+        if point is None:
+            axes.errorbar([], [], fmt=marker, color=colour, label=f"{label}: not run")
+            continue
+        x, left, right = _limits(f"points[{name!r}] cost", point[0])
+        y, low, high = _limits(f"points[{name!r}] gain", point[1])
+        errors = {"xerr": [[x - left], [right - x]] if point[0][1] else None}
+        errors["yerr"] = [[y - low], [high - y]] if point[1][1] else None
+        line = {"color": colour, "linewidth": 1.1, "capsize": 2}
+        axes.errorbar(x, y, fmt=marker, markersize=6, label=label, **errors, **line)
+        beside = {"textcoords": "offset points", "xytext": (4, 4), "fontsize": 8.5, "zorder": 5}
+        halo = [withStroke(linewidth=2.5, foreground="white")]
+        axes.annotate(str(index + 1), (x, y), path_effects=halo, **beside)
+    if points.get(yardstick):
+        (x, _), (y, _) = points[yardstick]
+        axes.axline((0, 0), (x, y), color="#666666", linestyle="--", linewidth=1, zorder=1)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.25)
+    legend_right(axes)
+    return figure
+
+
+def _limits(name: str, row: Ranged) -> tuple[float, float, float]:
+    """Mean, lower and upper end; ValueError when one is not finite, or the mean not between."""
+    mean, (low, high) = row[0], row[1] or (row[0], row[0])
+    if not all(map(math.isfinite, (mean, low, high))) or not low <= mean <= high:
+        raise ValueError(f"{name}: got {row}, expected finite values, the mean in its interval")
+    return mean, low, high

@@ -1,7 +1,4 @@
-"""Pictures side by side, with boxes: scenes, detections, filtered images, scored regions.
-
-`dfmsd.viz` is the way in.
-"""
+"""Pictures side by side, with boxes: scenes, detections, filtered images, scored regions."""
 
 from __future__ import annotations
 
@@ -15,18 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
-from dfmsd.viz.boxes import class_legend, corners, draw_boxes, outline, tag
+from dfmsd.viz.boxes import class_legend, corners, dash_boxes, draw_boxes, outline, tag
 from dfmsd.viz.panels import (
+    COLUMNS,
     SIGNED,
     STYLE,
+    Limits,
+    check_entries,
+    check_lengths,
     extent,
-    filled,
     grid_of,
     panels,
-    picture_ranges,
-    same_length,
     show_image,
-    show_picture,
     value_range,
 )
 
@@ -41,8 +38,7 @@ def detections_figure(
     *,
     classes: Sequence[str],
     score: float = 0.4,
-    columns: int = 4,
-    title: str | None = None,
+    title: str = "",
 ) -> Figure:
     """Figure with one panel per image: found boxes in class colours, true ones thin and dashed.
 
@@ -50,30 +46,29 @@ def detections_figure(
         images: N tensors (3, H, W) or (1, H, W) in 0..1.
         predictions: N dicts of `boxes` (n, 4) xyxy absolute pixels, `labels` (n,) in 1..K and
             `scores` (n,).
-        truths: N dicts of `boxes` and `labels`, or None.
+        truths: N dicts of `boxes`, or None.
         classes: the K names; `classes[0]` belongs to label 1.
         score: boxes that score lower are left out.
-        columns: panels in a row.
         title: a line above all panels.
 
     Raises:
         ValueError: if the lengths differ, an image has another shape, or a label is outside 1..K.
     """
-    same_length(images=images, predictions=predictions, truths=truths)
+    check_lengths(images=images, predictions=predictions, truths=truths)
     names = ("boxes", "labels", "scores")
     sure = [{name: one[name][one["scores"] >= score] for name in names} for one in predictions]
-    heads = [f"{len(found['boxes'])} found" for found in sure]
+    heads = [f"{len(detections['boxes'])} found" for detections in sure]
+    legend = f"found at score ≥ {score:g}"
     if truths is not None:
-        known = [f" · {len(truth['boxes'])} true" for truth in truths]
-        heads = [head + more for head, more in zip(heads, known, strict=True)]
-    figure, frames = panels(images, columns, title, heads=heads, below=0.6)
-    for index, (axes, image, found) in enumerate(zip(frames, images, sure, strict=True)):
+        counts = [f" · {len(truth['boxes'])} true" for truth in truths]
+        heads = [head + count for head, count in zip(heads, counts, strict=True)]
+        legend += "; dashed white: true boxes"
+    figure, frames = panels(images, COLUMNS, title, heads=heads, below=0.6)
+    for index, (axes, image, detections) in enumerate(zip(frames, images, sure, strict=True)):
         show_image(axes, image)
-        if truths is not None:
-            draw_boxes(axes, truths[index], classes, dashed=True)
-        draw_boxes(axes, found, classes)
-    dashed = "; dashed white: true boxes" if truths is not None else ""
-    class_legend(figure, classes, f"found at score ≥ {score:g}{dashed}")
+        dash_boxes(axes, truths[index]["boxes"] if truths is not None else None)
+        draw_boxes(axes, detections, classes)
+    class_legend(figure, classes, legend)
     return figure
 
 
@@ -83,8 +78,7 @@ def scene_sheet(
     targets: Sequence[Mapping[str, Tensor]],
     classes: Sequence[str],
     *,
-    columns: int = 4,
-    title: str | None = None,
+    title: str = "",
 ) -> Figure:
     """Figure with one panel per image and its true boxes in their classes' colours.
 
@@ -92,18 +86,17 @@ def scene_sheet(
         images: N tensors (3, H, W) or (1, H, W) in 0..1.
         targets: N dicts of `boxes` (n, 4) xyxy absolute pixels and `labels` (n,) in 1..K.
         classes: the K names; `classes[0]` belongs to label 1.
-        columns: panels in a row.
         title: a line above all panels.
 
     Raises:
         ValueError: if the lengths differ, an image has another shape, or a label is outside 1..K.
     """
-    same_length(images=images, targets=targets)
+    check_lengths(images=images, targets=targets)
     heads = []
     for index, target in enumerate(targets):
         many = len(target["boxes"])
         heads.append(f"{target.get('image_id', index)}: {many} object{'s' * (many != 1)}")
-    figure, frames = panels(images, columns, title, heads=heads, below=0.4)
+    figure, frames = panels(images, COLUMNS, title, heads=heads, below=0.4)
     for axes, image, target in zip(frames, images, targets, strict=True):
         show_image(axes, image)
         draw_boxes(axes, target, classes)
@@ -116,8 +109,8 @@ def pictures_figure(
     images: Mapping[str, Tensor],
     *,
     boxes: Tensor | None = None,
-    columns: int = 4,
-    title: str | None = None,
+    columns: int = COLUMNS,
+    title: str = "",
     signed: Collection[str] = (),
 ) -> Figure:
     """Figure of named pictures in a row: an image, its low and high frequencies, a map.
@@ -138,34 +131,44 @@ def pictures_figure(
         ValueError: if `images` is empty, a name of `signed` is not in it, a shape is another, or a
             value is NaN or infinite.
     """
-    ends = picture_ranges(images)
+    check_entries("images", images)
     if unknown := set(signed) - set(images):
         raise ValueError(f"signed: got {sorted(unknown)}, expected names of {list(images)}")
-    barred = {name for name, image in images.items() if name in signed or image.ndim == 2}
-    heads = [
-        name if name in barred or (low >= 0 and high <= 1) else f"{name} ({low:.2g} to {high:.2g})"
-        for name, (low, high) in ends.items()
-    ]
-    edges = extent(max(images.values(), key=lambda image: image.shape[-1]))
+    barred, heads, ranges = set(signed), [], []
+    for name, image in images.items():
+        if image.ndim == 2:
+            barred.add(name)
+        elif image.ndim != 3 or image.shape[0] not in (1, 3):
+            shapes = "(3, H, W), (1, H, W) or (h, w)"
+            raise ValueError(f"images[{name!r}]: got shape {tuple(image.shape)}, expected {shapes}")
+        low, high = value_range([image], f"images[{name!r}]")
+        as_given = name in barred or (low >= 0 and high <= 1)
+        heads.append(name if as_given else f"{name} ({low:.2g} to {high:.2g})")
+        ranges.append((low, high))
     bars = 0.55 * min(columns, len(images)) * bool(barred)
     figure, frames = panels(list(images.values()), columns, title, heads=heads, bars=bars)
-    for axes, (name, image) in zip(frames, images.items(), strict=True):
-        if name in signed:
-            shown = _show_signed(axes, image, edges)
-        else:
-            shown = show_picture(axes, image, ends[name], edges=edges)
+    widest = max(images.values(), key=lambda image: image.shape[-1])
+    for axes, name, limits in zip(frames, images, ranges, strict=True):
+        drawn = _show_picture(axes, images[name], limits, signed=name in signed)
+        drawn.set_extent(extent(widest))
         if name in barred:
-            figure.colorbar(shown, ax=axes, shrink=0.8, pad=0.02, aspect=15)
-        if boxes is not None:
-            draw_boxes(axes, {"boxes": boxes}, (), dashed=True)
+            figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02, aspect=15)
+        dash_boxes(axes, boxes)
     return figure
 
 
-def _show_signed(axes: Axes, image: Tensor, edges: tuple[float, float, float, float]) -> AxesImage:
-    mean = image.float().mean(0) if image.ndim == 3 else image
-    far = max(map(abs, value_range([mean])))
-    place = {"extent": edges, "interpolation": "nearest", "vmin": -far, "vmax": far}
-    return axes.imshow(grid_of(mean, "map"), cmap=SIGNED, **place)
+def _show_picture(axes: Axes, image: Tensor, limits: Limits, *, signed: bool) -> AxesImage:
+    """Draw one picture of `pictures_figure`; `limits` are its lowest and highest value."""
+    low, high = limits
+    if signed:
+        mean = image.float().mean(0) if image.ndim == 3 else image
+        far = max(map(abs, value_range([mean])))
+        return axes.imshow(grid_of(mean), SIGNED, vmin=-far, vmax=far, interpolation="nearest")
+    if image.ndim == 2:
+        return axes.imshow(grid_of(image), vmin=low, vmax=high, interpolation="nearest")
+    if low < 0 or high > 1:
+        image = (image.float() - low) / max(high - low, 1e-12)
+    return show_image(axes, image)
 
 
 @plt.rc_context(STYLE)
@@ -174,7 +177,7 @@ def regions_figure(
     boxes: Tensor,
     scores: Mapping[str, Tensor],
     *,
-    title: str | None = None,
+    title: str = "",
     columns: int = 3,
 ) -> Figure:
     """Figure of candidate boxes on named pictures, each box coloured by its score there.
@@ -191,23 +194,22 @@ def regions_figure(
     Raises:
         ValueError: if `images` is empty, the names differ, or a shape or a score is wrong.
     """
-    filled("images", images)
+    check_entries("images", images)
     if set(images) != set(scores):
         raise ValueError(f"scores: got names {list(scores)}, expected {list(images)} (images)")
-    found = corners(boxes)
+    boxes = corners(boxes)
     for name, values in scores.items():
-        if values.shape != (len(found),):
-            got = tuple(values.shape)
-            raise ValueError(f"scores[{name!r}]: got shape {got}, expected ({len(found)},)")
+        if values.shape != (len(boxes),):
+            shape = f"got shape {tuple(values.shape)}, expected ({len(boxes)},)"
+            raise ValueError(f"scores[{name!r}]: {shape}")
     colours = ScalarMappable(Normalize(*value_range(list(scores.values()), "scores")), "viridis")
-    shown, heads = list(images.values()), list(images)
-    figure, frames = panels(shown, columns, title, heads=heads, bars=0.6)
+    figure, frames = panels(list(images.values()), columns, title, heads=list(images), bars=0.6)
     for axes, (name, image) in zip(frames, images.items(), strict=True):
-        show_image(axes, image, name=f"images[{name!r}]")
-        pairs = zip(found, scores[name].tolist(), strict=True)
+        show_image(axes, image, f"images[{name!r}]")
+        pairs = zip(boxes, scores[name].tolist(), strict=True)
         for box, score in sorted(pairs, key=lambda pair: pair[1]):  # the highest on top
             outline(axes, box, colours.to_rgba(score))
-            if len(found) <= PRINTED_BOXES:
+            if len(boxes) <= PRINTED_BOXES:
                 tag(axes, box, f"{score:.2f}", colours.to_rgba(score))
     figure.colorbar(colours, ax=frames, shrink=0.85, pad=0.01, aspect=25, label="score")
     return figure

@@ -1,7 +1,8 @@
-"""Plots of values: channels, points, a matrix, histograms. `dfmsd.viz` is the way in."""
+"""Plots of values: channels, points, a matrix, bars of parts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -10,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dfmsd.viz.boxes import ink
-from dfmsd.viz.charts import COLOURS, chart, legend_beside, mark_values
-from dfmsd.viz.panels import SIGNED, STYLE, WIDTH, filled, grid_of, value_range, wrapped
+from dfmsd.viz.charts import COLOURS, MARKERS, chart, legend_right, name_rows, write_right
+from dfmsd.viz.panels import SIGNED, STYLE, WIDTH, check_entries, grid_of, value_range, wrap
 
 HATCHED = 100  # channels; on thinner bars a hatch hides the grey
 
@@ -30,32 +31,31 @@ def channels_figure(
     Raises:
         ValueError: if `attention` is empty, or a shape or a value is wrong.
     """
-    filled("attention", attention)
+    check_entries("attention", attention)
     rows = {name: vector(values, f"attention[{name!r}]") for name, values in attention.items()}
-    hidden = None if keep is None else vector(keep, "keep") == 0
-    if hidden is not None and not np.array_equal(vector(keep, "keep"), ~hidden):
-        raise ValueError(f"keep: got values up to {float(keep.max()):g}, expected only 0 and 1")
+    visible = None if keep is None else vector(keep, "keep")
+    if visible is not None and not np.isin(visible, (0, 1)).all():
+        raise ValueError(f"keep: got values up to {visible.max():g}, expected only 0 and 1")
     for name, values in rows.items():
         if values.min() < 0:
             raise ValueError(f"attention[{name!r}]: got {values.min():g}, expected values from 0")
-        if hidden is not None and len(hidden) != len(values):
-            raise ValueError(
-                f"keep: got {len(hidden)} channels, expected the {len(values)} of {name!r}"
-            )
+        if visible is not None and len(visible) != len(values):
+            sizes = f"got {len(visible)} channels, expected the {len(values)} of {name!r}"
+            raise ValueError(f"keep: {sizes}")
     size = (WIDTH, 0.5 + 1.5 * len(rows))
     figure, grid = plt.subplots(len(rows), 1, figsize=size, squeeze=False, layout="constrained")
     plt.close(figure)
-    figure.suptitle(wrapped(title, 0.8 * WIDTH))
+    figure.suptitle(wrap(title, 0.8 * WIDTH))
     for axes, (name, values) in zip(grid[:, 0], rows.items(), strict=True):
-        shown = np.ones(len(values), bool) if hidden is None else ~hidden
-        place = np.arange(len(values))
-        axes.bar(place[shown], values[shown], width=0.8, color=COLOURS[0])
+        blue = np.ones(len(values), bool) if visible is None else visible == 1
+        channels = np.arange(len(values))
+        axes.bar(channels[blue], values[blue], width=0.8, color=COLOURS[0])
         masked = {"color": "#BBBBBB", "edgecolor": "white", "linewidth": 0}  # the hatch is white
         masked["hatch"] = "/////" if len(values) <= HATCHED else ""
-        axes.bar(place[~shown], values[~shown], width=0.8, **masked)
+        axes.bar(channels[~blue], values[~blue], width=0.8, **masked)
         axes.axhline(1, color="#222222", linewidth=0.8, linestyle="--")
-        count = f": visible {shown.sum()} of {len(values)} (blue)"
-        axes.set_title(name if hidden is None else name + count)
+        count = f": visible {blue.sum()} of {len(values)} (blue)"
+        axes.set_title(name if visible is None else name + count)
         axes.set(xlim=(-0.7, len(values) - 0.3), ylabel="attention")
     axes.set_xlabel("channel (dashed: the mean, 1)")
     return figure
@@ -69,7 +69,6 @@ def scatter_figure(
     ylabel: str,
     title: str = "",
     diagonal: bool = False,
-    log: bool = False,
 ) -> Figure:
     """Figure of named clouds of points, each with its own colour and marker.
 
@@ -79,29 +78,26 @@ def scatter_figure(
         ylabel: what y is, with its unit.
         title: what to see.
         diagonal: a dashed line where x = y.
-        log: both axes logarithmic; values must be above 0.
 
     Raises:
         ValueError: if `points` is empty, or a shape or a value is wrong.
     """
-    filled("points", points)
+    check_entries("points", points)
     figure, axes = chart(3.8, title)
-    low, high = np.inf, -np.inf
+    ends = []
     for index, (name, (x, y)) in enumerate(points.items()):
         across, up = vector(x, f"points[{name!r}] x"), vector(y, f"points[{name!r}] y")
         if len(across) != len(up):
             raise ValueError(f"points[{name!r}]: got {len(across)} x and {len(up)} y, not as many")
-        low, high = min(low, across.min(), up.min()), max(high, across.max(), up.max())
-        if log and low <= 0:
-            raise ValueError(f"points[{name!r}]: got {low:g}, expected values above 0 (log)")
-        colour, marker = COLOURS[index % len(COLOURS)], "osD^vP*"[index % 7]
+        ends += [across.min(), up.min(), across.max(), up.max()]
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         axes.scatter(across, up, s=22, color=colour, marker=marker, alpha=0.7, label=name)
     if diagonal:
-        axes.plot([low, high], [low, high], color="#666666", linestyle="--", linewidth=1, zorder=1)
-    scale = "log" if log else "linear"
-    axes.set(xlabel=xlabel, ylabel=ylabel, xscale=scale, yscale=scale)
+        line = [min(ends), max(ends)]
+        axes.plot(line, line, color="#666666", linestyle="--", linewidth=1, zorder=1)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.25)
-    legend_beside(axes)
+    legend_right(axes)
     return figure
 
 
@@ -131,76 +127,76 @@ def matrix_figure(
         ValueError: if the shape is not (R, C), or a value is NaN or infinite.
     """
     if tuple(values.shape) != (len(rows), len(columns)) or not values.numel():
-        raise ValueError(
-            f"values: got shape {tuple(values.shape)}, expected ({len(rows)}, {len(columns)}), "
-            "the names of rows and columns, above 0"
-        )
+        shape = f"({len(rows)}, {len(columns)}), the names of rows and columns, above 0"
+        raise ValueError(f"values: got shape {tuple(values.shape)}, expected {shape}")
     low, high = value_range([values], "values")
     if limits is not None:
         low, high = limits
     elif signed:
         low, high = -max(-low, high), max(-low, high)
     table = grid_of(values, "values")
-    heads = [wrapped(name, 1.1) for name in columns]
+    heads = [wrap(name, 1.1) for name in columns]
     side = 0.075 * max(map(len, rows))
     cell = max(0.75, 0.08 * max(len(word) for head in heads for word in head.split("\n")))
     width = min(WIDTH, side + 1.0 + cell * len(columns))
     lines = max(head.count("\n") for head in heads)
     figure, axes = chart(0.75 + 0.15 * lines + 0.36 * len(rows), width=width)
-    figure.suptitle(wrapped(title, 0.9 * width), fontsize=9)
-    shown = axes.imshow(
-        table, cmap=SIGNED if signed else "viridis", vmin=low, vmax=high, aspect="auto"
-    )
+    figure.suptitle(wrap(title, 0.9 * width), fontsize=9)
+    cmap = SIGNED if signed else "viridis"
+    drawn = axes.imshow(table, cmap=cmap, vmin=low, vmax=high, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
-        colour = ink(shown.to_rgba(value))
+        colour = ink(drawn.to_rgba(value))
         axes.text(column, row, f"{value:z.{digits}f}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(columns)), heads)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(shown, ax=axes, pad=0.02)
+    figure.colorbar(drawn, ax=axes, pad=0.02)
     return figure
 
 
 @plt.rc_context(STYLE)
-def histograms_figure(
-    values: Mapping[str, Tensor],
-    *,
-    xlabel: str,
-    bins: int = 40,
-    marks: Mapping[float, str] | None = None,
-    log: bool = False,
-    title: str = "",
+def stacked_figure(
+    parts: Mapping[str, Mapping[str, float]], *, xlabel: str, title: str = ""
 ) -> Figure:
-    """Figure of distributions as step histograms on shared bins, in shares of each set's values.
+    """Figure of one bar per row, stacked from its parts, each with its value where it fits.
+
+    Beside the bar stands its sum.
 
     Args:
-        values: name → tensor of any shape, finite.
+        parts: row (a setting) → part (a term of the loss) → value ≥ 0. A part keeps its colour in
+            every row; one that a row lacks is left out there.
         xlabel: what the values are, with their unit.
-        bins: how many, from the lowest to the highest of all values.
-        marks: value → text of a vertical line.
-        log: logarithmic shares.
         title: what to see.
 
     Raises:
-        ValueError: if `values` is empty, or a value is NaN or infinite.
+        ValueError: if `parts` or a row is empty, or a value is below 0, NaN or infinite.
     """
-    filled("values", values)
-    sets = {name: vector(part.flatten(), f"values[{name!r}]") for name, part in values.items()}
-    if bins < 1:
-        raise ValueError(f"bins: got {bins}, expected at least 1")
-    low, high = value_range(list(values.values()), "values")
-    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-    figure, axes = chart(3.4, title)
-    for index, (name, part) in enumerate(sets.items()):
-        share = np.histogram(part, edges)[0] / len(part)
+    check_entries("parts", parts)
+    for row, terms in parts.items():
+        check_entries(f"parts[{row!r}]", terms)
+        for name, value in terms.items():
+            if not 0 <= value < math.inf:
+                key = f"parts[{row!r}][{name!r}]"
+                raise ValueError(f"{key}: got {value}, expected a finite value from 0")
+    figure, axes = chart(0.9 + 0.42 * len(parts), title, width=WIDTH)
+    far = max(sum(terms.values()) for terms in parts.values()) or 1.0
+    left = np.zeros(len(parts))
+    for index, name in enumerate(dict.fromkeys(name for terms in parts.values() for name in terms)):
+        values = np.array([terms.get(name, 0.0) for terms in parts.values()], dtype=float)
         colour = COLOURS[index % len(COLOURS)]
-        dash = ("-", "--", "-.", ":")[index % 4]
-        axes.stairs(share, edges, color=colour, linestyle=dash, linewidth=1.6, label=name)
-    mark_values(axes, marks)
-    axes.set(xlabel=xlabel, ylabel="share of values", yscale="log" if log else "linear")
-    axes.grid(alpha=0.25)
-    legend_beside(axes)
+        axes.barh(range(len(parts)), values, left=left, height=0.66, color=colour, label=name)
+        for row, value in enumerate(values):
+            text = f"{value:.2f}"
+            if value > 0.013 * len(text) * far:  # the letters' width on the narrowest chart
+                middle = left[row] + value / 2
+                axes.text(middle, row, text, ha="center", va="center", color=ink(colour))
+        left += values
+    for row, total in enumerate(left):
+        write_right(axes, f"{total:.2f}", (total, row), 4)
+    axes.set(xlabel=xlabel, xlim=(0, far * 1.09))
+    name_rows(axes, parts)
+    legend_right(axes)
     return figure
 
 

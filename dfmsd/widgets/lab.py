@@ -1,15 +1,17 @@
-"""The mask laboratory without its sliders: a detector's view of one picture → maps → numbers.
+"""The mask laboratory without its sliders: a detector's view of one picture → maps.
 
-`look` runs a detector once and keeps what no slider changes; `maps` then costs milliseconds. Every
-map comes from `dfmsd.masking` and `dfmsd.enhance`, the functions that `DFMSDLoss` calls.
+`capture_scene` runs a detector once and keeps what no slider changes; `mask_maps` then costs
+milliseconds. Every map comes from the functions that `DFMSDLoss` calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from inspect import signature
 from numbers import Real
-from typing import Literal, get_args
+from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +19,24 @@ from torch import Tensor, nn
 from dfmsd.align import Context, standardise
 from dfmsd.detectors.features import capture_features, frozen_modes, strided_levels
 from dfmsd.enhance import high_frequency, pool_energy, region_energy, strengthen
-from dfmsd.masking import Select, spatial_attention, spatial_keep
+from dfmsd.loss import DFMSDLoss
+from dfmsd.masking import keep_mask, spatial_attention
 
-Form = Literal["standardised", "raw"]
-Regions = Literal["cells", "boxes"]
-RANGES = {
-    "temperature": (0.1, 2.0),
-    "ratio": (0.0, 1.0),
-    "cutoff": (0.05, 1.0),
-    "strength": (0, 10),
+# about a tenth of an octave apart, R20 of the preferred numbers (ISO 3), in two digits
+_TEMPERATURES = (0.1, 0.11, 0.12, 0.14, 0.16, 0.18, 0.2, 0.22, 0.25, 0.28, 0.32, 0.36, 0.4, 0.45)
+_TEMPERATURES += (0.5, 0.56, 0.63, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 1.8, 2.0)
+STOPS = {
+    "temperature": _TEMPERATURES,
+    "ratio": [k / 100 for k in range(101)],
+    "cutoff": [k / 20 for k in range(1, 21)],
+    "strength": [k / 2 for k in range(21)],
 }
-"""Lowest and highest value of each slider."""
-CHOICES = {"select": get_args(Select), "regions": get_args(Regions), "attention_on": get_args(Form)}
-"""What the other controls offer."""
-MOST_FOUND = 30
+"""Where each slider stops; code may also set values between the first and the last."""
+_TYPES = get_type_hints(DFMSDLoss.__init__)
+CHOICES = {name: get_args(_TYPES[name]) for name in ("select", "regions", "attention_on")}
+"""What the other controls offer: everything that the loss can take."""
+_DEFAULTS = {name: setting.default for name, setting in signature(DFMSDLoss).parameters.items()}
+MOST_DETECTIONS = 30
 
 
 class LabError(ValueError):
@@ -42,99 +48,71 @@ class LabError(ValueError):
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """What the sliders say; names and meanings of `DFMSDLoss`.
+class MaskSettings:
+    """A level, and settings of `DFMSDLoss` with its defaults; `ratio` is its `ratio_spatial`.
 
     Raises:
-        LabError: for a value outside `RANGES` or `CHOICES`.
+        LabError: for a value beyond its `STOPS`, or not among its `CHOICES`.
     """
 
     stride: int
-    """of the pyramid level"""
-    temperature: float = 0.5
-    """of the attention"""
-    ratio: float = 0.5
-    """share of the cells that is hidden"""
-    select: Select = "high"
-    """hide the most attended, the least attended, or any cells"""
-    cutoff: float = 0.25
-    """of the high-pass, fraction of Nyquist"""
-    strength: float = 1.0
-    """of the enhancement"""
-    regions: Regions = "cells"
-    """energy by cell, or averaged inside boxes"""
-    attention_on: Form = "standardised"
-    """form of the feature for the attention"""
+    temperature: float = _DEFAULTS["temperature"]
+    ratio: float = _DEFAULTS["ratio_spatial"]
+    select: str = _DEFAULTS["select"]
+    cutoff: float = _DEFAULTS["cutoff"]
+    strength: float = _DEFAULTS["strength"]
+    regions: str = _DEFAULTS["regions"]
+    attention_on: str = _DEFAULTS["attention_on"]
 
     def __post_init__(self) -> None:
         """Check ranges and choices."""
-        for name, (low, high) in RANGES.items():
+        for name, (low, *_, high) in STOPS.items():
             value = getattr(self, name)
             if not isinstance(value, Real) or not low <= value <= high:
                 raise LabError(f"{name} must lie in {low:g}..{high:g}, got {value!r}")
-        for name, offered in CHOICES.items():
-            if getattr(self, name) not in offered:
-                words = ", ".join(map(repr, offered))
-                raise LabError(f"{name} must be one of {words}, got {getattr(self, name)!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                names = ", ".join(map(repr, choices))
+                raise LabError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
 
     @property
     def enhances(self) -> bool:
         """Whether the enhancement does anything; as in `DFMSDLoss`, not for masks at random."""
         return self.strength > 0 and self.select != "random"
 
-    def words(self) -> list[str]:
+    def phrases(self) -> list[str]:
         """Every setting in a word or two."""
+        labels = {"cutoff": "cut-off", "regions": "energy in", "attention_on": "attention on"}
         return [
-            f"stride {self.stride}",
-            f"temperature {self.temperature:.3g}",
-            f"ratio {self.ratio:.3g}",
-            f"select {self.select}",
-            f"cut-off {self.cutoff:.3g}",
-            f"strength {self.strength:.3g}",
-            f"energy in {self.regions}",
-            f"attention on {self.attention_on}",
+            f"{labels.get(name, name)} {f'{value:.3g}' if isinstance(value, Real) else value}"
+            for name, value in asdict(self).items()
         ]
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture as one detector sees it, with what the sliders do not change."""
+    """A picture as one detector sees it, with what the sliders do not change.
+
+    Attributes:
+        image: (3, H, W) in 0..1.
+        context: the detector's batch of one; `candidates` are the boxes in its pixels.
+        magnitude: (stride, form of the feature) → mean over its channels, absolute, (1, 1, h, w).
+        boxes: (n, 4) xyxy, pixels of `image`.
+        detected: True when the boxes are the detector's own, because no true ones are known.
+        window: share of the batch's height and width that the picture covers; the rest is padding.
+        frequency: cut-off → `high_frequency` of the batch, (1, 1, H, W); remembers 32.
+    """
 
     image: Tensor
-    """(3, H, W) in 0..1"""
     context: Context
-    """the detector's batch of one; `candidates` are the boxes in its pixels"""
     magnitude: dict[tuple[int, str], Tensor]
-    """(stride, form) → mean over channels of the absolute feature, (1, 1, h, w)"""
     boxes: Tensor
-    """(n, 4) xyxy, pixels of `image`"""
-    found: bool
-    """True when the boxes are the detector's own, because no true ones are known"""
-    _frequencies: dict[float, Tensor] = field(default_factory=dict)
-
-    @property
-    def strides(self) -> list[int]:
-        """The levels, finest first."""
-        return sorted({stride for stride, _ in self.magnitude})
-
-    @property
-    def window(self) -> tuple[float, float]:
-        """Share of the batch's height and width that the picture covers; the rest is padding."""
-        size, batch = self.context.sizes[0], self.context.images.shape[-2:]
-        return size[0] / batch[0], size[1] / batch[1]
-
-    def frequency(self, cutoff: float) -> Tensor:
-        """`high_frequency` of the batch, (1, 1, H, W); the last 32 cut-offs are kept."""
-        if cutoff not in self._frequencies:
-            if len(self._frequencies) == 32:
-                del self._frequencies[next(iter(self._frequencies))]
-            self._frequencies[cutoff] = high_frequency(
-                self.context.images, cutoff=cutoff, sizes=self.context.sizes
-            )
-        return self._frequencies[cutoff]
+    detected: bool
+    window: tuple[float, float]
+    frequency: Callable[[float], Tensor]
 
 
-def look(
+def capture_scene(
     detector: nn.Module,
     image: Tensor,
     boxes: Tensor | None = None,
@@ -151,26 +129,31 @@ def look(
         levels: `strided_levels(detector)`, when it is known.
     """
     levels = levels or strided_levels(detector)
-    place = next(detector.parameters()).device
-    with frozen_modes(detector), capture_features(detector) as seen:
-        (own,) = detector([image.to(place)])
-    size = tuple(seen.images.image_sizes[0])
-    context = Context(images=seen.images.tensors.cpu(), sizes=[size])
-    found = boxes is None or len(boxes) == 0
-    boxes = (own["boxes"][:MOST_FOUND] if found else boxes).cpu().float()
+    device = next(detector.parameters()).device
+    with frozen_modes(detector), capture_features(detector) as captured:
+        (detections,) = detector([image.to(device)])
+    detected = boxes is None or len(boxes) == 0
+    boxes = (detections["boxes"][:MOST_DETECTIONS] if detected else boxes).cpu().float()
+    size, batch = tuple(captured.images.image_sizes[0]), captured.images.tensors.cpu()
     scale = torch.tensor([size[1] / image.shape[2], size[0] / image.shape[1]]).repeat(2)
+    context = Context(images=batch, sizes=[size], candidates=[boxes * scale])
     magnitude = {}
     for stride, (name, _) in levels.items():
-        feature = seen.features[name].cpu()
+        feature = captured.features[name].cpu()
         valid = context.valid(feature) if context.padded else None
-        for form, seen_as in (("raw", feature), ("standardised", standardise(feature, valid))):
+        for form, values in (("raw", feature), ("standardised", standardise(feature, valid))):
             # the attention averages over channels first: of this mean it makes the same map
-            magnitude[stride, form] = seen_as.float().abs().mean(1, keepdim=True)
-    context = Context(images=context.images, sizes=[size], candidates=[boxes * scale])
-    return Scene(image.cpu(), context, magnitude, boxes, found)
+            magnitude[stride, form] = values.float().abs().mean(1, keepdim=True)
+
+    @lru_cache(maxsize=32)
+    def frequency(cutoff: float) -> Tensor:
+        return high_frequency(context.images, cutoff=cutoff, sizes=context.sizes)
+
+    window = size[0] / batch.shape[2], size[1] / batch.shape[3]
+    return Scene(image.cpu(), context, magnitude, boxes, detected, window, frequency)
 
 
-def maps(scene: Scene, tuning: Tuning) -> dict[str, Tensor]:
+def mask_maps(scene: Scene, settings: MaskSettings) -> dict[str, Tensor]:
     """The maps (h, w) over the level's cells: keep, attention, energy, enhanced.
 
     As in `DFMSDLoss`, a mask at random or a strength of 0 leaves the attention as it is. Random
@@ -180,24 +163,21 @@ def maps(scene: Scene, tuning: Tuning) -> dict[str, Tensor]:
     Raises:
         LabError: when the scene has no such level.
     """
-    if tuning.stride not in scene.strides:
-        raise LabError(f"stride must be one of {scene.strides}, got {tuning.stride!r}")
-    seen, context = scene.magnitude[tuning.stride, tuning.attention_on], scene.context
-    valid = context.valid(seen) if context.padded else None
-    attention = spatial_attention(seen, temperature=tuning.temperature, valid=valid)
+    if (settings.stride, settings.attention_on) not in scene.magnitude:
+        strides = sorted({stride for stride, _ in scene.magnitude})
+        raise LabError(f"stride must be one of {strides}, got {settings.stride!r}")
+    magnitude, context = scene.magnitude[settings.stride, settings.attention_on], scene.context
+    valid = context.valid(magnitude) if context.padded else None
+    attention = spatial_attention(magnitude, temperature=settings.temperature, valid=valid)
     sizes = context.sizes if context.padded else None
-    energy = pool_energy(scene.frequency(tuning.cutoff), tuple(seen.shape[-2:]), sizes=sizes)
-    if tuning.regions == "boxes":
+    energy = pool_energy(scene.frequency(settings.cutoff), magnitude.shape[-2:], sizes=sizes)
+    if settings.regions == "boxes":
         energy = region_energy(energy, context.candidates, tuple(context.images.shape[-2:]))
     enhanced = attention
-    if tuning.enhances:
-        enhanced = strengthen(attention, energy, strength=tuning.strength, valid=valid)
-    keep = spatial_keep(
-        enhanced,
-        ratio=tuning.ratio,
-        select=tuning.select,
-        valid=valid,
-        generator=torch.Generator().manual_seed(0),
-    )
-    found = {"keep": keep, "attention": attention, "energy": energy, "enhanced": enhanced}
-    return {name: values[0, 0] for name, values in found.items()}
+    if settings.enhances:
+        enhanced = strengthen(attention, energy, strength=settings.strength, valid=valid)
+    chosen = {"ratio": settings.ratio, "select": settings.select}
+    seeded = torch.Generator().manual_seed(0)
+    keep = keep_mask(enhanced, **chosen, valid=valid, generator=seeded)
+    maps = {"keep": keep, "attention": attention, "energy": energy, "enhanced": enhanced}
+    return {name: values[0, 0] for name, values in maps.items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -17,10 +16,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dfmsd.widgets.lab import MaskSettings, Scene
+
 HEAT, DARK, HATCH = 0.75, 0.15, 80
 """Share of the heat's colour in a heat map; brightness left to a hidden cell; grey of its lines."""
 CAPTION, BAR, GAP, TEXT = 24, 52, 8, 12
 """Height of a caption, width of a colour bar with its numbers, gap, size of letters; pixels."""
+_FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+_FONT = ImageFont.truetype(str(_FONTS / "DejaVuSans.ttf"), TEXT)
 _COLOURS = (matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255).astype(np.uint8)
 
 
@@ -34,69 +37,59 @@ class Panel:
 
 
 class Backdrop:
-    """A picture at the size of its panels, and everything of it that no slider changes.
+    """A scene's picture, its longer side `side` pixels long, and all of it that no slider changes.
 
-    Args:
-        image: (3, H, W) in 0..1; drawn with its longer side `side` pixels long.
-        boxes: (n, 4) xyxy, pixels of `image`; drawn thin, dashed and white.
-        side: pixels.
-        window: share of a map's height and width that lies over the picture, from the top left.
+    Its boxes are drawn thin, dashed and white.
     """
 
-    def __init__(
-        self, image: Tensor, boxes: Tensor, *, side: int, window: tuple[float, float] = (1.0, 1.0)
-    ) -> None:
+    def __init__(self, scene: Scene, *, side: int) -> None:
         """See the class."""
-        rgb = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        rgb = (scene.image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         scale = side / max(rgb.shape[:2])
-        self.height, self.width = (max(1, round(edge * scale)) for edge in rgb.shape[:2])
+        height, width = (max(1, round(edge * scale)) for edge in rgb.shape[:2])
         # generated scenes are enlarged: their pixels stay pixels
         how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-        self.rgb = np.asarray(Image.fromarray(rgb).resize((self.width, self.height), how))
-        grey = self.rgb.mean(2, keepdims=True)
-        self._grey = ((1 - HEAT) * grey).astype(np.uint8)
+        self.rgb = np.asarray(Image.fromarray(rgb).resize((width, height), how))
+        self._grey = ((1 - HEAT) * self.rgb.mean(2, keepdims=True)).astype(np.uint8)
         self._dark = (DARK * self.rgb).astype(np.uint8)
-        y, x = np.indices((self.height, self.width))
+        y, x = np.indices((height, width))
         self._dark[(x + y) % 6 == 0] = HATCH  # tells a hidden cell from a dark picture
-        self._window = window
-        frames = _dashed((self.height, self.width), boxes.cpu().numpy() * scale)
+        self._window = scene.window
+        frames = _draw_frames((height, width), scene.boxes.numpy() * scale)
         self._rims, self._dashes = np.flatnonzero(frames == 1), np.flatnonzero(frames == 2)
 
-    def masked(self, keep: Tensor) -> np.ndarray:
+    def draw_mask(self, keep: Tensor) -> np.ndarray:
         """Pixels (H, W, 3) of the picture, cells dark and hatched where `keep` (h, w) is 0."""
-        hidden = self._spread(keep.numpy() == 0)
-        return self._framed(np.where(hidden[..., None], self._dark, self.rgb))
+        hidden = self._enlarge(keep.numpy() == 0)
+        return self._draw_boxes(np.where(hidden[..., None], self._dark, self.rgb))
 
-    def heated(self, values: Tensor, limits: tuple[float, float]) -> np.ndarray:
+    def draw_heat(self, values: Tensor, limits: tuple[float, float]) -> np.ndarray:
         """Pixels (H, W, 3) of the colours of a map (h, w) over the picture in grey."""
         low, high = limits
-        place = (values.numpy() - low) / max(high - low, 1e-12)
-        colours = (HEAT * _COLOURS).astype(np.uint8)[(place * 255).clip(0, 255).astype(np.uint8)]
-        return self._framed(self._spread(colours) + self._grey)
+        share = (values.numpy() - low) / max(high - low, 1e-12)
+        colours = (HEAT * _COLOURS).astype(np.uint8)[(share * 255).clip(0, 255).astype(np.uint8)]
+        return self._draw_boxes(self._enlarge(colours) + self._grey)
 
-    def _spread(self, cells: np.ndarray) -> np.ndarray:
+    def _enlarge(self, cells: np.ndarray) -> np.ndarray:
         """A map (h, w, ...) at the size of the panel, every cell a block."""
         rows, columns = (
             ((np.arange(pixels) + 0.5) / pixels * share * count).astype(int)
-            for pixels, share, count in zip(
-                (self.height, self.width), self._window, cells.shape, strict=False
-            )
+            for pixels, share, count in zip(self.rgb.shape, self._window, cells.shape, strict=False)
         )
         return cells[rows][:, columns]
 
-    def _framed(self, pixels: np.ndarray) -> np.ndarray:
+    def _draw_boxes(self, pixels: np.ndarray) -> np.ndarray:
         flat = pixels.reshape(-1, 3)
         flat[self._rims], flat[self._dashes] = 32, 255
         return pixels
 
 
-def _dashed(size: tuple[int, int], boxes: np.ndarray) -> np.ndarray:
+def _draw_frames(size: tuple[int, int], boxes: np.ndarray) -> np.ndarray:
     """(H, W): 2 on the dashes of the boxes' frames, 1 on the gaps and the rim, 0 elsewhere."""
     rim, dashes = Image.new("L", size[::-1]), Image.new("L", size[::-1])
-    for box in boxes:
-        left, top, right, bottom = (round(float(edge)) for edge in box)
+    for left, top, right, bottom in boxes.round().astype(int).tolist():
         right, bottom = max(left, min(right, size[1]) - 1), max(top, min(bottom, size[0]) - 1)
-        corners = (max(left, 0), max(top, 0), max(right, 0), max(bottom, 0))
+        corners = [max(edge, 0) for edge in (left, top, right, bottom)]
         ImageDraw.Draw(rim).rectangle(corners, outline=1, width=2)
         ImageDraw.Draw(dashes).rectangle(corners, outline=1)
     y, x = np.indices(size)
@@ -104,57 +97,41 @@ def _dashed(size: tuple[int, int], boxes: np.ndarray) -> np.ndarray:
 
 
 def four_panels(
-    backdrop: Backdrop, maps: Mapping[str, Tensor], *, by: str, enhances: bool
+    backdrop: Backdrop, maps: Mapping[str, Tensor], settings: MaskSettings
 ) -> list[Panel]:
     """Keep mask, attention, energy and enhanced attention; both attentions share one scale.
 
-    Args:
-        backdrop: the picture.
-        maps: keep, attention, energy and enhanced, each (h, w).
-        by: what the energy is averaged over, for its caption.
-        enhances: False says so in the caption of the last panel.
+    The maps are (h, w), from `mask_maps` with these settings.
     """
     top = (0.0, float(max(maps["attention"].max(), maps["enhanced"].max())))
-    heats = {
-        "attention, mean 1": ("attention", top),
-        f"frequency energy by {by}": ("energy", (0.0, 1.0)),
-        f"enhanced attention{'' if enhances else ' (off)'}": ("enhanced", top),
-    }
+    off = "" if settings.enhances else " (off)"
+    heats = (
+        ("attention, mean 1", maps["attention"], top),
+        (f"frequency energy by {settings.regions}", maps["energy"], (0.0, 1.0)),
+        (f"enhanced attention{off}", maps["enhanced"], top),
+    )
     hidden = f"keep mask, hidden cells: {int((maps['keep'] == 0).sum())}"
-    return [
-        Panel(hidden, backdrop.masked(maps["keep"])),
-        *(
-            Panel(caption, backdrop.heated(maps[name], limits), limits)
-            for caption, (name, limits) in heats.items()
-        ),
-    ]
+    panels = [Panel(name, backdrop.draw_heat(heat, limits), limits) for name, heat, limits in heats]
+    return [Panel(hidden, backdrop.draw_mask(maps["keep"])), *panels]
 
 
 def mosaic(panels: Sequence[Panel], columns: int) -> np.ndarray:
-    """The panels in rows of `columns`, white between them: uint8 (H, W, 3).
-
-    All panels have one size.
-    """
+    """The panels, all of one size, in rows of `columns`, white between: uint8 (H, W, 3)."""
     height, width = panels[0].pixels.shape[:2]
-    high, wide = CAPTION + height + GAP, width + BAR + GAP
-    rows = -(-len(panels) // columns)
-    page = np.full((rows * high, columns * wide, 3), 255, np.uint8)
-    corners = [(index // columns * high, index % columns * wide) for index in range(len(panels))]
-    for panel, (top, left) in zip(panels, corners, strict=True):
-        page[top + CAPTION : top + CAPTION + height, left : left + width] = panel.pixels
+    step_down, step_right = CAPTION + height + GAP, width + BAR + GAP
+    page = Image.new("RGB", (columns * step_right, -(-len(panels) // columns) * step_down), "white")
+    pen = ImageDraw.Draw(page)
+    bar = _COLOURS[np.linspace(255, 0, height).astype(np.uint8)][:, None].repeat(10, axis=1)
+    for index, panel in enumerate(panels):
+        left, top = index % columns * step_right, index // columns * step_down + CAPTION
+        page.paste(Image.fromarray(panel.pixels), (left, top))
+        pen.text((left, top - 5), panel.caption, "black", _FONT, anchor="ls")
         if panel.limits:
-            bar = _COLOURS[np.linspace(255, 0, height).astype(np.uint8)][:, None]
-            page[top + CAPTION : top + CAPTION + height, left + width + 4 : left + width + 14] = bar
-    drawn = Image.fromarray(page)
-    pen = ImageDraw.Draw(drawn)
-    for panel, (top, left) in zip(panels, corners, strict=True):
-        pen.text((left, top + CAPTION - 5), panel.caption, "black", _font(), anchor="ls")
-        for value, y, anchor in zip(
-            reversed(panel.limits or ()), (0, height), ("la", "ld"), strict=False
-        ):
-            place = (left + width + 18, top + CAPTION + y)
-            pen.text(place, f"{value:.3g}", "black", _font(), anchor=anchor)
-    return np.asarray(drawn)
+            page.paste(Image.fromarray(bar), (left + width + 4, top))
+            low, high = (f"{value:.3g}" for value in panel.limits)
+            pen.text((left + width + 18, top), high, "black", _FONT, anchor="la")
+            pen.text((left + width + 18, top + height), low, "black", _FONT, anchor="ld")
+    return np.asarray(page)
 
 
 def png(pixels: np.ndarray, *, colours: int | None = None) -> bytes:
@@ -167,10 +144,3 @@ def png(pixels: np.ndarray, *, colours: int | None = None) -> bytes:
     else:
         image.save(file, "PNG", compress_level=1)
     return file.getvalue()
-
-
-@lru_cache(maxsize=1)
-def _font() -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib."""
-    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(file), TEXT)

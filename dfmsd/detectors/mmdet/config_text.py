@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+# settings that no shape shows, with the values that are supported
+_BACKBONE = {"conv_cfg": None, "qk_scale": None, "dilations": [1, 1, 1, 1]}
+_NECK = {"conv_cfg": None, "act_cfg": None, "end_level": -1, "upsample_cfg": {"mode": "nearest"}}
 
 
 def read_config(text: str) -> dict[str, Any]:
-    """Return name → value of the assignments in `text`, {} when it is no whole config.
+    """Name → value of the assignments in `text`, {} when it is no whole config.
 
     Literals, `dict(...)` and names assigned before are understood; any other value is None. A text
     with `_base_`, or with a name assigned twice, is a part of a config: its rest is not there.
@@ -28,8 +32,8 @@ def read_config(text: str) -> dict[str, Any]:
     return known
 
 
-def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
-    """Return what an expression says, None where it is not plain data."""
+def _value(node: ast.expr, known: dict[str, Any]) -> Any:
+    """What an expression says, None where it is not plain data."""
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item, known) for item in node.elts]
     if isinstance(node, ast.Dict):
@@ -46,18 +50,18 @@ def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
 
 
 def _merged(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
-    """Return the dict of `pairs`; a value under None is a dict that was put in with `**`."""
-    found: dict[str, Any] = {}
+    """The dict of `pairs`; a value under None is a dict that was put in with `**`."""
+    merged: dict[str, Any] = {}
     for key, value in pairs:
         if isinstance(key, str):
-            found[key] = value
+            merged[key] = value
         elif key is None and isinstance(value, dict):
-            found |= value
-    return found
+            merged |= value
+    return merged
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    """Return all dicts in a nested value, outer ones first."""
+    """All dicts in a nested value, outer ones first."""
     if isinstance(value, dict):
         yield value
     if isinstance(value, dict | list):
@@ -65,21 +69,21 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
             yield from _dicts(item)
 
 
-def _pixels(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return mean, std and order of the pixels; mmdetection 3 says them in the model, 2 in data."""
-    found, turns = config["model"].get("data_preprocessor"), "bgr_to_rgb"
-    if not isinstance(found, dict) or "mean" not in found:
-        steps = (step for step in _dicts(dict(config)) if step.get("type") == "Normalize")
-        found, turns = next(steps, {}), "to_rgb"
-    if not found.get("mean") or not found.get("std"):
+def _pixels(config: dict[str, Any]) -> dict[str, Any]:
+    """Mean, std and order of the pixels; mmdetection 3 says them in the model, 2 in the data."""
+    norm, turns = config["model"].get("data_preprocessor"), "bgr_to_rgb"
+    if not isinstance(norm, dict) or "mean" not in norm:
+        norm = next((step for step in _dicts(config) if step.get("type") == "Normalize"), {})
+        turns = "to_rgb"
+    if not norm.get("mean") or not norm.get("std"):
         return {}
     # mmdetection's defaults: 3 keeps BGR, 2 turns to RGB
-    rgb = found.get(turns, turns == "to_rgb")
-    return {"mean": found["mean"], "std": found["std"], "order": "rgb" if rgb else "bgr"}
+    rgb = norm.get(turns, turns == "to_rgb")
+    return {"mean": norm["mean"], "std": norm["std"], "order": "rgb" if rgb else "bgr"}
 
 
-def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `config` says of what shapes cannot tell; only keys that it settles.
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What `config` says of what shapes cannot tell; only keys that it settles.
 
     Keys: `style` ("pytorch", "caffe"), `source` of the first extra level ("input", "output"),
     `relu` before the later ones, `levels` of the pyramid, `mean`, `std` and `order`
@@ -89,30 +93,23 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     backbone, neck = (model.get(part) for part in ("backbone", "neck"))
     if not isinstance(backbone, dict) or not isinstance(neck, dict):
         return {}
+    other = _unusual("backbone", backbone, _BACKBONE) + _unusual("neck", neck, _NECK)
     convs = neck.get("add_extra_convs", False)
+    if convs == "on_lateral":
+        other.append("neck.add_extra_convs=on_lateral")
     if convs is True:  # before mmdetection 2.8 a second word said which
         convs = "on_input" if neck.get("extra_convs_on_inputs", True) else "on_output"
-    found = {
+    said = {
         "style": backbone.get("style", "pytorch"),
         "source": convs.removeprefix("on_") if isinstance(convs, str) else None,
         "relu": neck.get("relu_before_extra_convs", False),
         "levels": neck.get("num_outs"),
-        "other": _other(backbone, neck),
+        "other": other,
     }
-    return {key: value for key, value in (found | _pixels(config)).items() if value is not None}
+    return {key: value for key, value in (said | _pixels(config)).items() if value is not None}
 
 
-def _other(backbone: Mapping[str, Any], neck: Mapping[str, Any]) -> list[str]:
-    """Return the settings that no shape shows and that are not the usual ones."""
-    usual = [("backbone", backbone, {"conv_cfg": None, "qk_scale": None})]
-    usual += [("backbone", backbone, {"dilations": [1, 1, 1, 1]})]
-    usual += [("neck", neck, {"conv_cfg": None, "act_cfg": None, "end_level": -1})]
-    usual += [("neck", neck, {"upsample_cfg": {"mode": "nearest"}})]
-    found = [
-        f"{part}.{key}={values[key]}"
-        for part, values, wanted in usual
-        for key, expected in wanted.items()
-        if values.get(key, expected) != expected
-    ]
-    lateral = neck.get("add_extra_convs") == "on_lateral"
-    return found + ["neck.add_extra_convs=on_lateral"] * lateral
+def _unusual(part: str, values: dict[str, Any], usual: dict[str, Any]) -> list[str]:
+    """The settings whose values are not the usual ones, as PART.KEY=VALUE."""
+    keys = [key for key in usual if values.get(key, usual[key]) != usual[key]]
+    return [f"{part}.{key}={values[key]}" for key in keys]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dfmsd.detectors.strict import CheckpointError
+from dfmsd.detectors.checkpoints import CheckpointError
 
 State = Mapping[str, Tensor]
 STEMS = ("body.conv1.weight", "body.features.0.0.weight")
@@ -25,7 +25,7 @@ _ORIGINAL = {
 
 
 def by_channel(weight: Tensor) -> Tensor:
-    """Return the columns (..., 4C) of a PatchMerging of torchvision in mmdetection's order.
+    """The columns (..., 4C) of a PatchMerging of torchvision in mmdetection's order.
 
     torchvision (and Swin's own repository): neighbour by neighbour, (0, 0), (1, 0), (0, 1), (1, 1)
     as row and column. mmdetection: channel by channel, as nn.Unfold gives them, row by row.
@@ -34,57 +34,58 @@ def by_channel(weight: Tensor) -> Tensor:
 
 
 def by_neighbour(weight: Tensor) -> Tensor:
-    """Return columns (..., 4C) of mmdetection in torchvision's order, the inverse of by_channel."""
+    """Columns (..., 4C) of mmdetection in torchvision's order, the inverse of by_channel."""
     return weight.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
 
 
 def as_mmdet(state: State) -> dict[str, Tensor]:
-    """Return `state` as mmdetection would hold it, also when Swin's own repository wrote it."""
+    """`state` as mmdetection would hold it, also when Swin's own repository wrote it."""
     if not any(key.startswith("backbone.layers.") for key in state):
         return dict(state)
     renamed = {}
     for key, value in state.items():
         name = key
-        if key.startswith("backbone."):
-            for theirs, ours in _ORIGINAL.items():
-                name = name.replace(theirs, ours, 1)
+        for old, new in _ORIGINAL.items() if key.startswith("backbone.") else ():
+            name = name.replace(old, new, 1)
         renamed[name] = by_channel(value) if ".downsample." in key else value
     return renamed
 
 
-def _shape(state: State, key: str, path: str) -> list[int]:
-    """Return the shape of tensor `key`; CheckpointError when it is not there."""
+def _shape(state: State, key: str) -> list[int]:
+    """The shape of tensor `key`; CheckpointError when it is not there."""
     if key not in state:
-        raise CheckpointError(f"{path}: 1 missing: {key}")
+        raise CheckpointError(f"1 missing: {key}")
     return list(state[key].shape)
 
 
 def _count(state: State, pattern: str) -> int:
-    """Return how many tensors `pattern` names, with 0, 1, ... put in for its braces."""
+    """How many tensors `pattern` names, with 0, 1, ... put in for its braces."""
     return len(list(takewhile(lambda number: pattern.format(number) in state, count())))
 
 
-def _swin(state: State, path: str) -> tuple[dict[str, Any], list[int]]:
-    """Return what the shapes say of a Swin, and the channels of its stages."""
-    width, _, patch, _ = _shape(state, "backbone.patch_embed.projection.weight", path)
-    stages = _count(state, "backbone.stages.{}.blocks.0.norm1.weight")
-    table = "attn.w_msa.relative_position_bias_table"
-    tables = [_shape(state, f"backbone.stages.{n}.blocks.0.{table}", path) for n in range(stages)]
-    if not tables:
-        raise CheckpointError(f"{path}: 1 missing: backbone.stages.0.blocks.0.norm1.weight")
-    side = isqrt(tables[0][0])
-    if side**2 != tables[0][0] or side % 2 == 0:
-        found = f"{tables[0][0]} rows, expected (2 window - 1)²"
-        raise CheckpointError(f"{path}: backbone.stages.0.blocks.0.{table} has {found}")
-    hidden = _shape(state, "backbone.stages.0.blocks.0.ffn.layers.0.0.weight", path)[0]
-    depths = [_count(state, f"backbone.stages.{n}.blocks.{{}}.norm1.weight") for n in range(stages)]
-    shapes = {"trunk": "swin", "width": width, "depths": depths, "patch": patch}
-    shapes |= {"heads": [heads for _, heads in tables], "window": (side + 1) // 2}
-    return shapes | {"mlp_ratio": hidden / width}, [width * 2**n for n in range(stages)]
+def _swin(state: State) -> tuple[dict[str, Any], list[int]]:
+    """What the shapes say of a Swin, and the channels of its stages."""
+    width, _, patch, _ = _shape(state, "backbone.patch_embed.projection.weight")
+    first, table = "backbone.stages.0.blocks.0.", "attn.w_msa.relative_position_bias_table"
+    rows = _shape(state, first + table)[0]
+    if isqrt(rows) ** 2 != rows or rows % 2 == 0:
+        raise CheckpointError(f"{first}{table} has {rows} rows, expected (2 window - 1)²")
+    stages = range(_count(state, "backbone.stages.{}.blocks.0.norm1.weight"))
+    blocks = "backbone.stages.{}.blocks.".format
+    shapes = {
+        "trunk": "swin",
+        "width": width,
+        "depths": [_count(state, blocks(n) + "{}.norm1.weight") for n in stages],
+        "patch": patch,
+        "heads": [_shape(state, f"{blocks(n)}0.{table}")[1] for n in stages],
+        "window": (isqrt(rows) + 1) // 2,
+        "mlp_ratio": _shape(state, first + "ffn.layers.0.0.weight")[0] / width,
+    }
+    return shapes, [width * 2**n for n in stages]
 
 
-def _resnet(state: State, path: str) -> tuple[dict[str, Any], list[int]]:
-    """Return what the shapes say of a ResNet or ResNeXt, and the channels of its stages."""
+def _resnet(state: State) -> tuple[dict[str, Any], list[int]]:
+    """What the shapes say of a ResNet or ResNeXt, and the channels of its stages."""
     layers = [f"backbone.layer{number}" for number in (1, 2, 3, 4)]
     depths = [_count(state, layer + ".{}.conv1.weight") for layer in layers]
     bottleneck = "backbone.layer1.0.conv3.weight" in state
@@ -92,12 +93,12 @@ def _resnet(state: State, path: str) -> tuple[dict[str, Any], list[int]]:
     shapes = {"trunk": "resnet", "depths": depths, "bottleneck": bottleneck}
     if not bottleneck:
         return shapes | {"groups": 1, "base_width": 64}, widths
-    inner, per_group, _, _ = _shape(state, "backbone.layer1.0.conv2.weight", path)
+    inner, per_group, _, _ = _shape(state, "backbone.layer1.0.conv2.weight")
     return shapes | {"groups": inner // per_group, "base_width": per_group}, widths
 
 
-def describe(state: State, path: str) -> dict[str, Any]:
-    """Return what the shapes of `state` say about trunk and pyramid.
+def describe(state: State) -> dict[str, Any]:
+    """What the shapes of `state` say about trunk and pyramid.
 
     Keys: `trunk` "swin" (`width`, `depths`, `heads`, `window`, `patch`, `mlp_ratio`) or "resnet"
     (`depths`, `bottleneck`, `groups`, `base_width`: channels of a group in the first stage);
@@ -105,36 +106,34 @@ def describe(state: State, path: str) -> dict[str, Any]:
     and the `sources` that these can read, judged by channels.
 
     Raises:
-        CheckpointError: neither Swin nor ResNet, or a key is missing; names file and key.
+        CheckpointError: neither Swin nor ResNet, or a key is missing; names the key, not the file.
     """
     if "backbone.patch_embed.projection.weight" in state:
-        shapes, widths = _swin(state, path)
+        shapes, widths = _swin(state)
     elif "backbone.conv1.weight" in state:
-        shapes, widths = _resnet(state, path)
+        shapes, widths = _resnet(state)
     else:
         found = next(key for key in state if key.startswith("backbone."))
         expected = "expected backbone.patch_embed.projection.weight or backbone.conv1.weight"
-        raise CheckpointError(f"{path}: neither Swin nor ResNet: {expected}, found {found}")
-    laterals = _count(state, "neck.lateral_convs.{}.conv.weight")
-    first, stages = "neck.lateral_convs.{}.conv.weight", []
+        raise CheckpointError(f"neither Swin nor ResNet: {expected}, found {found}")
+    lateral, output = "neck.lateral_convs.{}.conv.weight", "neck.fpn_convs.{}.conv.weight"
+    laterals, stages = _count(state, lateral), []
     for number in range(max(laterals, 1)):
-        channels, inputs, _, _ = _shape(state, first.format(number), path)
+        channels, inputs, _, _ = _shape(state, lateral.format(number))
         if inputs not in widths:
-            found = f"{first.format(number)} takes {inputs} channels"
-            raise CheckpointError(f"{path}: {found}, the trunk's stages have {widths}")
+            takes = f"{lateral.format(number)} takes {inputs} channels"
+            raise CheckpointError(f"{takes}, the trunk's stages have {widths}")
         stages.append(widths.index(inputs))
-    shapes |= {"stages": stages, "channels": channels}
-    extras = _count(state, "neck.fpn_convs.{}.conv.weight") - laterals
-    reads = 0
-    if extras > 0:
-        reads = _shape(state, f"neck.fpn_convs.{laterals}.conv.weight", path)[1]
+    extras = max(0, _count(state, output) - laterals)
+    reads = _shape(state, output.format(laterals))[1] if extras else 0
     offered = {"input": widths[stages[-1]], "output": channels}
     sources = [name for name, inputs in offered.items() if inputs == reads]
-    return shapes | {"extras": max(extras, 0), "sources": sources}
+    shapes |= {"stages": stages, "channels": channels}
+    return shapes | {"extras": extras, "sources": sources}
 
 
 def their_name(key: str, recipe: Mapping[str, Any]) -> str:
-    """Return mmdetection's name of tensor `key` of a `FeatureTeacher`'s backbone."""
+    """The name in mmdetection of tensor `key` of a `FeatureTeacher`'s backbone."""
     part, *rest = key.split(".")
     if part == "body":
         name = ".".join(rest) if recipe["trunk"] == "resnet" else _swin_name(rest, recipe)
@@ -146,7 +145,7 @@ def their_name(key: str, recipe: Mapping[str, Any]) -> str:
 
 
 def _swin_name(parts: list[str], recipe: Mapping[str, Any]) -> str:
-    """Return mmdetection's name of a tensor of `PaddedSwin`."""
+    """The name in mmdetection of a tensor of `PaddedSwin`."""
     number, rest = int(parts[1]), ".".join(parts[2:])
     if parts[0] == "norms":
         return f"norm{recipe['stages'][number]}.{rest}"
@@ -160,7 +159,7 @@ def _swin_name(parts: list[str], recipe: Mapping[str, Any]) -> str:
 
 
 def our_value(key: str, value: Tensor, *, bgr: bool) -> Tensor:
-    """Return mmdetection's tensor as our tensor `key` holds it.
+    """A tensor of mmdetection as our tensor `key` holds it.
 
     Choice: a stem trained on BGR pixels is turned to read RGB, so that every teacher takes RGB.
     """

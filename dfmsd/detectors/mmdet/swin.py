@@ -20,27 +20,22 @@ from dfmsd.detectors.backbones import SwinBody
 
 
 def pad_to(maps: Tensor, size: int) -> Tensor:
-    """Return `maps` (N, H, W, C) with zeros right and below, H and W multiples of `size`."""
+    """`maps` (N, H, W, C) with zeros right and below, H and W multiples of `size`."""
     height, width = maps.shape[1:3]
     return pad(maps, (0, 0, 0, -width % size, 0, -height % size))
 
 
 def shift_mask(height: int, width: int, size: int, shift: int) -> Tensor:
-    """Return (windows, size², size²): -100 where two cells met only by the shift, else 0.
+    """(windows, size², size²): -100 where two cells met only by the shift, else 0.
 
-    Source: Swin (arXiv 2103.14030, figure 4). After rolling by `shift`, the last `shift` rows come
-    from the other side of the map, and so do the last columns.
-
-    Args:
-        height: of the padded map, a multiple of `size`.
-        width: of the padded map.
-        size: side of a window, cells.
-        shift: of the windows, cells.
+    Source: Swin (arXiv 2103.14030, figure 4). After rolling by `shift` cells, the last `shift` rows
+    come from the other side of the map, and so do the last columns. `height` and `width` of the
+    padded map are multiples of `size`, the side of a window.
     """
 
     def parts(length: int) -> Tensor:
-        place = torch.arange(length)
-        return (place >= length - size).long() + (place >= length - shift).long()
+        cells = torch.arange(length)
+        return (cells >= length - size).long() + (cells >= length - shift).long()
 
     region = 3 * parts(height)[:, None] + parts(width)
     windows = region.view(height // size, size, width // size, size)
@@ -56,7 +51,7 @@ class KeptShift(ShiftedWindowAttention):
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return maps (N, H, W, C) of such maps."""
+        """Maps (N, H, W, C) of such maps."""
         (size, _), (shift, _) = self.window_size, self.shift_size
         batch, height, width, _ = maps.shape
         if shift == 0 or min(height, width) > size:
@@ -84,14 +79,14 @@ class PaddedSwin(SwinBody):
     """A Swin with mmdetection's output norms that pads the image to whole patches."""
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Return maps "0", "1", ... (N, C, H/stride, W/stride), rounded up, of (N, 3, H, W)."""
+        """Maps "0", "1", ... (N, C, H/stride, W/stride), rounded up, of (N, 3, H, W)."""
         patch = self.features[0][0].kernel_size[0]
         height, width = images.shape[2:]
         return super().forward(pad(images, (0, -width % patch, 0, -height % patch)))
 
 
 def swin_body(recipe: dict[str, Any]) -> tuple[nn.Module, list[int]]:
-    """Return the trunk of a recipe, without weights, and its channels at the recipe's stages."""
+    """The trunk of a recipe, without weights, and its channels at the recipe's stages."""
     widths = [recipe["width"] * 2**stage for stage in range(len(recipe["depths"]))]
     model = SwinTransformer(
         patch_size=[recipe["patch"]] * 2,

@@ -10,11 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-from torchvision.ops.feature_pyramid_network import (
-    ExtraFPNBlock,
-    FeaturePyramidNetwork,
-    LastLevelMaxPool,
-)
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 from dfmsd.detectors.build import KeepSizeTransform
 from dfmsd.detectors.mmdet.swin import swin_body
@@ -24,14 +21,10 @@ class ExtraConvs(ExtraFPNBlock):
     """Levels on top of a pyramid by strided convolutions, as mmdetection's `add_extra_convs`."""
 
     def __init__(self, inputs: int, channels: int, *, count: int, source: str, relu: bool) -> None:
-        """Make `count` convolutions.
+        """Make `count` convolutions to `channels`, with `relu` before all but the first.
 
-        Args:
-            inputs: channels of the map that the first one reads.
-            channels: of the pyramid.
-            count: how many levels.
-            source: "input", the trunk's last map, or "output", the pyramid's.
-            relu: ReLU before the second and later ones.
+        The first reads `source`: the trunk's last map ("input") or the pyramid's ("output"), which
+        has `inputs` channels.
         """
         super().__init__()
         widths = [inputs] + [channels] * (count - 1)
@@ -41,7 +34,7 @@ class ExtraConvs(ExtraFPNBlock):
     def forward(
         self, results: list[Tensor], inputs: list[Tensor], names: list[str]
     ) -> tuple[list[Tensor], list[str]]:
-        """Return `results` and `names` with the new levels; `inputs` are the trunk's maps."""
+        """`results` and `names` with the new levels; `inputs` are the trunk's maps."""
         last = inputs[-1] if self.source == "input" else results[-1]
         for number, conv in enumerate(self.convs):
             last = conv(relu(last) if self.relu and number else last)
@@ -59,7 +52,7 @@ class Pyramid(nn.Module):
         self.body, self.fpn, self.strides = body, fpn, list(strides)
 
     def forward(self, images: Tensor) -> OrderedDict[int, Tensor]:
-        """Return stride → (N, C, H/stride, W/stride) of normalised `images` (N, 3, H, W)."""
+        """Stride → (N, C, H/stride, W/stride) of normalised `images` (N, 3, H, W)."""
         levels = self.fpn(self.body(images))
         return OrderedDict(zip(self.strides, levels.values(), strict=True))
 
@@ -81,10 +74,9 @@ class FeatureTeacher(nn.Module):
         self.recipe = recipe
 
     def forward(self, images: Tensor | list[Tensor]) -> dict[int, Tensor]:
-        """Return features by stride of a normalised batch (N, 3, H, W), or of images in 0..1.
+        """Features by stride of a normalised batch (N, 3, H, W).
 
-        Args:
-            images: the batch; or a list of (3, H, W) in 0..1, which is normalised and padded first.
+        A list of images (3, H, W) in 0..1 is normalised and padded first.
         """
         if not isinstance(images, Tensor):
             images = self.transform(images)[0].tensors
@@ -92,7 +84,7 @@ class FeatureTeacher(nn.Module):
 
 
 def resnet_body(recipe: Mapping[str, Any]) -> tuple[nn.Module, list[int]]:
-    """Return the trunk of a recipe, without weights, and its channels at the recipe's stages."""
+    """The trunk of a recipe, without weights, and its channels at the recipe's stages."""
     block = Bottleneck if recipe["bottleneck"] else BasicBlock
     model = ResNet(
         block, recipe["depths"], groups=recipe["groups"], width_per_group=recipe["base_width"]
@@ -107,21 +99,17 @@ def resnet_body(recipe: Mapping[str, Any]) -> tuple[nn.Module, list[int]]:
 
 
 def build_teacher(recipe: Mapping[str, Any]) -> FeatureTeacher:
-    """Return the teacher of `recipe` (see `shapes.describe`) without its weights."""
+    """The teacher of `recipe` (see `shapes.describe`) without its weights."""
     swin = recipe["trunk"] == "swin"
     body, widths = (swin_body if swin else resnet_body)(recipe)
     channels, extra = recipe["channels"], recipe["extra"]
-    block: nn.Module | None = None
+    block: nn.Module | None = LastLevelMaxPool() if extra["count"] else None
     if extra["kind"] == "convs":
+        options = {name: extra[name] for name in ("count", "source", "relu")}
         inputs = widths[-1] if extra["source"] == "input" else channels
-        how = {name: extra[name] for name in ("count", "source", "relu")}
-        block = ExtraConvs(inputs, channels, **how)
-    elif extra["count"]:
-        block = LastLevelMaxPool()
-    first = recipe["patch"] if swin else 4
-    stages = [*recipe["stages"]]
-    stages += [stages[-1] + number + 1 for number in range(extra["count"])]
+        block = ExtraConvs(inputs, channels, **options)
+    stages = [*recipe["stages"], *(recipe["stages"][-1] + 1 + n for n in range(extra["count"]))]
+    strides = [(recipe["patch"] if swin else 4) * 2**stage for stage in stages]
     fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=block)
-    backbone = Pyramid(body, fpn, [first * 2**stage for stage in stages])
-    teacher = FeatureTeacher(backbone, recipe["mean"], recipe["std"], {"mmdet": dict(recipe)})
-    return teacher.eval()
+    backbone = Pyramid(body, fpn, strides)
+    return FeatureTeacher(backbone, recipe["mean"], recipe["std"], {"mmdet": dict(recipe)}).eval()

@@ -1,12 +1,85 @@
-"""Figures of intervals: every mean and every end is where it belongs, and can be read."""
+"""Charts: every curve, bar, mean and interval is where it belongs, and can be read."""
 
 from __future__ import annotations
 
+import statistics
+
+import numpy as np
 import pytest
 from figures import assert_readable, texts
+from matplotlib.collections import PathCollection
 from matplotlib.container import ErrorbarContainer
 
-from dfmsd.viz import differences_figure, tradeoff_figure
+from dfmsd.viz import bars_figure, curves_figure, differences_figure, tradeoff_figure
+from dfmsd.viz.charts import moving_mean
+
+
+def test_curves_hold_raw_and_smoothed_values_and_marks():
+    long = [(step, float(step % 7)) for step in range(100)]
+    short = [(50, 2.0), (0, 1.0), (100, float("nan"))]
+    series = {"long": long, "short": short, "none yet": []}
+    marks = {0: "stage 1", 60: "stage 2"}
+    figure = curves_figure(series, xlabel="step", ylabel="loss", marks=marks, title="falling")
+    (axes,) = figure.axes
+    raw, mean, points = axes.lines[:3]
+    assert raw.get_ydata().tolist() == [value for _, value in long]
+    assert mean.get_label() == "long"
+    assert points.get_xdata().tolist() == [0, 50, 100]
+    assert [text.get_text() for text in axes.texts] == ["stage 1", "stage 2"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("step", "loss", "falling")
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["long", "short", "none yet"]
+    assert_readable(figure)
+
+
+def test_curves_over_logarithmic_steps_write_each_of_them():
+    pairs = [(0.1, 1.0), (3.0, 3.0), (1.0, 2.0)]
+    figure = curves_figure({"a": pairs}, xlabel="×", ylabel="AP", log_steps=True)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.1", "1", "3"]
+    assert axes.get_xticks().tolist() == [0.1, 1.0, 3.0]
+    assert_readable(figure)
+    assert_readable(curves_figure({"a": []}, xlabel="×", ylabel="AP", log_steps=True))
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 50])
+def test_smoothing_equals_a_naive_loop(window):
+    values = [1.0, 4.0, float("nan"), 2.0, float("inf"), 8.0, -3.0]
+    half = window // 2
+    naive = []
+    for i in range(len(values)):
+        near = [v for v in values[max(i - half, 0) : i + half + 1] if np.isfinite(v)]
+        naive.append(statistics.fmean(near) if near else float("nan"))
+    np.testing.assert_allclose(moving_mean(values, window), naive)
+
+
+def test_bars_show_mean_spread_and_every_seed():
+    rows = {"none": [38.0, 39.0, 40.0], "one stage": [41.5], "a stage that nobody ran": []}
+    figure = bars_figure(rows, xlabel="AP in %", title="arms")
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [39.0, 41.5]
+    dots = [
+        xy[0]
+        for group in axes.collections
+        if isinstance(group, PathCollection)
+        for xy in group.get_offsets().tolist()
+    ]
+    assert sorted(dots) == [38.0, 39.0, 40.0, 41.5]
+    words = [text.get_text() for text in axes.texts]
+    assert words == ["39.0 ± 1.0  (3 seeds)", "41.5  (1 seed)", "not run"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == list(rows)
+    assert_readable(figure)
+
+
+def test_charts_refuse_nothing_to_draw():
+    with pytest.raises(ValueError, match="rows"):
+        bars_figure({})
+    with pytest.raises(ValueError, match=r"rows\['a'\]"):
+        bars_figure({"a": [1.0, float("nan")]})
+    with pytest.raises(ValueError, match="series"):
+        curves_figure({}, xlabel="step", ylabel="loss")
+
 
 ROWS = {
     "above": (2.0, (1.0, 3.0)),

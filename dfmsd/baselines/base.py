@@ -1,0 +1,186 @@
+"""What the baselines do alike: pair and adapt the levels, mask and rebuild, average over levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+
+from dfmsd.align import (
+    Adapter,
+    Context,
+    Fit,
+    Match,
+    check,
+    match_levels,
+    pair_strides,
+    positive_weights,
+    widen,
+)
+from dfmsd.generate import DualGenerator, reconstruction_loss
+
+# Published sums are turned into means at this size: 256 channels, 800 x 1216 pixels.
+ONE_STAGE_CELLS = 100 * 152 + 50 * 76 + 25 * 38 + 13 * 19 + 7 * 10  # P3–P7
+CHANNELS = 256
+MGD_WEIGHT = 2e-5 * CHANNELS * ONE_STAGE_CELLS  # MGD's for one-stage detectors
+
+
+@dataclass
+class Level:
+    """One pair of levels, ready to compare, in float32 or better.
+
+    Attributes:
+        key: the student's stride, as submodules are named.
+        student: (N, C_t, H, W), adapted.
+        teacher: (N, C_t, H, W), detached.
+        valid: (N, 1, H, W) bool, True inside the images; None when no image is padded.
+        context: the batch behind the features.
+    """
+
+    key: str
+    student: Tensor
+    teacher: Tensor
+    valid: Tensor | None
+    context: Context
+
+    @property
+    def elements(self) -> Tensor:
+        """How many elements of the teacher's feature lie inside the images, a scalar."""
+        if self.valid is None:
+            return torch.tensor(float(self.teacher.numel()), device=self.teacher.device)
+        return self.valid.sum() * float(self.teacher.shape[1])
+
+
+class Baseline(nn.Module):
+    """The base of all baselines; a subclass says in `compare` what one level costs.
+
+    Called with features by stride and a `Context`, it returns its terms, unweighted means over the
+    levels. `weights` holds the weights of the terms.
+
+    Args:
+        student_channels: stride → C_s.
+        teacher_channels: stride → C_t.
+        adapter: "conv", "identity" or "auto", see `dfmsd.align.Adapter`.
+        match: "stride" or "index", see `dfmsd.align.pair_strides`.
+        weights: term → weight, ≥ 0; a term of weight 0 is off.
+
+    Raises:
+        ValueError: when an argument is out of range, no level is in common, or every term is off.
+    """
+
+    def __init__(
+        self,
+        student_channels: dict[int, int],
+        teacher_channels: dict[int, int],
+        adapter: Fit,
+        match: Match,
+        weights: dict[str, float],
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        self.weights = positive_weights(**weights)
+        self.match = match
+        self.pairs = pair_strides(student_channels, teacher_channels, match)
+        self.adapters = nn.ModuleDict()
+        self.channels: dict[str, int] = {}  # key of a level → C_t
+        for stride, teacher_stride in self.pairs:
+            count = teacher_channels[teacher_stride]
+            self.adapters[str(stride)] = Adapter(student_channels[stride], count, adapter)
+            self.channels[str(stride)] = count
+
+    def compare(self, level: Level) -> dict[str, Tensor]:
+        """Term → unweighted scalar of one level; terms that are off may be among them."""
+        raise NotImplementedError
+
+    def share(self, term: str, level: Level) -> Tensor | None:
+        """How much a level counts in the mean of a term; None: every level counts alike.
+
+        The number of its elements turns a published sum over the pyramid into a mean: fine levels
+        count more.
+        """
+        return None
+
+    def forward(
+        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
+    ) -> dict[str, Tensor]:
+        """Term → unweighted scalar, the mean over the levels.
+
+        Features are stride → (N, C, H, W), `context` is the batch behind them; levels that the
+        method was not built for are ignored. ValueError when one it was built for is missing.
+        """
+        matched = match_levels(student, teacher, self.match, pairs=self.pairs)
+        levels = [
+            Level(
+                str(stride),
+                widen(self.adapters[str(stride)](feature)),
+                widen(goal.detach()),
+                context.valid(goal) if context.padded else None,
+                context,
+            )
+            for stride, feature, goal in matched
+        ]
+        losses = [self.compare(level) for level in levels]
+        terms = {}
+        for name in self.weights:
+            values = torch.stack([loss[name] for loss in losses])
+            shares = [self.share(name, level) for level in levels]
+            if shares[0] is None:
+                terms[name] = values.mean()
+            else:
+                share = torch.stack(shares)
+                terms[name] = (values * share).sum() / share.sum().clamp_min(1)
+        return terms
+
+
+class Masked(Baseline):
+    """The base of MGD, AMD and DMKD: {"reconstruction"}, mean squared error of the rebuilt feature.
+
+    The teacher's raw feature is rebuilt from the student's, of which a subclass hides a part in
+    `keep`, or in `keeps` when it has both branches.
+
+    Args:
+        student_channels, teacher_channels, adapter, match: see `Baseline`.
+        weight: on the mean squared error, > 0.
+        generator_width: of the generators as a fraction of C_t, rounded up, > 0.
+        branches: arguments of `DualGenerator`; one branch has the same names in the state dict.
+
+    Raises:
+        ValueError: when an argument is out of range, no level is in common, or neither branch is
+            wanted.
+    """
+
+    def __init__(
+        self,
+        student_channels: dict[int, int],
+        teacher_channels: dict[int, int],
+        adapter: Fit,
+        match: Match,
+        weight: float,
+        generator_width: float,
+        **branches: bool | float | str,
+    ) -> None:
+        """See the class."""
+        weights = {"reconstruction": weight}
+        super().__init__(student_channels, teacher_channels, adapter, match, weights)
+        check("generator_width", generator_width, generator_width > 0, "more than 0")
+        self.generators = nn.ModuleDict(
+            {
+                key: DualGenerator(count, ceil(generator_width * count), **branches)
+                for key, count in self.channels.items()
+            }
+        )
+
+    def compare(self, level: Level) -> dict[str, Tensor]:
+        """{"reconstruction": unweighted scalar} of one level."""
+        keeps = self.keeps(level.teacher, level.valid)
+        rebuilt = self.generators[level.key](level.student, *keeps, level.valid)
+        return {"reconstruction": reconstruction_loss(rebuilt, level.teacher, valid=level.valid)}
+
+    def keeps(
+        self, teacher: Tensor, valid: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Keep masks over cells (N, 1, H, W) and channels (N, C, 1, 1); None for a branch off."""
+        return self.keep(teacher, valid), None

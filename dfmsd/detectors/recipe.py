@@ -1,0 +1,102 @@
+"""What a detector is built from: a few numbers that fit into a file's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+BIG = 512
+"""Pixels: from this short side on, torchvision's COCO settings fit."""
+_GROUPS = {"faster_rcnn": 1, "retinanet": 8, "fcos": 32}  # of the heads' group norms
+
+
+def default_anchor_scale(kind: str, image_size: int) -> float:
+    """The anchor scale for a short side of `image_size` pixels, 1 from 512 on.
+
+    Choice: proportional below 512, not under 5/16 (Faster R-CNN at 96: 10, 20, 40 and 80 pixels,
+    for objects of 8 to 44) and for FCOS 1/2 (6 positive cells an object; at 1/4 3, measured).
+    """
+    lowest = 0.5 if kind == "fcos" else 0.3125
+    return 1.0 if image_size >= BIG else max(lowest, image_size / BIG)
+
+
+@dataclass
+class Recipe:
+    """What a detector is built from; `None` and "auto" become what fits kind and image size.
+
+    `asdict` gives JSON, from which `Recipe(**values)` is the same again.
+
+    Raises:
+        ValueError: unknown kind, a number out of range, or arguments that JSON cannot hold.
+    """
+
+    kind: Literal["faster_rcnn", "retinanet", "fcos"]
+    trunk: str
+    """see `dfmsd.detectors.backbones.build_backbone`"""
+    num_classes: int
+    """K real classes with labels 1..K; 0 is background, so heads have K + 1 slots"""
+    image_size: int = 96
+    """short side in pixels of the images to come; sets the defaults of what follows"""
+    max_size: int | None = None
+    """largest long side in pixels, where images are resized; by default 5/3 of the short one"""
+    strides: Sequence[int] | None = None
+    """of the trunk's levels; by default (4, 8, 16, 32), one-stage (8, 16, 32)"""
+    extra: str | None = "auto"
+    """levels on top; "auto": None below 512 pixels, else "pool" (one-stage "p6p7")"""
+    fpn_channels: int | None = None
+    """64 below 512 pixels, else 256; a multiple of 8 (RetinaNet) or 32 (FCOS)"""
+    anchor_scale: float | None = None
+    """factor on torchvision's anchor sizes, see `default_anchor_scale`"""
+    head_channels: int | None = None
+    """width of Faster R-CNN's two linear layers: 256 below 512 pixels, else 1024"""
+    head_convs: int | None = None
+    """convolutions of a one-stage head, at most 4: 2 below 512 pixels, else 4"""
+    trunk_arguments: Mapping[str, Any] | None = None
+    """passed on to the trunk's constructor"""
+    detector_arguments: Mapping[str, Any] | None = None
+    """passed on to torchvision's class (thresholds, counts); they win"""
+    frozen_norm: bool = False
+    """freeze the trunk's batch norms"""
+    frozen_stride: int = 0
+    """the trunk's layers up to this stride are not trained; 0 for none"""
+    resize: bool = False
+    """let torchvision's transform bring the images to `image_size` and `max_size`, and the
+    detections back; by default images stay as the data set gives them"""
+
+    def __post_init__(self) -> None:
+        """Fill in what is left open, then check."""
+        if self.kind not in _GROUPS:
+            raise ValueError(f"kind={self.kind!r}: expected 'faster_rcnn', 'retinanet' or 'fcos'")
+        two_stage, small = self.kind == "faster_rcnn", self.image_size < BIG
+        if self.extra == "auto":
+            self.extra = None if small else "pool" if two_stage else "p6p7"
+        self.max_size = self.max_size or round(self.image_size * 5 / 3)
+        self.strides = self.strides or ([4, 8, 16, 32] if two_stage else [8, 16, 32])
+        self.fpn_channels = self.fpn_channels or (64 if small else 256)
+        self.anchor_scale = self.anchor_scale or default_anchor_scale(self.kind, self.image_size)
+        self.head_channels = self.head_channels or (256 if small else 1024)
+        self.head_convs = self.head_convs or (2 if small else 4)
+        self.trunk_arguments = dict(self.trunk_arguments or {})
+        self.detector_arguments = dict(self.detector_arguments or {})
+        self._check()
+        try:  # tuples become lists, as when the recipe comes from a file
+            vars(self).update(json.loads(json.dumps(vars(self))))
+        except TypeError as error:
+            names = "trunk_arguments, detector_arguments"
+            raise ValueError(f"{names}: expected JSON, {error}") from error
+
+    def _check(self) -> None:
+        """Raise ValueError that names the first number out of range."""
+        groups = _GROUPS[self.kind]
+        checks = {
+            "num_classes": (self.num_classes >= 1, "at least 1"),
+            "image_size": (self.image_size >= 32, "at least 32 pixels"),
+            "anchor_scale": (self.anchor_scale > 0, "a positive number"),
+            "head_convs": (1 <= self.head_convs <= 4, "1 to 4"),
+            "fpn_channels": (self.fpn_channels % groups == 0, f"a multiple of {groups}"),
+        }
+        for name, (fits, expected) in checks.items():
+            if not fits:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")

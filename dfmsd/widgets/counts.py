@@ -1,0 +1,77 @@
+"""What a mask hides, counted: of the picture, of its objects, of objects by size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dfmsd.widgets.lab import Scene
+
+Counts = dict[str, tuple[int, int]]
+"""Name → (part, whole), in cells."""
+
+
+def cells_inside(scene: Scene, size: tuple[int, int]) -> Tensor:
+    """(n, h, w) bool: True where the centre of a cell lies in a box, on a level of `size` cells."""
+    height, width = scene.context.images.shape[2:]
+    y = (torch.arange(size[0]) + 0.5)[:, None] * height / size[0]
+    x = (torch.arange(size[1]) + 0.5) * width / size[1]
+    left, top, right, bottom = scene.context.candidates[0].T[:, :, None, None]  # (n, 1, 1) each
+    return (left <= x) & (x < right) & (top <= y) & (y < bottom)
+
+
+def count_cells(scene: Scene, keep: Tensor, limits: tuple[float, float]) -> Counts:
+    """What a mask (h, w) hides.
+
+    `masked`: hidden cells of all; `objects`: cells inside boxes of all; `masked in objects`: cells
+    inside boxes of the hidden ones; `small`, `medium`, `large`: hidden ones of the cells inside
+    boxes of that size, missing when the picture has no such box.
+
+    Args:
+        scene: the picture and its boxes.
+        keep: from `mask_maps`.
+        limits: boxes below the first side are small, below the second medium; square root of the
+            area, pixels of the picture.
+    """
+    valid = scene.context.valid(keep[None, None])[0, 0]
+    hidden, inside = (keep == 0) & valid, cells_inside(scene, tuple(keep.shape)) & valid
+    covered = inside.any(0)
+    cells = {
+        "masked": (hidden, valid),
+        "objects": (covered, valid),
+        "masked in objects": (covered & hidden, hidden),
+    }
+    side = (scene.boxes[:, 2:] - scene.boxes[:, :2]).clamp_min(0).prod(1).sqrt()
+    small, large = side < limits[0], side >= limits[1]
+    for name, chosen in {"small": small, "medium": ~small & ~large, "large": large}.items():
+        if chosen.any():
+            area = inside[chosen].any(0)
+            cells[name] = (hidden & area, area)
+    return {name: (int(part.sum()), int(whole.sum())) for name, (part, whole) in cells.items()}
+
+
+def report(scene: Scene, keep: Tensor, limits: tuple[float, float]) -> list[str]:
+    """The numbers of `count_cells` as lines of text; arguments as there."""
+    counts = count_cells(scene, keep, limits)
+    (masked, cells), (covered, _) = counts["masked"], counts["objects"]
+    lines = [f"masked cells: {masked} of {cells} ({masked / cells:.0%})"]
+    if not len(scene.boxes):
+        return [*lines, "no true boxes are known here, and the detector finds none"]
+    whose = "the detector's own, no true ones are known" if scene.detected else "true ones"
+    hidden = (
+        f"{counts['masked in objects'][0] / masked:.0%} of the masked cells, " if masked else ""
+    )
+    objects = f"{covered / cells:.0%} of all cells · {len(scene.boxes)} boxes ({whose})"
+    small, medium = (f"{limit:g}" for limit in limits)
+    sides = {"small": f"side < {small} px", "medium": f"{small} to {medium} px"}
+    sides["large"] = f"≥ {medium} px"
+    sizes = [f"{name} ({side}) {_share(counts.get(name))}" for name, side in sides.items()]
+    lines.append(f"inside objects: {hidden}{objects}")
+    return [*lines, "masked share of their cells: " + " · ".join(sizes)]
+
+
+def _share(count: tuple[int, int] | None) -> str:
+    if count is None:
+        return "no such objects here"
+    part, whole = count
+    return f"{part / whole:.0%} of {whole}" if whole else "no cell has its centre in one"
