@@ -66,17 +66,10 @@ STAGED = {
 """DFMSD in two stages with as many steps in all as the others → its arm and settings."""
 
 
-def _weights() -> dict[str, Row]:
-    """Every method with every multiple of its balanced weight, DFMSD also in two stages."""
-    rows = {}
-    for multiple in MULTIPLES:
-        for name, title in TITLES.items():
-            arm, settings = STAGED.get(name, ("one", ()))
-            weighted = _weighted(name, multiple)
-            rows[f"{name}-{multiple:g}"] = Row(
-                f"{title} × {multiple:g}", arm, (*weighted, *settings)
-            )
-    return rows
+def _row(key: str, title: str, settings: tuple[str, ...]) -> Row:
+    """A row of the method `key`, in one stage or as `STAGED` says."""
+    arm, staged = STAGED.get(key, ("one", ()))
+    return Row(title, arm, (*settings, *staged))
 
 
 def _weighted(name: str, multiple: float) -> tuple[str, str]:
@@ -85,18 +78,13 @@ def _weighted(name: str, multiple: float) -> tuple[str, str]:
     return (f"method.name={method}", f"method.factor={BALANCE[method] * multiple:.3g}")
 
 
-CHOSEN: dict[str, float] = {
-    "fitnet": 1.0,
-    "mgd": 1.0,
-    "amd": 1.0,
-    "dmkd": 1.0,
-    "pkd": 3.0,
-    "fgd": 1.0,
-    "cwd": 1.0,
-    "dfmsd": 1.0,
-    "dfmsd-two": 3.0,
-    "dfmsd-early": 1.0,
+WEIGHTS = {
+    f"{name}-{multiple:g}": _row(name, f"{title} × {multiple:g}", _weighted(name, multiple))
+    for multiple in MULTIPLES
+    for name, title in TITLES.items()
 }
+"""Every method with every multiple of its balanced weight, DFMSD also in two stages."""
+CHOSEN = dict.fromkeys(TITLES, 1.0) | {"pkd": 3.0, "dfmsd-two": 3.0}
 """Row → the multiple of its balance with the highest AP in `scenes-weights`; a test holds it."""
 
 
@@ -105,25 +93,23 @@ def chosen(name: str) -> tuple[str, str]:
     return _weighted(name, CHOSEN[name])
 
 
-def _methods() -> dict[str, Row]:
-    """No distillation, every method with its chosen weight, and stages under both budgets."""
-    rows = {"none": Row("no distillation", "none")}
-    for name, title in TITLES.items():
-        arm, settings = STAGED.get(name, ("one", ()))
-        rows[name] = Row(title, arm, (*chosen(name), *settings))
-    twice = {
-        "none-long": ("no distillation", "none-long", ()),
-        "dfmsd-long": ("DFMSD, one stage", "one-long", chosen("dfmsd")),
-        "dfmsd-two-long": ("DFMSD, two stages", "two-long", chosen("dfmsd-two")),
-    }
-    for key, (title, arm, settings) in twice.items():
-        rows[key] = Row(f"{title}, twice the steps", arm, settings, base="none-long")
-    return rows
+METHODS = {
+    "none": Row("no distillation", "none"),
+    **{name: _row(name, title, chosen(name)) for name, title in TITLES.items()},
+    "none-long": Row("no distillation, twice the steps", "none-long", (), "none-long"),
+    "dfmsd-long": Row(
+        "DFMSD, one stage, twice the steps", "one-long", chosen("dfmsd"), "none-long"
+    ),
+    "dfmsd-two-long": Row(
+        "DFMSD, two stages, twice the steps", "two-long", chosen("dfmsd-two"), "none-long"
+    ),
+}
+"""No distillation, every method with its chosen weight, and stages under both budgets."""
 
 
 def _again(key: str, title: str) -> Row:
     """A row of `scenes-methods` under another title; its runs count here too."""
-    return replace(_methods()[key], title=title, recorded=("scenes-methods", key))
+    return replace(METHODS[key], title=title, recorded=("scenes-methods", key))
 
 
 SCENES = ("scale=quick", "train.steps=800")
@@ -166,45 +152,37 @@ LARGER = (
 
 def _pairs() -> dict[str, Row]:
     """Students and teachers of different make."""
+    dfmsd, arm, early = chosen("dfmsd"), *STAGED["dfmsd-early"]
+    first = ("weak_file=data/teachers/strong.safetensors", *early, *chosen("dfmsd-early"))
     rows = {
         "none": _again("none", "Faster R-CNN, no distillation"),
         "swin": _again("dfmsd", "Faster R-CNN, from Swin"),
-        "cnn": Row("Faster R-CNN, from a CNN", "one", (*CNN, *chosen("dfmsd"))),
-        "larger": Row(
-            "Faster R-CNN, from a much stronger Swin", "one", (*LARGER, *chosen("dfmsd"))
+        "cnn": Row("Faster R-CNN, from a CNN", "one", (*CNN, *dfmsd)),
+        "larger": Row("Faster R-CNN, from a much stronger Swin", "one", (*LARGER, *dfmsd)),
+        "larger-early": Row(
+            "Faster R-CNN, from the strong Swin, then the much stronger", arm, (*LARGER, *first)
         ),
     }
-    arm, settings = STAGED["dfmsd-early"]
-    first = ("weak_file=data/teachers/strong.safetensors", *settings, *chosen("dfmsd-early"))
-    title = "Faster R-CNN, from the strong Swin, then the much stronger"
-    rows["larger-early"] = Row(title, arm, (*LARGER, *first))
     for kind, title in (("retinanet", "RetinaNet"), ("fcos", "FCOS")):
-        own, base = (f"student.kind={kind}", *TWICE), f"{kind}-none"
-        rows[base] = Row(f"{title}, no distillation, twice the steps", "none", own, base)
+        student, base = (f"student.kind={kind}", *TWICE), f"{kind}-none"
+        rows[base] = Row(f"{title}, no distillation, twice the steps", "none", student, base)
         title = f"{title}, from Faster R-CNN (Swin), twice the steps"
-        rows[kind] = Row(title, "one", (*own, *chosen("dfmsd")), base)
-        by_index = ("method.match=index", *chosen("dfmsd"))  # levels from stride 8 on, teacher's 4
-        title = f"{title}, levels paired by index"
-        rows[f"{kind}-index"] = Row(title, "one", (*own, *by_index), base)
+        rows[kind] = Row(title, "one", (*student, *dfmsd), base)
+        by_index = (*student, "method.match=index", *dfmsd)  # from stride 8 on, the teacher's 4
+        rows[f"{kind}-index"] = Row(f"{title}, levels paired by index", "one", by_index, base)
     return rows
-
-
-def _photos() -> dict[str, Row]:
-    """The rows of the scenes that the question needs, with the weights chosen there."""
-    keys = ("none", "mgd", "pkd", "dmkd", "dfmsd", "dfmsd-early")
-    return {key: row for key, row in _methods().items() if key in keys}
 
 
 EXPERIMENTS = {
     "scenes-weights": Experiment(
         "Which weight does each method want, on a seed that no table reports?",
         "scenes",
-        _weights(),
+        WEIGHTS,
         (HELD_OUT,),
         SCENES,
     ),
     "scenes-methods": Experiment(
-        "Does it help, and compared with what?", "scenes", _methods(), (0, 1, 2, 3, 4), SCENES
+        "Does it help, and compared with what?", "scenes", METHODS, (0, 1, 2, 3, 4), SCENES
     ),
     "scenes-pairs": Experiment(
         "Does it matter what student and teacher are made of?",
@@ -220,12 +198,16 @@ EXPERIMENTS = {
             "none": _again("none", "no distillation"),
             "dfmsd": _again("dfmsd", "DFMSD, one stage"),
             "stages": _again("dfmsd-early", "+ a first stage (a fifth of the steps)"),
-            **{key: Row(title, "one", chosen) for key, (title, chosen) in ABLATION.items()},
+            **{key: Row(title, "one", changed) for key, (title, changed) in ABLATION.items()},
         },
         (0, 1, 2),
         SCENES,
     ),
     "photos-methods": Experiment(
-        "Does it help on real photographs?", "photos", _photos(), (0, 1, 2), ("scale=quick",)
+        "Does it help on real photographs?",
+        "photos",
+        {key: METHODS[key] for key in ("none", "mgd", "dmkd", "pkd", "dfmsd", "dfmsd-early")},
+        (0, 1, 2),
+        ("scale=quick",),
     ),
 }

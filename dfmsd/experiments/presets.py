@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dfmsd.experiments import presets_coco
 from dfmsd.experiments.overrides import change, split_override
@@ -29,8 +30,6 @@ def scenes(scale: str) -> Settings:
     """Generated scenes: Swin Faster R-CNN teachers, a small CNN Faster R-CNN student."""
     swin = Detector(trunk="swin", trunk_arguments=_swin((2, 2, 2, 2)))
     quick = Settings(
-        preset="scenes",
-        scale="quick",
         arms=("none", "one", "two", "none-long", "one-long", "two-long"),
         data=Data(size=96, vertical_flip=0.5, small=14.0, medium=28.0),
         student=Detector(trunk_arguments='{"channels": [32, 64, 128, 256]}'),
@@ -44,7 +43,6 @@ def scenes(scale: str) -> Settings:
     return {
         "smoke": replace(
             quick,
-            scale="smoke",
             arms=("none", "one", "two"),
             data=replace(quick.data, train_images=64, val_images=32, curve_images=16),
             train=replace(quick.train, steps=20, save_every=10, evaluations=2),
@@ -56,7 +54,6 @@ def scenes(scale: str) -> Settings:
         "quick": quick,
         "full": replace(
             quick,
-            scale="full",
             seeds=(0, 1, 2, 3, 4),
             data=replace(quick.data, train_images=6000, val_images=2000),
             train=replace(quick.train, steps=8000, batch_size=16, save_every=1000),
@@ -79,9 +76,9 @@ def photos(scale: str) -> Settings:
         frozen_norm=True,
     )
     train = Train(steps=600, batch_size=4, lr=2e-3, trunk=0.05, evaluations=2)
+    smallest = replace(train, steps=6, batch_size=2, evaluations=1)
+    longest = replace(train, steps=10_000, batch_size=16, save_every=1000)
     quick = Settings(
-        preset="photos",
-        scale="quick",
         seeds=(0, 1),
         arms=("none", "one"),
         data=Data(
@@ -98,21 +95,19 @@ def photos(scale: str) -> Settings:
     return {
         "smoke": replace(
             quick,
-            scale="smoke",
             seeds=(0,),
             data=replace(quick.data, size=160, val_images=8, curve_images=4),
-            train=replace(train, steps=6, batch_size=2, evaluations=1),
-            teach=replace(train, steps=6, batch_size=2, evaluations=1),
+            train=smallest,
+            teach=smallest,
             weak_steps=3,
             jobs=1,
         ),
         "quick": quick,
         "full": replace(
             quick,
-            scale="full",
             data=replace(quick.data, size=640, workers=4),
-            train=replace(train, steps=10_000, batch_size=16, save_every=1000),
-            teach=replace(train, steps=10_000, batch_size=16, save_every=1000),
+            train=longest,
+            teach=longest,
             weak_steps=3000,
             jobs=1,
         ),
@@ -120,6 +115,7 @@ def photos(scale: str) -> Settings:
 
 
 PRESETS = {"scenes": scenes, "photos": photos, **presets_coco.PRESETS}
+"""Name → scale → settings, but for the names of preset and scale, which `resolve` fills in."""
 
 
 def _swin(depths: tuple[int, int, int, int]) -> str:
@@ -170,19 +166,17 @@ def resolve(
         if key == "preset" and value != preset:
             raise SettingsError(f"preset={value}: contradicts the preset {preset} named first")
     changes = {key: value for key, value in pairs if key not in ("scale", "preset")}
-    return change(_rooted(PRESETS[preset](scale), Path(root)), changes)
+    settings = replace(PRESETS[preset](scale), preset=preset, scale=scale)
+    return change(_rooted(settings, Path(root)), changes)
 
 
 def _rooted(settings: Settings, root: Path) -> Settings:
     """The settings with every file and folder of the preset as seen from where `root` is."""
 
-    def seen(path: str) -> str:
-        return str(root / path) if path else ""
+    def moved(part: Any, *names: str) -> Any:
+        paths = {name: getattr(part, name) for name in names}
+        return replace(part, **{name: str(root / path) for name, path in paths.items() if path})
 
-    names = ("out", "weak_file", "strong_file")
-    return replace(
-        settings,
-        **{name: seen(getattr(settings, name)) for name in names},
-        data=replace(settings.data, root=seen(settings.data.root)),
-        student=replace(settings.student, weights=seen(settings.student.weights)),
-    )
+    settings = moved(settings, "out", "weak_file", "strong_file")
+    data, student = moved(settings.data, "root"), moved(settings.student, "weights")
+    return replace(settings, data=data, student=student)

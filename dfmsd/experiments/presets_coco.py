@@ -45,9 +45,10 @@ def require(field: str, file: str, otherwise: str = "") -> None:
     """
     if file in ("", "hub") or Path(file).exists():
         return
-    known = (words for origin, words in _ORIGINS.items() if Path(origin).name == Path(file).name)
-    words = next((f'{w.format(file)} (README, "Full COCO")' for w in known), otherwise)
-    raise FileNotFoundError(f"{field}={file}: no such file{words and '; ' + words}")
+    for origin, hint in _ORIGINS.items():
+        if Path(origin).name == Path(file).name:
+            otherwise = f'{hint.format(file)} (README, "Full COCO")'
+    raise FileNotFoundError(f"{field}={file}: no such file{otherwise and '; ' + otherwise}")
 
 
 def faster_rcnn_r50_swin_sal(scale: str) -> Settings:
@@ -58,7 +59,7 @@ def faster_rcnn_r50_swin_sal(scale: str) -> Settings:
     the same budget: arms=one-long and arms=none-long.
     Memory and time: ask `dfmsd preflight`; not measured by us.
     """
-    return _coco("faster_rcnn_r50_swin_sal", scale, "faster_rcnn", SWIN_T, SWIN_S, ("two-long",))
+    return _coco(scale, "faster_rcnn", SWIN_T, SWIN_S, "two-long")
 
 
 def retinanet_r50_swin_sal(scale: str) -> Settings:
@@ -68,7 +69,7 @@ def retinanet_r50_swin_sal(scale: str) -> Settings:
     Swin-S alone (2x, mmrazor). Twins of the same budget: arms=one-long and arms=none-long.
     Memory and time: ask `dfmsd preflight`; not measured by us.
     """
-    return _coco("retinanet_r50_swin_sal", scale, "retinanet", SWIN_T, SWIN_S, ("two-long",))
+    return _coco(scale, "retinanet", SWIN_T, SWIN_S, "two-long")
 
 
 def retinanet_r50_from_faster_rcnn_v2(scale: str) -> Settings:
@@ -79,8 +80,7 @@ def retinanet_r50_from_faster_rcnn_v2(scale: str) -> Settings:
     On generated scenes, method.match=index was the better pairing of levels for a RetinaNet.
     Memory and time: ask `dfmsd preflight`; not measured by us.
     """
-    name = "retinanet_r50_from_faster_rcnn_v2"
-    return _coco(name, scale, "retinanet", "", FASTER_V2, ("one",))
+    return _coco(scale, "retinanet", "", FASTER_V2, "one")
 
 
 def fcos_r50(scale: str) -> Settings:
@@ -90,23 +90,18 @@ def fcos_r50(scale: str) -> Settings:
     a Mask R-CNN Swin (its abstract). Its twin without distillation: arms=none-long.
     Memory and time: ask `dfmsd preflight`; not measured by us.
     """
-    return _coco("fcos_r50", scale, "fcos", SWIN_T, SWIN_S, ("one-long",))
+    return _coco(scale, "fcos", SWIN_T, SWIN_S, "one-long")
 
 
 PRESETS = {
-    preset.__name__: preset
-    for preset in (
-        faster_rcnn_r50_swin_sal,
-        retinanet_r50_swin_sal,
-        retinanet_r50_from_faster_rcnn_v2,
-        fcos_r50,
-    )
+    "faster_rcnn_r50_swin_sal": faster_rcnn_r50_swin_sal,
+    "retinanet_r50_swin_sal": retinanet_r50_swin_sal,
+    "retinanet_r50_from_faster_rcnn_v2": retinanet_r50_from_faster_rcnn_v2,
+    "fcos_r50": fcos_r50,
 }
 
 
-def _coco(
-    preset: str, scale: str, kind: str, weak_file: str, strong_file: str, arms: tuple[str, ...]
-) -> Settings:
+def _coco(scale: str, kind: str, weak_file: str, strong_file: str, arm: str) -> Settings:
     """What these presets share: the field's data, optimiser and schedule, see `kd-anchors` 3.5.
 
     Source: mmdetection's 1x schedule: SGD, 0.02 for two stages and 0.01 for one, 1000 steps of
@@ -137,9 +132,7 @@ def _coco(
         evaluations=6,
     )
     full = Settings(
-        preset=preset,
-        scale="full",
-        arms=arms,
+        arms=(arm,),
         data=Data(
             kind="coco",
             root="data/coco",
@@ -156,18 +149,15 @@ def _coco(
         train=train,
         precision="bf16",
     )
-    few = {"evaluations": 1, "log_every": 1}
     return {
         "smoke": replace(
             full,
-            scale="smoke",
             data=replace(full.data, val_images=4, curve_images=2, workers=0),
-            train=replace(train, steps=2, batch_size=2, save_every=1, **few),
+            train=replace(train, steps=2, batch_size=2, save_every=1, evaluations=1, log_every=1),
             precision="no",
         ),
         "quick": replace(
             full,
-            scale="quick",
             data=replace(full.data, val_images=500),
             train=replace(train, steps=2000, warmup=0.25, save_every=500, evaluations=2),
         ),

@@ -29,16 +29,14 @@ def commit() -> str:
 
     Asked once per process, when its code is loaded: the tree may move on under a long run.
     """
-    here = Path(__file__).parent.parent
+    options = {"cwd": Path(__file__).parent.parent, "capture_output": True, "timeout": 10}
+    head, changes = ["rev-parse", "--short=12", "HEAD"], ["diff", "--quiet", "HEAD", "--", "."]
     try:
-        run = dict(cwd=here, capture_output=True, text=True, check=True, timeout=10)
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno", "--", str(here)], **run
-        ).stdout.strip()
+        name = subprocess.run(["git", *head], text=True, check=True, **options).stdout.strip()
+        changed = subprocess.run(["git", *changes], **options).returncode
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return head + ("+" if changed else "")
+    return name + "+" * bool(changed)
 
 
 def _processor() -> str:
@@ -134,9 +132,6 @@ def mean_losses(rows: list[dict[str, Any]], parts: int = 40) -> list[dict[str, f
     length = max(1, -(-len(rows) // parts))
     means = []
     for first in range(0, len(rows), length):
-        stretch = [
-            row for row in rows[first : first + length] if row["stage"] == rows[first]["stage"]
-        ]
-        names = stretch[0].keys()
-        means.append({k: round(sum(row[k] for row in stretch) / len(stretch), 5) for k in names})
+        part = [row for row in rows[first : first + length] if row["stage"] == rows[first]["stage"]]
+        means.append({k: round(sum(row[k] for row in part) / len(part), 5) for k in part[0]})
     return means
