@@ -26,19 +26,26 @@ from dfmsd.training.finite import total_loss
 from dfmsd.training.optim import make_optimizer
 
 PRESET = "faster_rcnn_r50_swin_sal"
+BATCH = 16
+"""Images per step of the preset."""
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 
 @contextmanager
-def figure_3(job: Job) -> Iterator[Any]:
+def figure_3(job: Job, batch: int = BATCH) -> Iterator[Any]:
     """The settings of figure 3's preset at full scale, on drawn images that go again."""
     with tempfile.TemporaryDirectory() as folder:
-        root = write_coco(Path(folder) / "coco", shrink=10 if job.smoke else 1)
-        own = [f"data.root={root}", f"student.weights={write_trunk(Path(folder) / 'trunk.pth')}"]
-        reduced = ["data.short=64", "data.size=107", "data.workers=1", "train.batch_size=2"]
-        yield resolve(
-            PRESET, [*own, *(reduced if job.smoke else ["data.workers=12"])], scale="full"
-        )
+        root, trunk = Path(folder) / "coco", Path(folder) / "trunk.pth"
+        if job.smoke:
+            write_coco(root, count=8, shrink=10)
+            own = ["data.short=64", "data.size=107", "data.workers=1", "train.batch_size=2"]
+            own += ["student.trunk=torchvision:resnet18", "student.weights="]
+            own += ["student.fpn_channels=32"]
+        else:
+            write_coco(root)
+            own = ["data.workers=12", f"student.weights={write_trunk(trunk)}"]
+            own += [f"train.batch_size={batch}"]
+        yield resolve(PRESET, [*own, f"data.root={root}"], scale="full")
 
 
 def build(settings: Any, name: str | None, *, wrap: Callable | None = None) -> Distiller:
@@ -47,7 +54,7 @@ def build(settings: Any, name: str | None, *, wrap: Callable | None = None) -> D
     student = detector_for(settings.student, settings.data, num_classes=80)
     if name is None:
         return Distiller(student)
-    teacher = swin_teacher(name)
+    teacher = swin_teacher(name, tiny=settings.data.short < 800)
     loss = method(settings, student, teacher)
     return Distiller(student, teacher, wrap(loss) if wrap else loss)
 
@@ -138,8 +145,14 @@ def how_measured(job: Job, settings: Any, **more: Any) -> dict[str, Any]:
 
 
 def throughput(job: Job) -> None:
-    """Figure 3's job: images per second of its rows, by part of a step, and fed from files."""
-    with figure_3(job) as settings:
+    """Figure 3's job, at half the batch where the whole does not fit the GPU's memory."""
+    if not measure_job(job, BATCH):
+        measure_job(job, BATCH // 2)
+
+
+def measure_job(job: Job, batch: int) -> bool:
+    """Images per second of its rows, by part of a step, and fed from files; False: does not fit."""
+    with figure_3(job, batch) as settings:
         there = [to_device(batch, job.device) for batch in sampled(settings)]
         how = how_measured(job, settings)
         rows = {
@@ -159,6 +172,8 @@ def throughput(job: Job) -> None:
         for number, (what, how_built) in enumerate(rows.items()):
             act = partial(row, *how_built, job.left() / (len(rows) - number + 2))  # two come after
             found[what] = job.measure(what, act, **how, pixels="on the device before the step")
+            if batch == BATCH and "OutOfMemory" in found[what].get("error", ""):
+                return False
         act = partial(by_part, job, settings, itertools.cycle(there))
         job.measure("share of time by part, per cent", act, **how, teacher="swin_s")
         workers = settings.data.workers
@@ -166,6 +181,7 @@ def throughput(job: Job) -> None:
         words = "eight GPUs: an eighth, if nothing is lost between them (not measured)"
         act = partial(days, settings, [found["DFMSD, Swin-T"], found["DFMSD, Swin-S"]])
         job.measure("days for two-long", act, **how, assumption=words)
+    return True
 
 
 def fed(job: Job, settings: Any) -> dict[str, float]:
@@ -176,8 +192,8 @@ def fed(job: Job, settings: Any) -> dict[str, float]:
 
 
 def days(settings: Any, stages: list[dict[str, float]]) -> dict[str, float]:
-    """Days of an arm whose stages run at these speeds, `train.steps` steps each."""
-    images = settings.train.steps * settings.train.batch_size
+    """Days of an arm whose stages run at these speeds, `train.steps` steps of `BATCH` each."""
+    images = settings.train.steps * BATCH
     whole = sum(images / stage["images_s"] / 86_400 for stage in stages)
     return {"days_1_gpu": whole, "days_8_gpus_ideal": whole / 8}
 

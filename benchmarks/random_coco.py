@@ -73,12 +73,17 @@ def write_trunk(path: Path) -> Path:
     return path
 
 
-def swin_teacher(name: str) -> nn.Module:
-    """Trunk and pyramid of mmdetection's Mask R-CNN "swin_t" or "swin_s", random weights."""
-    recipe = {"trunk": "swin", "width": 96, "depths": list(DEPTHS[name]), "heads": [3, 6, 12, 24]}
-    recipe |= {"window": 7, "patch": 4, "mlp_ratio": 4.0, "stages": [0, 1, 2, 3], "channels": 256}
-    recipe |= {"extra": {"kind": "pool", "count": 1}}
-    return build_teacher(recipe | {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]})
+def swin_teacher(name: str, *, tiny: bool = False) -> nn.Module:
+    """Trunk and pyramid of mmdetection's Mask R-CNN "swin_t" or "swin_s", random weights.
+
+    `tiny` makes one block per stage, to see that code runs.
+    """
+    depths = (1, 1, 1, 1) if tiny else DEPTHS[name]
+    recipe = {"trunk": "swin", "width": 48 if tiny else 96, "depths": list(depths)}
+    recipe |= {"heads": [3, 6, 12, 24], "window": 7, "patch": 4, "mlp_ratio": 4.0}
+    recipe |= {"stages": [0, 1, 2, 3], "channels": 32 if tiny else 256}
+    recipe |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    return build_teacher(recipe | {"extra": {"kind": "pool", "count": 1}})
 
 
 def write_files(root: Path) -> Path:

@@ -47,13 +47,14 @@ TASK = {
 
 
 @pytest.fixture(autouse=True)
-def as_it_was(monkeypatch):
+def as_it_was():
     """Float32 without TF32, and accelerate asked afresh for device and precision."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    before = torch.backends.cudnn.allow_tf32  # products of matrices have none by default
+    torch.backends.cudnn.allow_tf32 = False
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+    torch.backends.cudnn.allow_tf32 = before
 
 
 def pyramid(count, size, channels, *, shown=None, strides=(8, 16, 32, 64)):
