@@ -71,7 +71,7 @@ def whole(method: nn.Module, batch: Batch) -> Tensor:
 
 
 def convolutions(method: DFMSDLoss, features: Mapping[int, Tensor]) -> Callable[[], None]:
-    """Forward and backward through copies of the adapters and generators alone; leaves gradients."""
+    """Forward and backward through copies of the adapters and generators alone."""
     adapters, generators = deepcopy(method.adapters), deepcopy(method.generators)
 
     def rebuilt() -> list[Tensor]:

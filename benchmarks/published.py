@@ -96,5 +96,3 @@ def cwd(student: Levels, teacher: Levels) -> Tensor:
         terms = t.softmax(2) * (t.log_softmax(2) - s.log_softmax(2))
         loss = loss + 10.0 * terms.sum() / (t.shape[0] * t.shape[1])
     return loss
-
-

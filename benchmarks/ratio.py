@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import os
 import resource
 import statistics
@@ -22,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # before torch is imported, and for the processes that are started from here
-os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "KINETO_LOG_LEVEL": "5"}
+os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "KINETO_LOG_LEVEL": "99"}
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 import torch  # noqa: E402
@@ -55,12 +54,15 @@ def measure(name: str, values: Sequence[float], limit: float | None, unit: str =
 
 def cpu_seconds(action: Action) -> float:
     """CPU seconds, user and system, of `action` and of the processes that it waited for."""
+
+    def now() -> float:
+        usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
     gc.collect()
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    usages = [resource.getrusage(each) for each in who]
+    began = now()
     action()
-    after = [resource.getrusage(each) for each in who]
-    return sum(u.ru_utime + u.ru_stime for u in after) - sum(u.ru_utime + u.ru_stime for u in usages)
+    return now() - began
 
 
 def ratios(ours: Action, peer: Action, rounds: int, *, warm: bool = True) -> list[float]:
@@ -89,19 +91,13 @@ def peak_bytes(action: Action) -> int:
     return peak
 
 
-def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """The slope of log cost over log size, by least squares: 1 means proportional."""
-    x, y = [[math.log(value) for value in values] for values in (sizes, costs)]
-    return statistics.linear_regression(x, y).slope
-
-
 def table(measures: Iterable[Measure]) -> str:
     """Markdown: measure | reached | quartiles | at most | n."""
     rows = []
     for m in measures:
-        low, high = m.quartiles
+        reached, (low, high) = f"{m.value:.3f} {m.unit}".strip(), m.quartiles
         limit = "" if m.limit is None else f"{m.limit:.2f}"
-        rows.append([m.name, f"{m.value:.3f} {m.unit}", f"{low:.3f} to {high:.3f}", limit, m.rounds])
+        rows.append([m.name, reached, f"{low:.3f} to {high:.3f}", limit, m.rounds])
     return markdown_table(["measure", "reached", "quartiles", "at most", "n"], rows)
 
 
