@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from dfmsd.detectors.build import stock_detector
-from dfmsd.detectors.mmdet import build_teacher
+from dfmsd.detectors.mmdet.teacher import build_teacher
 from dfmsd.detectors.saved import save_detector
 from dfmsd.experiments.presets_coco import FASTER_V2, RESNET, SWIN_S, SWIN_T
 
