@@ -112,8 +112,9 @@ def test_loss_and_gradients_are_those_of_the_cpu(name, shown, monkeypatch, recor
     errors = {k: abs(values[k] - v) / abs(v) for k, v in expected.items()}
     assert ours.keys() == theirs.keys()
     largest = max(g.norm() for g in ours.values())
+    # some gradients are zero but for rounding: CWD's softmax over cells cancels an adapter's bias
     off = {
-        k: float((theirs[k] - g).norm() / g.norm().clamp_min(1e-3 * largest))
+        k: float((theirs[k] - g).norm() / g.norm().clamp_min(1e-2 * largest))
         for k, g in ours.items()
     }
     record_property("value_error", max(errors.values()))
