@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from typing import Literal
 
@@ -60,10 +61,17 @@ class Context:
         inside = []
         for axis in (0, 1):
             pixels, cells = self.images.shape[2 + axis], feature.shape[2 + axis]
-            limits = torch.tensor([size[axis] for size in self.sizes], device=feature.device)
             starts = torch.arange(cells, device=feature.device) * pixels  # integers: no rounding
-            inside.append(starts < limits[:, None] * cells)  # (N, cells)
+            inside.append(starts < self._limits[:, axis, None] * cells)  # (N, cells)
         return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+
+    @cached_property
+    def _limits(self) -> Tensor:
+        """`sizes` as (N, 2) on the images' device; a GPU takes them without a wait."""
+        limits = torch.tensor(self.sizes)
+        if self.images.is_cuda:
+            limits = limits.pin_memory()
+        return limits.to(self.images.device, non_blocking=True)
 
 
 def mean_over(value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -77,6 +85,11 @@ def mean_over(value: Tensor, mask: Tensor | None = None) -> Tensor:
         return value.mean()
     count = mask.sum() * (value.numel() // mask.numel())
     return (value * mask).sum() / count.clamp_min(1)
+
+
+def mean_squared_error(one: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The scalar mean of `(one − other)²` where `mask` counts; arguments as of `mean_over`."""
+    return F.mse_loss(one, other) if mask is None else mean_over((one - other).square(), mask)
 
 
 def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -94,8 +107,8 @@ def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5)
     """
     wide = widen(feature)
     if valid is None:
-        variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0, keepdim=True)
-        return (wide - mean) * (variance + eps).rsqrt()
+        # batch norm without scale and shift, in one pass; it may not see a single cell as an error
+        return torch.batch_norm(wide, *[None] * 4, True, 0.0, eps, torch.backends.cudnn.enabled)
     count = valid.sum().to(wide.dtype).clamp_min(1)
     mean = (wide * valid).sum((0, 2, 3), keepdim=True) / count
     centred = (wide - mean) * valid
@@ -121,8 +134,8 @@ def alignment_loss(
     """
     shape, wanted = tuple(student.shape), tuple(teacher.shape)
     check("student", shape, shape == wanted, f"of teacher's shape {wanted}")
-    difference = standardise(student, valid, eps) - standardise(teacher, valid, eps)
-    return mean_over(difference.square(), valid) / 2
+    z_s, z_t = standardise(student, valid, eps), standardise(teacher, valid, eps)
+    return mean_squared_error(z_s, z_t, valid) / 2
 
 
 class Adapter(nn.Module):

@@ -78,9 +78,11 @@ def high_frequency(
         rows = [i for i, size in enumerate(sizes) if size == (height, width)]
         # two periods of the cut-off: the filter's response has faded by then
         y, x = (min(ceil(4 / cutoff), side - 1) for side in (height, width))
-        mirrored = F.pad(grey[rows, :, :height, :width], (x, x, y, y), mode="reflect")
+        cut = torch.stack([grey[i, :, :height, :width] for i in rows])  # no list as an index: on a
+        mirrored = F.pad(cut, (x, x, y, y), mode="reflect")  # GPU the program would wait for it
         high = high_pass(mirrored, cutoff=cutoff, softness=softness).abs()
-        strength[rows, :, :height, :width] = high[..., y : y + height, x : x + width]
+        for i, image in zip(rows, high[..., y : y + height, x : x + width], strict=True):
+            strength[i, :, :height, :width] = image
     return strength
 
 

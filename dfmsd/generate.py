@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfmsd.align import check, widen
@@ -44,10 +45,14 @@ class Generator(nn.Module):
             valid: (N, 1, H, W) bool, True inside the images. Choice: padding is 0 before either
                 convolution, so that what an image gets does not depend on the batch around it.
         """
+        return self.block[2](self.hidden(feature, valid))
+
+    def hidden(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What the second convolution sees, (N, width, H, W); arguments of `forward`."""
+        first, activation, _ = self.block
         if valid is None:
-            return self.block(feature)
-        first, activation, second = self.block
-        return second(activation(first(feature * valid)) * valid)
+            return activation(first(feature))
+        return activation(first(feature * valid)) * valid
 
 
 class DualGenerator(nn.Module):
@@ -114,8 +119,15 @@ class DualGenerator(nn.Module):
             return self.spatial(feature * keep_spatial, valid)
         if self.spatial is None:
             return self.channel(feature * keep_channel, valid)
-        spatial = self.spatial(feature * keep_spatial, valid)
-        return fuse(spatial, self.channel(feature * keep_channel, valid), self.share)
+        # the second convolutions and the fusion are linear: one convolution over both hidden maps
+        hidden = [
+            self.spatial.hidden(feature * keep_spatial, valid),
+            self.channel.hidden(feature * keep_channel, valid),
+        ]
+        spatial, channel, share = self.spatial.block[2], self.channel.block[2], self.share
+        weight = torch.cat([share * spatial.weight, (1 - share) * channel.weight], dim=1)
+        bias = fuse(spatial.bias, channel.bias, share)
+        return F.conv2d(torch.cat(hidden, dim=1), weight, bias, padding=1)
 
 
 def fuse(spatial: Tensor, channel: Tensor, share: Tensor | float) -> Tensor:
@@ -144,9 +156,9 @@ def reconstruction_loss(
         keep: broadcastable to (N, C, H, W), 0 hidden, 1 visible: count hidden elements only; None
             counts visible ones too.
     """
-    error = (widen(reconstruction) - widen(target)).square()
     if valid is None and keep is None:
-        return error.mean()
+        return F.mse_loss(widen(reconstruction), widen(target))
+    error = (widen(reconstruction) - widen(target)).square()
     counted = torch.ones_like(error[:, :1]) if keep is None else 1 - keep
     counted = (counted if valid is None else counted * valid).expand_as(error)
     return (error * counted).sum() / counted.sum().clamp_min(1)

@@ -22,7 +22,7 @@ from dfmsd.align import (
     Match,
     check,
     match_levels,
-    mean_over,
+    mean_squared_error,
     pair_strides,
     positive_weights,
     standardise,
@@ -190,7 +190,7 @@ class DFMSDLoss(nn.Module):
                 )
             self._rebuild(level, key)
         if "alignment" in self.weights:
-            level.losses["alignment"] = mean_over((z_s - z_t).square(), valid) / 2
+            level.losses["alignment"] = mean_squared_error(z_s, z_t, valid) / 2
         return level
 
     def _hide_cells(

@@ -50,7 +50,7 @@ class Level:
     def elements(self) -> Tensor:
         """How many elements of the teacher's feature lie inside the images, a scalar."""
         if self.valid is None:
-            return torch.tensor(float(self.teacher.numel()), device=self.teacher.device)
+            return torch.full((), float(self.teacher.numel()), device=self.teacher.device)
         return self.valid.sum() * float(self.teacher.shape[1])
 
 
