@@ -75,7 +75,8 @@ class Run:
 
     def among(self, records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
         """The newest of the records that are of this very run, or None."""
-        same = [r for r in records if self.labels.items() <= r.items()]
+        labels = self.labels.items()
+        same = [record for record in records if labels <= record.items()]
         return max(same, key=lambda r: r["finished"], default=None)
 
     def done(self) -> bool:
