@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import isqrt
 from typing import Any, Literal
 
 from torch import Tensor
 
-from dfmsd.detectors.checkpoints import (
-    CheckpointError,
-    load_state,
-    state_dict_diff,
-    unwrap_state_dict,
-)
+from dfmsd.detectors import checkpoints
+from dfmsd.detectors.checkpoints import CheckpointError
 from dfmsd.detectors.mmdet.config_text import read_config, settings
 from dfmsd.detectors.mmdet.shapes import State, as_mmdet, describe, our_value, their_name
 from dfmsd.detectors.mmdet.teacher import FeatureTeacher, build_teacher
@@ -59,11 +56,12 @@ def load_mmdet(
         CheckpointError: the file cannot be read, does not fit, or leaves a question open; one line
             with file, key and shape. Nothing in the file is run.
     """
-    content = load_state(path, ignored=_IGNORED)
+    content = checkpoints.load_state(path, ignored=_IGNORED)
     mean, std = (values and [float(value) for value in values] for values in (mean, std))
     given = {"style": style, "source": source, "relu": relu}
+    given |= {"mean": mean, "std": std, "order": order}
     try:
-        return _teacher(content, given | {"mean": mean, "std": std, "order": order})
+        return _teacher(content, given)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -71,11 +69,13 @@ def load_mmdet(
 def _teacher(content: dict[str, Any], given: dict[str, Any]) -> FeatureTeacher:
     """The teacher in the content of a file; errors name no file."""
     state = _detector_tensors(content)
-    shapes = describe(state)
-    stored = settings(read_config(_config(content)))
+    meta = content.get("meta") if isinstance(content.get("meta"), dict) else {}
+    # mmdetection 2 calls the text `config`, 3 `cfg`
+    texts = [text for text in (meta.get("config"), meta.get("cfg")) if isinstance(text, str)]
+    shapes, stored = describe(state), settings(read_config(*texts[:1]) if texts else {})
     if stored.get("other"):
         raise CheckpointError(f"its config has {', '.join(stored['other'])}: not supported")
-    recipe, order = _complete(shapes, state, given, stored)
+    recipe, order = _complete(shapes, state, given, dict(stored))
     teacher = build_teacher(recipe)
     used = _fill(teacher, state, recipe, bgr=order == "bgr")
     pixels = "as the config says" if "mean" in stored else "assumed"
