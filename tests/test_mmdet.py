@@ -267,7 +267,7 @@ def test_the_published_configurations_are_recognised(name, detector):
     )
     assert count - norms == trunk_parameters(theirs, "head", "fc", "norm")
     strides = [8, 16, 32, 64, 128] if detector == "retinanet" else [4, 8, 16, 32, 64]
-    assert teacher.backbone.strides == strides
+    assert teacher.strides == strides
     assert teacher.backbone.fpn.layer_blocks[0][0].weight.shape == (256, 256, 3, 3)
 
 

@@ -6,15 +6,26 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import isqrt
 from typing import Any, Literal
 
 from torch import Tensor
 
-from dfmsd.detectors import checkpoints
-from dfmsd.detectors.checkpoints import CheckpointError
+from dfmsd.detectors.checkpoints import (
+    CheckpointError,
+    load_state,
+    one_line_errors,
+    state_dict_diff,
+    unwrap_state_dict,
+)
 from dfmsd.detectors.mmdet.config_text import read_config, settings
-from dfmsd.detectors.mmdet.shapes import State, as_mmdet, describe, our_value, their_name
+from dfmsd.detectors.mmdet.shapes import (
+    STEMS,
+    State,
+    by_neighbour,
+    describe,
+    mmdet_name,
+    their_name,
+)
 from dfmsd.detectors.mmdet.teacher import FeatureTeacher, build_teacher
 
 # what mmdetection puts next to the weights; none of it is of use, all of it comes back empty
@@ -56,28 +67,18 @@ def load_mmdet(
         CheckpointError: the file cannot be read, does not fit, or leaves a question open; one line
             with file, key and shape. Nothing in the file is run.
     """
-    content = checkpoints.load_state(path, ignored=_IGNORED)
+    content = load_state(path, ignored=_IGNORED)
     mean, std = (values and [float(value) for value in values] for values in (mean, std))
     given = {"style": style, "source": source, "relu": relu}
     given |= {"mean": mean, "std": std, "order": order}
-    try:
-        return _teacher(content, given)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-
-
-def _teacher(content: dict[str, Any], given: dict[str, Any]) -> FeatureTeacher:
-    """The teacher in the content of a file; errors name no file."""
-    state = _detector_tensors(content)
-    meta = content.get("meta") if isinstance(content.get("meta"), dict) else {}
-    # mmdetection 2 calls the text `config`, 3 `cfg`
-    texts = [text for text in (meta.get("config"), meta.get("cfg")) if isinstance(text, str)]
-    shapes, stored = describe(state), settings(read_config(*texts[:1]) if texts else {})
-    if stored.get("other"):
-        raise CheckpointError(f"its config has {', '.join(stored['other'])}: not supported")
-    recipe, order = _complete(shapes, state, given, dict(stored))
-    teacher = build_teacher(recipe)
-    used = _fill(teacher, state, recipe, bgr=order == "bgr")
+    with one_line_errors(path, "no detector of mmdetection"):
+        state, original = _detector_tensors(content)
+        shapes, stored = describe(state), settings(read_config(_config(content)))
+        if stored.get("other"):
+            raise CheckpointError(f"its config has {', '.join(stored['other'])}: not supported")
+        recipe, order = _complete(shapes, state, given, dict(stored))
+        teacher = build_teacher(recipe)
+        used = _fill(teacher, state, recipe, bgr=order == "bgr", original=original)
     pixels = "as the config says" if "mean" in stored else "assumed"
     teacher.report = {
         "used": len(used),
@@ -89,8 +90,11 @@ def _teacher(content: dict[str, Any], given: dict[str, Any]) -> FeatureTeacher:
     return teacher
 
 
-def _detector_tensors(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The detector's tensors under mmdetection's names; CheckpointError for other files."""
+def _detector_tensors(content: dict[str, Any]) -> tuple[dict[str, Tensor], bool]:
+    """The detector's tensors under mmdetection's names, and whether Swin's own repository wrote it.
+
+    Raises CheckpointError for files of something else.
+    """
     state = {str(k).removeprefix("module."): v for k, v in unwrap_state_dict(content).items()}
     parts = {key.split(".")[0] for key in state}
     if any(key.startswith(("backbone.body.", "backbone.fpn.")) for key in state):
@@ -100,7 +104,8 @@ def _detector_tensors(content: dict[str, Any]) -> dict[str, Tensor]:
         names = ", ".join(sorted(parts)[:5]) or "nothing"
         expected = "expected a detector of mmdetection with keys backbone.… and neck.…"
         raise CheckpointError(f"{expected}, found {names}")
-    return as_mmdet(state)
+    original = any(key.startswith("backbone.layers.") for key in state)
+    return {mmdet_name(k) if original else k: v for k, v in state.items()}, original
 
 
 def _config(content: dict[str, Any]) -> str:
@@ -110,34 +115,35 @@ def _config(content: dict[str, Any]) -> str:
     return next((text for text in texts if isinstance(text, str)), "")
 
 
-def _decide(name: str, given: Any, stored: Any, advice: str) -> Any:
+def _decide(given: dict[str, Any], stored: dict[str, Any], name: str, advice: str) -> Any:
     """The argument, or what the file says; CheckpointError when they differ or both lack."""
-    if given is not None and stored is not None and given != stored:
-        raise CheckpointError(f"{name}={given}: the file itself says {stored}")
-    if given is None and stored is None:
+    argument, value = given[name], stored.get(name)
+    if argument is None and value is None:
         unknown = "shapes cannot tell, and it holds no config that does"
         raise CheckpointError(f"{name}: {unknown}; give {name}: {advice}")
-    return stored if given is None else given
+    if None not in (argument, value) and argument != value:
+        raise CheckpointError(f"{name}={argument}: the file itself says {value}")
+    return value if argument is None else argument
 
 
 def _complete(
     shapes: dict[str, Any], state: State, given: dict[str, Any], stored: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """The teacher's recipe and the order of the channels, what shapes leave open decided."""
+    """The teacher's recipe and the order of the channels, what shapes leave open decided.
 
-    def decide(name: str, advice: str) -> Any:
-        return _decide(name, given[name], stored.get(name), advice)
-
+    `stored` is filled up with what follows from the shapes.
+    """
+    decide = partial(_decide, given, stored)
     recipe = {key: value for key, value in shapes.items() if key not in ("extras", "sources")}
     if shapes.get("bottleneck"):
         styles = "pytorch or caffe (stride in the 3x3 or in the first 1x1 convolution)"
         recipe["style"] = decide("style", styles)
     if len(shapes["sources"]) == 1:
-        stored = {"source": shapes["sources"][0], **stored}
+        stored.setdefault("source", shapes["sources"][0])
     if recipe.get("style") != "caffe" and all(given[name] is None for name in _RGB):
-        stored = _RGB | stored  # caffe's weights come with statistics of their own
+        stored.update(_RGB | stored)  # caffe's weights come with statistics of their own
     pixels = {name: decide(name, "as in the img_norm_cfg it was trained with") for name in _RGB}
-    if not all(len(pixels[name]) == 3 for name in ("mean", "std")):
+    if not len(pixels["mean"]) == len(pixels["std"]) == 3:
         raise CheckpointError(f"mean, std: expected three numbers each, got {pixels}")
     turn = -1 if pixels["order"] == "bgr" else 1
     recipe |= {name: [value / 255 for value in pixels[name][::turn]] for name in ("mean", "std")}
@@ -166,24 +172,31 @@ def _extra(
     return {"kind": "convs", "count": extras, "source": source, "relu": relu}
 
 
-def _fill(teacher: FeatureTeacher, state: State, recipe: dict[str, Any], *, bgr: bool) -> set[str]:
-    """Load the teacher strictly; the file's keys that it took."""
+def _fill(
+    teacher: FeatureTeacher, state: State, recipe: dict[str, Any], *, bgr: bool, original: bool
+) -> set[str]:
+    """Load the teacher strictly; the file's keys that it took.
+
+    Choice: a stem trained on BGR pixels is turned to read RGB, so that every teacher takes RGB.
+    """
     tensors = teacher.backbone.state_dict()
     unused = tuple(f"backbone.norm{n}." for n in range(8) if n not in recipe["stages"])
-    read = {k: v for k, v in state.items() if k.startswith(("backbone.", "neck."))}
-    read = {k: v for k, v in read.items() if not k.startswith(unused)}
-    names, expected = {}, {}
-    for key, value in tensors.items():
-        name = their_name(key, recipe)
-        # old files have no counters; a window's index is a square there and a line here
-        if name in state or not name.endswith("num_batches_tracked"):
-            square = key.endswith("relative_position_index")
-            names[key] = name
-            expected[name] = value.view([isqrt(value.numel())] * 2) if square else value
-    difference = state_dict_diff(expected, read)
+    read = {
+        key: value.flatten() if key.endswith("relative_position_index") else value
+        for key, value in state.items()
+        if key.startswith(("backbone.", "neck.")) and not key.startswith(unused)
+    }
+    names = {key: their_name(key, recipe) for key in tensors}
+    for key, name in list(names.items()):
+        if name.endswith("num_batches_tracked") and name not in state:  # old files do not count
+            del names[key]
+    difference = state_dict_diff({name: tensors[key] for key, name in names.items()}, read)
     if difference:
         kind = "Swin" if recipe["trunk"] == "swin" else "ResNet"
         raise CheckpointError(f"no {kind} with FPN as its shapes say: {difference}")
-    tensors |= {key: our_value(key, read[name], bgr=bgr) for key, name in names.items()}
+    for key, name in names.items():
+        merging = name.startswith("backbone.stages.") and ".downsample." in name
+        value = by_neighbour(read[name]) if merging and not original else read[name]
+        tensors[key] = value.flip(1) if bgr and key in STEMS else value
     teacher.backbone.load_state_dict(tensors, strict=True)
-    return set(expected)
+    return set(names.values())

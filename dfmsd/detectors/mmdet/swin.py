@@ -17,12 +17,7 @@ from torchvision.models.swin_transformer import (
 )
 
 from dfmsd.detectors.backbones import SwinBody
-
-
-def pad_to(maps: Tensor, size: int) -> Tensor:
-    """`maps` (N, H, W, C) with zeros right and below, H and W multiples of `size`."""
-    height, width = maps.shape[1:3]
-    return pad(maps, (0, 0, 0, -width % size, 0, -height % size))
+from dfmsd.detectors.mmdet.shapes import stage_widths
 
 
 def shift_mask(height: int, width: int, size: int, shift: int) -> Tensor:
@@ -32,12 +27,11 @@ def shift_mask(height: int, width: int, size: int, shift: int) -> Tensor:
     come from the other side of the map, and so do the last columns. `height` and `width` of the
     padded map are multiples of `size`, the side of a window.
     """
-
-    def parts(length: int) -> Tensor:
-        cells = torch.arange(length)
-        return (cells >= length - size).long() + (cells >= length - shift).long()
-
-    region = 3 * parts(height)[:, None] + parts(width)
+    rows, columns = (
+        (torch.arange(side) >= side - size).long() + (torch.arange(side) >= side - shift)
+        for side in (height, width)
+    )
+    region = 3 * rows[:, None] + columns
     windows = region.view(height // size, size, width // size, size)
     windows = windows.transpose(1, 2).reshape(-1, size * size)
     return -100.0 * (windows[:, None] != windows[:, :, None])
@@ -57,7 +51,8 @@ class KeptShift(ShiftedWindowAttention):
         if shift == 0 or min(height, width) > size:
             return super().forward(maps)
         # rolled here; the mask goes in as a bias of every window, so that torchvision need not roll
-        rolled = torch.roll(pad_to(maps, size), (-shift, -shift), dims=(1, 2))
+        padded = pad(maps, (0, 0, 0, -width % size, 0, -height % size))
+        rolled = torch.roll(padded, (-shift, -shift), dims=(1, 2))
         mask = shift_mask(*rolled.shape[1:3], size, shift)[:, None].to(maps)
         bias = (self.get_relative_position_bias() + mask).repeat(batch, 1, 1, 1)
         mixed = shifted_window_attention(
@@ -85,9 +80,8 @@ class PaddedSwin(SwinBody):
         return super().forward(pad(images, (0, -width % patch, 0, -height % patch)))
 
 
-def swin_body(recipe: dict[str, Any]) -> tuple[nn.Module, list[int]]:
-    """The trunk of a recipe, without weights, and its channels at the recipe's stages."""
-    widths = [recipe["width"] * 2**stage for stage in range(len(recipe["depths"]))]
+def swin_body(recipe: dict[str, Any]) -> nn.Module:
+    """The trunk of a recipe, without weights."""
     model = SwinTransformer(
         patch_size=[recipe["patch"]] * 2,
         embed_dim=recipe["width"],
@@ -99,5 +93,6 @@ def swin_body(recipe: dict[str, Any]) -> tuple[nn.Module, list[int]]:
         num_classes=1,  # its head is left out
         block=partial(SwinTransformerBlock, attn_layer=KeptShift),
     )
+    widths = stage_widths(recipe)
     levels = {stage: (str(2 * stage + 1), widths[stage]) for stage in recipe["stages"]}
-    return PaddedSwin(model.features, levels), [widths[stage] for stage in recipe["stages"]]
+    return PaddedSwin(model.features, levels)

@@ -14,6 +14,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 from dfmsd.detectors.build import KeepSizeTransform
+from dfmsd.detectors.mmdet.shapes import stage_widths
 from dfmsd.detectors.mmdet.swin import swin_body
 
 
@@ -43,20 +44,6 @@ class ExtraConvs(ExtraFPNBlock):
         return results, names
 
 
-class Pyramid(nn.Module):
-    """A trunk and its feature pyramid: (N, 3, H, W) → maps by stride."""
-
-    def __init__(self, body: nn.Module, fpn: nn.Module, strides: Sequence[int]) -> None:
-        """Put `fpn` on top of `body`; `strides` are those of all its levels, in order."""
-        super().__init__()
-        self.body, self.fpn, self.strides = body, fpn, list(strides)
-
-    def forward(self, images: Tensor) -> OrderedDict[int, Tensor]:
-        """Stride → (N, C, H/stride, W/stride) of normalised `images` (N, 3, H, W)."""
-        levels = self.fpn(self.body(images))
-        return OrderedDict(zip(self.strides, levels.values(), strict=True))
-
-
 class FeatureTeacher(nn.Module):
     """A teacher of features: what a `Stage` needs of a detector (`transform`, `backbone`), no head.
 
@@ -64,27 +51,25 @@ class FeatureTeacher(nn.Module):
     `recipe` builds it again.
     """
 
-    def __init__(
-        self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float], recipe: dict
-    ) -> None:
-        """Take the parts; `mean` and `std` are RGB, in units of 0..1."""
+    def __init__(self, backbone: nn.Module, strides: Sequence[int], recipe: dict[str, Any]) -> None:
+        """Take the parts; `strides` are those of the maps that `backbone` gives, in order."""
         super().__init__()
-        self.transform = KeepSizeTransform(800, 1333, list(mean), list(std))
-        self.backbone = backbone
-        self.recipe = recipe
+        pixels = recipe["mmdet"]
+        self.transform = KeepSizeTransform(800, 1333, pixels["mean"], pixels["std"])
+        self.backbone, self.strides, self.recipe = backbone, strides, recipe
 
     def forward(self, images: Tensor | list[Tensor]) -> dict[int, Tensor]:
-        """Features by stride of a normalised batch (N, 3, H, W).
+        """Stride → features (N, C, H/stride, W/stride) of a normalised batch (N, 3, H, W).
 
         A list of images (3, H, W) in 0..1 is normalised and padded first.
         """
         if not isinstance(images, Tensor):
             images = self.transform(images)[0].tensors
-        return self.backbone(images)
+        return dict(zip(self.strides, self.backbone(images).values(), strict=True))
 
 
-def resnet_body(recipe: Mapping[str, Any]) -> tuple[nn.Module, list[int]]:
-    """The trunk of a recipe, without weights, and its channels at the recipe's stages."""
+def resnet_body(recipe: Mapping[str, Any]) -> nn.Module:
+    """The trunk of a recipe, without weights."""
     block = Bottleneck if recipe["bottleneck"] else BasicBlock
     model = ResNet(
         block, recipe["depths"], groups=recipe["groups"], width_per_group=recipe["base_width"]
@@ -93,23 +78,23 @@ def resnet_body(recipe: Mapping[str, Any]) -> tuple[nn.Module, list[int]]:
         for part in model.modules():
             if isinstance(part, Bottleneck):
                 part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride
-    names = {f"layer{stage + 1}": str(place) for place, stage in enumerate(recipe["stages"])}
-    widths = [64 * 2**stage * block.expansion for stage in recipe["stages"]]
-    return IntermediateLayerGetter(model, names), widths
+    names = {f"layer{stage + 1}": str(index) for index, stage in enumerate(recipe["stages"])}
+    return IntermediateLayerGetter(model, names)
 
 
 def build_teacher(recipe: Mapping[str, Any]) -> FeatureTeacher:
     """The teacher of `recipe` (see `shapes.describe`) without its weights."""
     swin = recipe["trunk"] == "swin"
-    body, widths = (swin_body if swin else resnet_body)(recipe)
-    channels, extra = recipe["channels"], recipe["extra"]
+    body = swin_body(recipe) if swin else resnet_body(recipe)
+    channels, extra, stages = recipe["channels"], recipe["extra"], recipe["stages"]
+    widths = [stage_widths(recipe)[stage] for stage in stages]
     block: nn.Module | None = LastLevelMaxPool() if extra["count"] else None
     if extra["kind"] == "convs":
         options = {name: extra[name] for name in ("count", "source", "relu")}
         inputs = widths[-1] if extra["source"] == "input" else channels
         block = ExtraConvs(inputs, channels, **options)
-    stages = [*recipe["stages"], *(recipe["stages"][-1] + 1 + n for n in range(extra["count"]))]
-    strides = [(recipe["patch"] if swin else 4) * 2**stage for stage in stages]
     fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=block)
-    backbone = Pyramid(body, fpn, strides)
-    return FeatureTeacher(backbone, recipe["mean"], recipe["std"], {"mmdet": dict(recipe)}).eval()
+    backbone = nn.Sequential(OrderedDict(body=body, fpn=fpn))
+    levels = [*stages, *(stages[-1] + 1 + n for n in range(extra["count"]))]
+    strides = [(recipe["patch"] if swin else 4) * 2**level for level in levels]
+    return FeatureTeacher(backbone, strides, {"mmdet": dict(recipe)}).eval()
