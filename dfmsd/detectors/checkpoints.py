@@ -1,7 +1,6 @@
 """Files that are whole or absent: atomic writing, safe reading, strict loading with one clear line.
 
-Weights to ship go into safetensors with JSON metadata; the engine's training state (optimiser,
-counters, generators) into one `torch.save` file. Nothing is read by unpickling code.
+Weights go into safetensors with JSON metadata, training states into one `torch.save` file.
 """
 
 from __future__ import annotations
@@ -114,13 +113,9 @@ class Placeholder:
 def load_state(path: PathLike, *, ignored: tuple[str, ...] = ()) -> dict[str, Any]:
     """The dict in a `torch.save` file, on the CPU; nothing of the file is run.
 
-    Args:
-        path: the file.
-        ignored: dotted names of classes and functions whose objects come back as `Placeholder`;
-            any other that is not plain data is refused.
-
-    Raises:
-        CheckpointError: the file is absent, cut short, asks for code, or holds no dict.
+    `ignored` are dotted names of classes and functions whose objects come back as `Placeholder`;
+    any other that is not plain data is refused. Raises CheckpointError when the file is absent, cut
+    short, asks for code, or holds no dict.
     """
     with one_line_errors(path, "not a readable state"):
         if zipfile.is_zipfile(path):  # `torch.load` does not look at the sums
@@ -177,15 +172,9 @@ def save_weights(
 ) -> None:
     """Write the state dict of `model` to safetensors file `path`, atomically.
 
-    Args:
-        model: any module.
-        path: the file, usually `.safetensors`.
-        metadata: anything JSON can hold (recipe, classes, hashes), given back by `read_metadata`.
-        half: store float32 tensors as float16, running statistics excepted: their variances span
-            more than fp16 does. Loading gives float32 again.
-
-    Raises:
-        ValueError: metadata that JSON cannot hold, or values too big for `half`.
+    `metadata` is what JSON can hold, for `read_metadata`. `half` stores float32 tensors as float16,
+    running statistics excepted: their variances span more than fp16 does. Loading gives float32
+    again. Raises ValueError for other metadata, or values too big for `half`.
     """
     try:
         text = json.dumps(dict(metadata))

@@ -46,26 +46,23 @@ def load_mmdet(
     std: Sequence[float] | None = None,
     order: Literal["rgb", "bgr"] | None = None,
 ) -> FeatureTeacher:
-    """Trunk and pyramid of an mmdetection checkpoint: normalised RGB batch → features.
+    """Trunk and pyramid of an mmdetection checkpoint; its attribute `report` says what was used.
 
     Mask and Faster R-CNN and RetinaNet (and detectors like them) with Swin, ResNet or ResNeXt, of
-    mmdetection 2 and 3 and of Swin's own repository. Heads are left out. The attribute `report`
-    says what was used and what was left, `transform.image_mean` and `.image_std` how the pixels are
-    normalised. Shapes decide the configuration; what they cannot tell comes from the config that
-    mmdetection stores in the file, and only where that is absent from an argument.
+    mmdetection 2 and 3 and of Swin's own repository. Shapes decide the configuration; what they
+    cannot tell comes from the config in the file, and only where that is absent from an argument.
 
     Args:
         path: the `.pth` file.
         style: of a ResNet: stride in the 3x3 ("pytorch") or the first 1x1 convolution ("caffe").
         source: what the first extra level reads: the trunk's last map or the pyramid's.
         relu: ReLU before the second extra level.
-        mean: of the pixels, 0..255, in `order`. ImageNet's when nothing says otherwise.
+        mean: of the pixels, 0..255, in `order`; ImageNet's when nothing says otherwise.
         std: the same.
         order: of the channels that the file was trained with; the teacher always takes RGB.
 
     Raises:
-        CheckpointError: the file cannot be read, does not fit, or leaves a question open; one line
-            with file, key and shape. Nothing in the file is run.
+        CheckpointError: the file cannot be read, does not fit, or leaves a question open.
     """
     content = load_state(path, ignored=_IGNORED)
     mean, std = (values and [float(value) for value in values] for values in (mean, std))
@@ -73,7 +70,10 @@ def load_mmdet(
     given |= {"mean": mean, "std": std, "order": order}
     with one_line_errors(path, "no detector of mmdetection"):
         state, original = _detector_tensors(content)
-        shapes, stored = describe(state), settings(read_config(_config(content)))
+        meta = content["meta"] if isinstance(content.get("meta"), dict) else {}
+        texts = (meta.get("config"), meta.get("cfg"))  # of mmdetection 2 and 3
+        text = next((text for text in texts if isinstance(text, str)), "")
+        shapes, stored = describe(state), settings(read_config(text))
         if stored.get("other"):
             raise CheckpointError(f"its config has {', '.join(stored['other'])}: not supported")
         recipe, order = _complete(shapes, state, given, dict(stored))
@@ -108,13 +108,6 @@ def _detector_tensors(content: dict[str, Any]) -> tuple[dict[str, Tensor], bool]
     return {mmdet_name(k) if original else k: v for k, v in state.items()}, original
 
 
-def _config(content: dict[str, Any]) -> str:
-    """The config text of the file; mmdetection 2 calls it `config`, 3 `cfg`."""
-    meta = content.get("meta")
-    texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, dict) else []
-    return next((text for text in texts if isinstance(text, str)), "")
-
-
 def _decide(given: dict[str, Any], stored: dict[str, Any], name: str, advice: str) -> Any:
     """The argument, or what the file says; CheckpointError when they differ or both lack."""
     argument, value = given[name], stored.get(name)
@@ -147,29 +140,24 @@ def _complete(
         raise CheckpointError(f"mean, std: expected three numbers each, got {pixels}")
     turn = -1 if pixels["order"] == "bgr" else 1
     recipe |= {name: [value / 255 for value in pixels[name][::turn]] for name in ("mean", "std")}
-    recipe["extra"] = _extra(shapes, state, decide, stored.get("levels"))
+    if shapes["extras"]:
+        recipe["extra"] = _extra(shapes, decide)
+    else:  # choice: subsampled levels beyond the first carry nothing new and are left out
+        rpn = any(key.startswith("rpn_head.") for key in state)
+        more = stored["levels"] > len(shapes["stages"]) if "levels" in stored else rpn
+        recipe["extra"] = {"kind": "pool", "count": int(more)}
     return recipe, pixels["order"]
 
 
-def _extra(
-    shapes: dict[str, Any], state: State, decide: Callable[[str, str], Any], levels: int | None
-) -> dict[str, Any]:
-    """How the levels on top of the pyramid are made; `levels` is how many the config has in all.
-
-    Choice: subsampled levels beyond the first carry nothing new and are left out.
-    """
-    extras, sources = shapes["extras"], shapes["sources"]
-    if not extras:
-        rpn = any(key.startswith("rpn_head.") for key in state)
-        more = rpn if levels is None else levels > len(shapes["stages"])
-        return {"kind": "pool", "count": int(more)}
+def _extra(shapes: dict[str, Any], decide: Callable[[str, str], Any]) -> dict[str, Any]:
+    """How convolutions make the levels on top of the pyramid."""
     source = decide("source", "input or output (the trunk's last map, or the pyramid's)")
-    if source not in sources:
-        reads = f"the shapes allow {' or '.join(sources) or 'neither input nor output'}"
+    if source not in shapes["sources"]:
+        reads = f"the shapes allow {' or '.join(shapes['sources']) or 'neither input nor output'}"
         raise CheckpointError(f"the first extra level reads {source}, but {reads}")
     several = "true or false (RetinaNet: false; FCOS and its kin: true)"
-    relu = decide("relu", several) if extras > 1 else False
-    return {"kind": "convs", "count": extras, "source": source, "relu": relu}
+    relu = decide("relu", several) if shapes["extras"] > 1 else False
+    return {"kind": "convs", "count": shapes["extras"], "source": source, "relu": relu}
 
 
 def _fill(
