@@ -76,7 +76,6 @@ class TimmBody(nn.Module):
     """A timm `features_only` trunk as channels-first maps."""
 
     def __init__(self, features: nn.Module) -> None:
-        """Wrap `features`; its attribute `output_fmt` says the order of its axes."""
         super().__init__()
         self.features = features
 
@@ -91,10 +90,9 @@ class TimmBody(nn.Module):
 def measure_children(
     module: nn.Module, *, channels_last: bool = False
 ) -> dict[int, tuple[str, int]]:
-    """Stride -> (name, channels) of the last child of `module` at each stride.
+    """Stride -> (name, channels) of the last child of `module` at each stride, up to the pooling.
 
-    The children are run in turn on a zero image, up to the pooling. `channels_last` says that they
-    give (N, H, W, C).
+    `channels_last` says that the children give (N, H, W, C).
     """
     x = torch.zeros(1, 3, _PROBE, _PROBE)
     levels: dict[int, tuple[str, int]] = {}

@@ -18,20 +18,14 @@ from dfmsd.detectors.checkpoints import (
     unwrap_state_dict,
 )
 from dfmsd.detectors.mmdet.config_text import read_config, settings
-from dfmsd.detectors.mmdet.shapes import (
-    STEMS,
-    State,
-    by_neighbour,
-    describe,
-    mmdet_name,
-    their_name,
-)
+from dfmsd.detectors.mmdet.shapes import State, describe, mmdet_name, their_name
 from dfmsd.detectors.mmdet.teacher import FeatureTeacher, build_teacher
 
 # what mmdetection puts next to the weights; none of it is of use, all of it comes back empty
 _IGNORED = ("mmengine.logging.history_buffer.HistoryBuffer", "numpy.dtype", "numpy.ndarray")
 _IGNORED += tuple(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core"))
 _IGNORED += tuple(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core"))
+_STEMS = ("body.conv1.weight", "body.features.0.0.weight")  # of a ResNet and of a Swin
 _RGB = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "order": "rgb"}
 """ImageNet's statistics, as nearly all of mmdetection's configs have them; 0..255."""
 
@@ -52,17 +46,9 @@ def load_mmdet(
     mmdetection 2 and 3 and of Swin's own repository. Shapes decide the configuration; what they
     cannot tell comes from the config in the file, and only where that is absent from an argument.
 
-    Args:
-        path: the `.pth` file.
-        style: of a ResNet: stride in the 3x3 ("pytorch") or the first 1x1 convolution ("caffe").
-        source: what the first extra level reads: the trunk's last map or the pyramid's.
-        relu: ReLU before the second extra level.
-        mean: of the pixels, 0..255, in `order`; ImageNet's when nothing says otherwise.
-        std: the same.
-        order: of the channels that the file was trained with; the teacher always takes RGB.
-
-    Raises:
-        CheckpointError: the file cannot be read, does not fit, or leaves a question open.
+    The arguments are those of `dfmsd.detectors.commands.import_mmdet`; a teacher takes RGB whatever
+    their `order`. Raises CheckpointError when the file cannot be read, does not fit, or leaves a
+    question open.
     """
     content = load_state(path, ignored=_IGNORED)
     mean, std = (values and [float(value) for value in values] for values in (mean, std))
@@ -183,8 +169,12 @@ def _fill(
         kind = "Swin" if recipe["trunk"] == "swin" else "ResNet"
         raise CheckpointError(f"no {kind} with FPN as its shapes say: {difference}")
     for key, name in names.items():
-        merging = name.startswith("backbone.stages.") and ".downsample." in name
-        value = by_neighbour(read[name]) if merging and not original else read[name]
-        tensors[key] = value.flip(1) if bgr and key in STEMS else value
+        value = read[name]
+        if name.startswith("backbone.stages.") and ".downsample." in name and not original:
+            # the columns (..., 4C) of mmdetection's PatchMerging go channel by channel, row by row;
+            # those of Swin's own repository and of torchvision neighbour by neighbour, (0, 0),
+            # (1, 0), (0, 1), (1, 1) as row and column
+            value = value.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
+        tensors[key] = value.flip(1) if bgr and key in _STEMS else value
     teacher.backbone.load_state_dict(tensors, strict=True)
     return set(names.values())

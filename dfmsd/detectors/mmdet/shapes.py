@@ -12,8 +12,6 @@ from torch import Size, Tensor
 from dfmsd.detectors.checkpoints import CheckpointError
 
 State = Mapping[str, Tensor]
-STEMS = ("body.conv1.weight", "body.features.0.0.weight")
-"""Our names of the convolutions that read the pixels, of a ResNet and of a Swin."""
 _RENAMED = {
     "backbone.layers.": "backbone.stages.",
     "patch_embed.proj.": "patch_embed.projection.",
@@ -24,15 +22,6 @@ _RENAMED = {
     ".mlp.3.": ".ffn.layers.1.",
 }
 """Names in Swin's own repository (a fork of mmdetection 2), or in torchvision → mmdetection's."""
-
-
-def by_neighbour(weight: Tensor) -> Tensor:
-    """The columns (..., 4C) of mmdetection's PatchMerging in torchvision's order.
-
-    mmdetection: channel by channel, as nn.Unfold gives them, row by row. torchvision (and Swin's
-    own repository): neighbour by neighbour, (0, 0), (1, 0), (0, 1), (1, 1) as row and column.
-    """
-    return weight.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
 
 
 def mmdet_name(key: str) -> str:
