@@ -25,6 +25,8 @@ from dfmsd.detectors.features import frozen_modes
 from dfmsd.detectors.pretrained import load_trunk
 
 _PROBE = 256  # pixels
+Body = tuple[nn.Module, list[int]]
+"""A trunk that gives maps "0", "1", ... and their channels."""
 
 
 def conv_stem(embed_dim: int) -> nn.Sequential:
@@ -128,10 +130,8 @@ def _swin(arguments: Mapping[str, Any]) -> SwinTransformer:
     return model
 
 
-def _timm_body(
-    name: str, strides: Sequence[int], arguments: Mapping[str, Any]
-) -> tuple[nn.Module, list[int]]:
-    """Body and channels by level of any timm trunk that offers `features_only`."""
+def _timm_body(name: str, strides: Sequence[int], arguments: Mapping[str, Any]) -> Body:
+    """The body of any timm trunk that offers `features_only`."""
     settings = {"pretrained": False, "features_only": True, **arguments}
     try:  # timm's Swin takes other input sizes only when told so at its construction
         info = timm.create_model(name, strict_img_size=False, **settings).feature_info
@@ -143,10 +143,8 @@ def _timm_body(
     return TimmBody(timm.create_model(name, out_indices=indices, **settings)), list(channels)
 
 
-def _body(
-    trunk: str, strides: Sequence[int], arguments: Mapping[str, Any]
-) -> tuple[nn.Module, list[int]]:
-    """The trunk, cut to its levels at `strides`, and their channels."""
+def _body(trunk: str, strides: Sequence[int], arguments: Mapping[str, Any]) -> Body:
+    """The trunk, cut to its levels at `strides`."""
     family, _, name = trunk.partition(":")
     if trunk == "swin":
         model: nn.Module = _swin(arguments)
