@@ -54,17 +54,8 @@ def test_a_trunk_takes_the_first_published_weights_of_the_hub(hub):
         torch.testing.assert_close(found, whole.eval().features(images))
 
 
-@pytest.mark.parametrize(
-    ("trunk", "message"),
-    [
-        (
-            "torchvision:resnet18",
-            r"^torchvision:resnet18: not to be had from the hub \(.*elsewhere",
-        ),
-        ("timm:resnet18", r"^timm:resnet18: not to be had from the hub \(.*elsewhere"),
-    ],
-)
-def test_a_hub_out_of_reach_is_one_line(hub, monkeypatch, trunk, message):
+@pytest.mark.parametrize("trunk", ["torchvision:resnet18", "timm:resnet18"])
+def test_a_hub_out_of_reach_is_one_line(hub, monkeypatch, trunk):
     def unreachable(*_arguments, **_options):
         raise OSError("no route\nto the hub")
 

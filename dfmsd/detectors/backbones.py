@@ -1,8 +1,7 @@
 """A torchvision or timm trunk with a feature pyramid: image batch -> feature maps by level.
 
-The tensors of CNN trunks are named as in torchvision's `BackboneWithFPN`, so that their weights
-load into plain torchvision (and timm) classes; Swin and other timm trunks go through a small body
-of ours that gives channels-first maps. Strides are measured by running the trunk.
+The tensors of CNN trunks are named as in torchvision's `BackboneWithFPN`; Swin and most timm trunks
+go through a small body of ours that gives channels-first maps.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ from dfmsd.detectors.features import frozen_modes
 from dfmsd.detectors.pretrained import load_trunk
 
 _PROBE = 256  # pixels
+Body = tuple[nn.Module, list[int]]
+"""A trunk that gives maps "0", "1", ... and their channels."""
 
 
 def conv_stem(embed_dim: int) -> nn.Sequential:
@@ -76,16 +77,14 @@ class SwinBody(nn.Module):
 class TimmBody(nn.Module):
     """A timm `features_only` trunk as channels-first maps."""
 
-    def __init__(self, features: nn.Module, channels_last: bool) -> None:
-        """Wrap `features`; `channels_last` says that its maps are (N, H, W, C)."""
+    def __init__(self, features: nn.Module) -> None:
         super().__init__()
         self.features = features
-        self.channels_last = channels_last
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Maps "0", "1", ... (N, C, H/stride, W/stride) of images (N, 3, H, W)."""
         maps = self.features(images)
-        if self.channels_last:
+        if getattr(self.features, "output_fmt", None) == "NHWC":
             maps = [level.permute(0, 3, 1, 2).contiguous() for level in maps]
         return OrderedDict((str(index), level) for index, level in enumerate(maps))
 
@@ -93,10 +92,9 @@ class TimmBody(nn.Module):
 def measure_children(
     module: nn.Module, *, channels_last: bool = False
 ) -> dict[int, tuple[str, int]]:
-    """Stride -> (name, channels) of the last child of `module` at each stride.
+    """Stride -> (name, channels) of the last child of `module` at each stride, up to the pooling.
 
-    The children are run in turn on a zero image, up to the pooling. `channels_last` says that they
-    give (N, H, W, C).
+    `channels_last` says that the children give (N, H, W, C).
     """
     x = torch.zeros(1, 3, _PROBE, _PROBE)
     levels: dict[int, tuple[str, int]] = {}
@@ -132,31 +130,21 @@ def _swin(arguments: Mapping[str, Any]) -> SwinTransformer:
     return model
 
 
-def _timm_body(
-    name: str, strides: Sequence[int], arguments: Mapping[str, Any]
-) -> tuple[nn.Module, list[int]]:
-    """Body and channels by level of any timm trunk that offers `features_only`."""
+def _timm_body(name: str, strides: Sequence[int], arguments: Mapping[str, Any]) -> Body:
+    """The body of any timm trunk that offers `features_only`."""
     settings = {"pretrained": False, "features_only": True, **arguments}
     try:  # timm's Swin takes other input sizes only when told so at its construction
-        features = timm.create_model(name, strict_img_size=False, **settings)
+        info = timm.create_model(name, strict_img_size=False, **settings).feature_info
         settings["strict_img_size"] = False
     except TypeError:
-        features = timm.create_model(name, **settings)
-    with frozen_modes(features):
-        shapes = [level.shape for level in features(torch.zeros(1, 3, _PROBE, _PROBE))]
-    channels = features.feature_info.channels()
-    last = all(s[1] == s[2] and s[3] == c for s, c in zip(shapes, channels, strict=True))
-    levels = {_PROBE // shape[2]: index for index, shape in enumerate(shapes)}
-    chosen = _select(levels, strides, f"timm:{name}").values()
-    indices = tuple(features.feature_info.out_indices[index] for index in chosen)
-    features = timm.create_model(name, out_indices=indices, **settings)
-    return TimmBody(features, last), [channels[index] for index in chosen]
+        info = timm.create_model(name, **settings).feature_info
+    levels = zip(info.reduction(), zip(info.out_indices, info.channels(), strict=True), strict=True)
+    indices, channels = zip(*_select(dict(levels), strides, f"timm:{name}").values(), strict=True)
+    return TimmBody(timm.create_model(name, out_indices=indices, **settings)), list(channels)
 
 
-def _body(
-    trunk: str, strides: Sequence[int], arguments: Mapping[str, Any]
-) -> tuple[nn.Module, list[int]]:
-    """The trunk, cut to its levels at `strides`, and their channels."""
+def _body(trunk: str, strides: Sequence[int], arguments: Mapping[str, Any]) -> Body:
+    """The trunk, cut to its levels at `strides`."""
     family, _, name = trunk.partition(":")
     if trunk == "swin":
         model: nn.Module = _swin(arguments)
@@ -168,10 +156,8 @@ def _body(
         model = timm.create_model(name, pretrained=False, **arguments)
     else:
         raise ValueError(f"trunk={trunk!r}: expected 'swin', torchvision:NAME or timm:NAME, known")
-    swin = isinstance(model, SwinTransformer)
-    layers = (
-        model.features if isinstance(getattr(model, "features", None), nn.Sequential) else model
-    )
+    swin, layers = isinstance(model, SwinTransformer), getattr(model, "features", model)
+    layers = layers if isinstance(layers, nn.Sequential) else model
     levels = _select(measure_children(layers, channels_last=swin), strides, trunk)
     names = {name: str(index) for index, (name, _) in enumerate(levels.values())}
     body = SwinBody(layers, levels) if swin else IntermediateLayerGetter(layers, names)

@@ -37,12 +37,7 @@ class KeepSizeTransform(detection.transform.GeneralizedRCNNTransform):
 def build_detector(recipe: Recipe, *, weights: str | os.PathLike[str] | None = None) -> nn.Module:
     """The torchvision detector of a recipe, which it keeps as a dict in the attribute `recipe`.
 
-    Args:
-        recipe: its trunk, pyramid and head.
-        weights: file with the trunk's state dict, or "hub" to fetch it.
-
-    Raises:
-        ValueError: a trunk or stride that does not exist; a file that does not cover the trunk.
+    `weights` and the errors are those of `build_backbone`.
     """
     backbone = build_backbone(
         recipe.trunk,
@@ -53,7 +48,8 @@ def build_detector(recipe: Recipe, *, weights: str | os.PathLike[str] | None = N
         weights=weights,
         frozen_norm=recipe.frozen_norm,
     )
-    freeze(backbone.body, recipe.frozen_stride)
+    if recipe.frozen_stride:
+        freeze(backbone.body, recipe.frozen_stride)
     model = (faster_rcnn if recipe.kind == "faster_rcnn" else one_stage)(backbone, recipe)
     if not recipe.resize:
         stock = model.transform
@@ -65,13 +61,10 @@ def build_detector(recipe: Recipe, *, weights: str | os.PathLike[str] | None = N
 
 
 def freeze(body: nn.Module, stride: int) -> None:
-    """Switch off the gradients of a trunk's children up to `stride`, e.g. 4: stem and first stage.
+    """Switch off the gradients of a trunk's children up to `stride`, 4: stem and first stage.
 
-    Raises:
-        ValueError: the trunk has no such stride.
+    Raises ValueError when the trunk has no such stride.
     """
-    if not stride:
-        return
     levels = measure_children(body)
     if stride not in levels:
         raise ValueError(f"frozen_stride={stride}: the trunk has strides {sorted(levels)}")
@@ -100,8 +93,8 @@ def rebuild(recipe: Mapping[str, Any]) -> nn.Module:
     """A fresh detector from the attribute `recipe` of another, of ours or a stock one."""
     if "stock" not in recipe:
         return build_detector(Recipe(**recipe))
-    arguments = {key: value for key, value in recipe.items() if key != "stock"}
-    return stock_detector(recipe["stock"], **arguments)
+    arguments = dict(recipe)
+    return stock_detector(arguments.pop("stock"), **arguments)
 
 
 def parameter_count(module: nn.Module, *, trainable: bool = False) -> int:

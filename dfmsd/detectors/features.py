@@ -1,8 +1,4 @@
-"""What a torchvision detector sees and computes: its batch, and its feature maps by stride.
-
-Hooks read the batch that the detector's own transform made and the maps that its own backbone
-computed, so nothing of torchvision is rewritten.
-"""
+"""What a torchvision detector sees and computes: its batch, and its feature maps by stride."""
 
 from __future__ import annotations
 
@@ -43,8 +39,7 @@ class Captured:
 def capture_features(detector: nn.Module) -> Iterator[Captured]:
     """A `Captured` that fills while `detector` runs in the `with` block; the hooks always go again.
 
-    Args:
-        detector: a torchvision detector (has `.transform` and `.backbone`).
+    They read what the `transform` and the `backbone` of a torchvision detector give.
     """
     seen = Captured()
 
@@ -79,10 +74,6 @@ def strided_levels(detector: nn.Module, *, size: int = 512) -> dict[int, tuple[s
     modes are put back and no buffer changes. Strides are rounded to powers of two. Of two maps of
     one size (torchvision's MobileNetV3 pyramid has such) the deeper one counts; a smaller map
     whose stride rounds to one that is taken gets the next power.
-
-    Args:
-        detector: a torchvision detector.
-        size: side of the blank image, pixels.
     """
     weight = next(detector.backbone.parameters())
     with frozen_modes(detector.backbone) as backbone:

@@ -31,19 +31,16 @@ def anchor_sizes(
     return tuple(tuple(cut(base * 2 ** (k / 3)) for k in range(steps)) for base in bases)
 
 
-def _anchors(recipe: Recipe) -> AnchorGenerator:
-    """The anchors of every pyramid level, those on top included."""
+def _arguments(recipe: Recipe) -> dict[str, Any]:
+    """What torchvision's classes take besides the parts of their heads."""
     extras = {None: 0, "pool": 1, "p6p7": 2}[recipe.extra]
     strides = [*recipe.strides, *(recipe.strides[-1] * 2 ** (n + 1) for n in range(extras))]
     sizes = anchor_sizes(recipe.kind, strides, anchor_scale=recipe.anchor_scale)
     ratios = (1.0,) if recipe.kind == "fcos" else (0.5, 1.0, 2.0)
-    return AnchorGenerator(sizes, (ratios,) * len(sizes))
-
-
-def _arguments(recipe: Recipe) -> dict[str, Any]:
-    """What torchvision's classes take besides parts."""
-    sizes = {"min_size": recipe.image_size, "max_size": recipe.max_size}
-    return sizes | recipe.detector_arguments
+    generator = "rpn_anchor_generator" if recipe.kind == "faster_rcnn" else "anchor_generator"
+    anchors = AnchorGenerator(sizes, (ratios,) * len(sizes))
+    limits = {"min_size": recipe.image_size, "max_size": recipe.max_size}
+    return {generator: anchors} | limits | recipe.detector_arguments
 
 
 def faster_rcnn(backbone: nn.Module, recipe: Recipe) -> nn.Module:
@@ -57,7 +54,6 @@ def faster_rcnn(backbone: nn.Module, recipe: Recipe) -> nn.Module:
         counts |= {f"rpn_pre_nms_top_n_{phase}": 300, f"rpn_post_nms_top_n_{phase}": 100}
     return detection.FasterRCNN(
         backbone,
-        rpn_anchor_generator=_anchors(recipe),
         box_roi_pool=pool,
         box_head=TwoMLPHead(backbone.out_channels * side**2, hidden),
         box_predictor=FastRCNNPredictor(hidden, recipe.num_classes + 1),
@@ -72,18 +68,18 @@ def one_stage(backbone: nn.Module, recipe: Recipe) -> nn.Module:
     0.05 on like the others (torchvision: 0.2): AP needs the low ones.
     """
     channels, slots, convs = backbone.out_channels, recipe.num_classes + 1, recipe.head_convs
-    anchors, arguments = _anchors(recipe), _arguments(recipe)
+    arguments = _arguments(recipe)
     if recipe.kind == "fcos":
         head = detection.fcos.FCOSHead(channels, 1, slots, num_convs=convs)
         radius = 1.5 / recipe.anchor_scale
         arguments = {"center_sampling_radius": radius, "score_thresh": 0.05} | arguments
     else:
         norm = partial(nn.GroupNorm, 8) if recipe.image_size < BIG else None
-        count = anchors.num_anchors_per_location()[0]
+        count = arguments["anchor_generator"].num_anchors_per_location()[0]
         head = detection.retinanet.RetinaNetHead(channels, count, slots, norm_layer=norm)
         for branch in (head.classification_head, head.regression_head):
             branch.conv = branch.conv[:convs]  # torchvision always builds four
     with torch.no_grad():  # sigmoid heads need no slot 0: never give label 0, even untrained
         head.classification_head.cls_logits.bias[::slots] = -20
     kind = detection.FCOS if recipe.kind == "fcos" else detection.RetinaNet
-    return kind(backbone, slots, anchor_generator=anchors, head=head, **arguments)
+    return kind(backbone, slots, head=head, **arguments)

@@ -45,8 +45,8 @@ def load_trunk(body: nn.Module, weights: str | os.PathLike[str], trunk: str = ""
 
     Args:
         body: the trunk.
-        weights: file, see `read_tensors`; "hub" fetches those of `trunk`.
-        trunk: "torchvision:NAME" or "timm:NAME".
+        weights: a file for `read_tensors`, or "hub" to fetch those of `trunk`.
+        trunk: a name for `hub_state`.
 
     Raises:
         ValueError: a tensor of `body` is not there in its shape, or the file cannot be read.
@@ -73,36 +73,25 @@ def inherit(
 ) -> list[str]:
     """Names of the tensors of `student` that now hold the values of `teacher`'s.
 
-    A tensor is copied when both detectors have it under one name and in one shape, so the head of a
-    two-stage teacher does not fit a one-stage student. The neck is the feature pyramid.
-
-    Args:
-        student: a detector; changed in place.
-        teacher: another.
-        parts: of the detector that are inherited.
-
-    Raises:
-        ValueError: a part of which no tensor fits.
+    A tensor of `parts` is copied when both detectors have it under one name and in one shape, so
+    the head of a two-stage teacher does not fit a one-stage student. The neck is the feature
+    pyramid. Raises ValueError for a part of which no tensor fits.
 
     Source: the "inheriting strategy" of Kang et al. 2021 (arXiv 2110.12724); FGD and MGD copy all
     but the trunk when both heads are alike.
     """
     tensors, source = student.state_dict(), teacher.state_dict()
     fitting = [k for k, v in tensors.items() if k in source and source[k].shape == v.shape]
+    fitting_parts = {
+        "neck": [name for name in fitting if name.startswith("backbone.fpn.")],
+        "head": [name for name in fitting if not name.startswith("backbone.")],
+    }
     copied: list[str] = []
     for part in parts:
-        names = [name for name in fitting if _part_of(name) == part]
-        if not names:
+        if not fitting_parts[part]:
             kinds = f"a {type(teacher).__name__} to a {type(student).__name__}"
             raise ValueError(f"no tensor of the {part} fits from {kinds}; try another `inherit`")
-        copied += names
+        copied += fitting_parts[part]
     for name in copied:
         tensors[name].copy_(source[name])
     return copied
-
-
-def _part_of(name: str) -> str:
-    """The part of a detector that its tensor `name` belongs to."""
-    if not name.startswith("backbone."):
-        return "head"
-    return "neck" if name.startswith("backbone.fpn.") else "trunk"

@@ -33,37 +33,23 @@ class Recipe:
     """
 
     kind: Literal["faster_rcnn", "retinanet", "fcos"]
-    trunk: str
-    """see `dfmsd.detectors.backbones.build_backbone`"""
-    num_classes: int
-    """K real classes with labels 1..K; 0 is background, so heads have K + 1 slots"""
-    image_size: int = 96
-    """short side in pixels of the images to come; sets the defaults of what follows"""
-    max_size: int | None = None
-    """largest long side in pixels, where images are resized; by default 5/3 of the short one"""
-    strides: Sequence[int] | None = None
-    """of the trunk's levels; by default (4, 8, 16, 32), one-stage (8, 16, 32)"""
-    extra: str | None = "auto"
-    """levels on top; "auto": None below 512 pixels, else "pool" (one-stage "p6p7")"""
-    fpn_channels: int | None = None
-    """64 below 512 pixels, else 256; a multiple of 8 (RetinaNet) or 32 (FCOS)"""
-    anchor_scale: float | None = None
-    """factor on torchvision's anchor sizes, see `default_anchor_scale`"""
-    head_channels: int | None = None
-    """width of Faster R-CNN's two linear layers: 256 below 512 pixels, else 1024"""
-    head_convs: int | None = None
-    """convolutions of a one-stage head, at most 4: 2 below 512 pixels, else 4"""
-    trunk_arguments: Mapping[str, Any] | None = None
-    """passed on to the trunk's constructor"""
-    detector_arguments: Mapping[str, Any] | None = None
-    """passed on to torchvision's class (thresholds, counts); they win"""
-    frozen_norm: bool = False
-    """freeze the trunk's batch norms"""
-    frozen_stride: int = 0
-    """the trunk's layers up to this stride are not trained; 0 for none"""
-    resize: bool = False
-    """let torchvision's transform bring the images to `image_size` and `max_size`, and the
-    detections back; by default images stay as the data set gives them"""
+    trunk: str  # see `dfmsd.detectors.backbones.build_backbone`
+    num_classes: int  # K real classes, labels 1..K; 0 is background, so heads have K + 1 slots
+    image_size: int = 96  # short side in pixels of the images to come
+    max_size: int | None = None  # largest long side in pixels when resized; 5/3 of the short one
+    strides: Sequence[int] | None = None  # of the trunk's levels; 4 to 32, one-stage 8 to 32
+    extra: str | None = "auto"  # levels on top: none below 512 pixels, "pool", one-stage "p6p7"
+    fpn_channels: int | None = None  # 64 below 512 pixels, else 256; multiple of `_GROUPS`
+    anchor_scale: float | None = None  # factor on torchvision's sizes, see `default_anchor_scale`
+    head_channels: int | None = None  # of Faster R-CNN's linear layers: 256 below 512, else 1024
+    head_convs: int | None = None  # of a one-stage head, 1 to 4: 2 below 512 pixels, else 4
+    trunk_arguments: Mapping[str, Any] | None = None  # passed on to the trunk's constructor
+    detector_arguments: Mapping[str, Any] | None = (
+        None  # passed on to torchvision's class; they win
+    )
+    frozen_norm: bool = False  # of the trunk
+    frozen_stride: int = 0  # the trunk's layers up to this stride are not trained; 0 for none
+    resize: bool = False  # bring images to `image_size` and `max_size`, and detections back
 
     def __post_init__(self) -> None:
         """Fill in what is left open, then check."""
@@ -80,15 +66,6 @@ class Recipe:
         self.head_convs = self.head_convs or (2 if small else 4)
         self.trunk_arguments = dict(self.trunk_arguments or {})
         self.detector_arguments = dict(self.detector_arguments or {})
-        self._check()
-        try:  # tuples become lists, as when the recipe comes from a file
-            vars(self).update(json.loads(json.dumps(vars(self))))
-        except TypeError as error:
-            names = "trunk_arguments, detector_arguments"
-            raise ValueError(f"{names}: expected JSON, {error}") from error
-
-    def _check(self) -> None:
-        """Raise ValueError that names the first number out of range."""
         groups = _GROUPS[self.kind]
         checks = {
             "num_classes": (self.num_classes >= 1, "at least 1"),
@@ -100,3 +77,8 @@ class Recipe:
         for name, (fits, expected) in checks.items():
             if not fits:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
+        try:  # tuples become lists, as when the recipe comes from a file
+            vars(self).update(json.loads(json.dumps(vars(self))))
+        except TypeError as error:
+            names = "trunk_arguments, detector_arguments"
+            raise ValueError(f"{names}: expected JSON, {error}") from error
