@@ -189,7 +189,7 @@ def predict(
         raise ValueError("predict: name at least one image")
     targets = drawings(images, out)
     model, metadata = load_detector(checkpoint, head=True)
-    style = {"classes": metadata["classes"], "score": score, "columns": 1}
+    style = {"classes": metadata["classes"], "score": score}
     pixels = [read_image(path, max_size=size) for path in images]
     out.mkdir(parents=True, exist_ok=True)
     for path, image, target in zip(images, pixels, targets, strict=True):

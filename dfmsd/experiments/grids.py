@@ -32,6 +32,8 @@ TITLES = {
     "dfmsd-two": "DFMSD, two stages (halves)",
     "dfmsd-early": "DFMSD, two stages (a fifth, then the rest)",
 }
+SCENES = ("scale=quick", "train.steps=800")
+"""Generated scenes, 800 steps: the budget of the scenes' tables."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,8 @@ class Row:
     title: str
     arm: str
     settings: tuple[str, ...] = ()
-    base: str = "none"
-    """the row that its gain is counted from"""
-    recorded: tuple[str, str] | None = None
-    """experiment and row under which its runs are recorded, if they are another row's too"""
+    base: str = "none"  # the row that its gain is counted from
+    recorded: tuple[str, str] | None = None  # experiment and row of its runs, if they are another's
 
 
 @dataclass(frozen=True)
@@ -52,57 +52,47 @@ class Experiment:
     """A question, and the runs that answer it: every row with every seed."""
 
     question: str
-    preset: str
     rows: dict[str, Row]
     seeds: tuple[int, ...]
-    settings: tuple[str, ...] = ()
-    """what all rows share"""
+    preset: str = "scenes"
+    settings: tuple[str, ...] = SCENES  # what all rows share
 
 
-STAGED = {
-    "dfmsd-two": ("two", ()),
-    "dfmsd-early": ("two-early", ("train.schedule_over=run",)),
-}
+STAGED = {"dfmsd-two": ("two", ()), "dfmsd-early": ("two-early", ("train.schedule_over=run",))}
 """DFMSD in two stages with as many steps in all as the others → its arm and settings."""
-
-
-def _row(key: str, title: str, settings: tuple[str, ...]) -> Row:
-    """A row of the method `key`, in one stage or as `STAGED` says."""
-    arm, staged = STAGED.get(key, ("one", ()))
-    return Row(title, arm, (*settings, *staged))
-
-
-def _weighted(name: str, multiple: float) -> tuple[str, str]:
-    """Settings: the method of a row, at a multiple of its balanced weight."""
-    method = "dfmsd" if name in STAGED else name
-    return (f"method.name={method}", f"method.factor={BALANCE[method] * multiple:.3g}")
-
-
-WEIGHTS = {
-    f"{name}-{multiple:g}": _row(name, f"{title} × {multiple:g}", _weighted(name, multiple))
-    for multiple in MULTIPLES
-    for name, title in TITLES.items()
-}
-"""Every method with every multiple of its balanced weight, DFMSD also in two stages."""
 CHOSEN = dict.fromkeys(TITLES, 1.0) | {"pkd": 3.0, "dfmsd-two": 3.0}
 """Row → the multiple of its balance with the highest AP in `scenes-weights`; a test holds it."""
 
 
-def chosen(name: str) -> tuple[str, str]:
-    """Settings: the method of a row, at the weight that was chosen for it."""
-    return _weighted(name, CHOSEN[name])
+def chosen(name: str, multiple: float | None = None) -> tuple[str, str]:
+    """Settings: the method of a row, at the multiple of its balance, or at the chosen one."""
+    method, multiple = "dfmsd" if name in STAGED else name, multiple or CHOSEN[name]
+    return (f"method.name={method}", f"method.factor={BALANCE[method] * multiple:.3g}")
 
 
+def _row(key: str, title: str, multiple: float | None = None) -> Row:
+    """A row of the method `key`, in one stage or as `STAGED` says."""
+    arm, staged = STAGED.get(key, ("one", ()))
+    return Row(title, arm, (*chosen(key, multiple), *staged))
+
+
+def _long(title: str, arm: str, settings: tuple[str, ...] = ()) -> Row:
+    """A row of twice the steps, against no distillation of as many."""
+    return Row(f"{title}, twice the steps", arm, settings, "none-long")
+
+
+WEIGHTS = {
+    f"{name}-{multiple:g}": _row(name, f"{title} × {multiple:g}", multiple)
+    for multiple in MULTIPLES
+    for name, title in TITLES.items()
+}
+"""Every method with every multiple of its balanced weight, DFMSD also in two stages."""
 METHODS = {
     "none": Row("no distillation", "none"),
-    **{name: _row(name, title, chosen(name)) for name, title in TITLES.items()},
-    "none-long": Row("no distillation, twice the steps", "none-long", (), "none-long"),
-    "dfmsd-long": Row(
-        "DFMSD, one stage, twice the steps", "one-long", chosen("dfmsd"), "none-long"
-    ),
-    "dfmsd-two-long": Row(
-        "DFMSD, two stages, twice the steps", "two-long", chosen("dfmsd-two"), "none-long"
-    ),
+    **{name: _row(name, title) for name, title in TITLES.items()},
+    "none-long": _long("no distillation", "none-long"),
+    "dfmsd-long": _long("DFMSD, one stage", "one-long", chosen("dfmsd")),
+    "dfmsd-two-long": _long("DFMSD, two stages", "two-long", chosen("dfmsd-two")),
 }
 """No distillation, every method with its chosen weight, and stages under both budgets."""
 
@@ -112,8 +102,6 @@ def _again(key: str, title: str) -> Row:
     return replace(METHODS[key], title=title, recorded=("scenes-methods", key))
 
 
-SCENES = ("scale=quick", "train.steps=800")
-"""Generated scenes, 800 steps: the budget of the scenes' tables."""
 ABLATION = {
     "align": ("alignment alone", ("method.reconstruction_weight=0",)),
     "rebuild": ("reconstruction alone", ("method.alignment_weight=0",)),
@@ -159,10 +147,9 @@ def _pairs() -> dict[str, Row]:
         "swin": _again("dfmsd", "Faster R-CNN, from Swin"),
         "cnn": Row("Faster R-CNN, from a CNN", "one", (*CNN, *dfmsd)),
         "larger": Row("Faster R-CNN, from a much stronger Swin", "one", (*LARGER, *dfmsd)),
-        "larger-early": Row(
-            "Faster R-CNN, from the strong Swin, then the much stronger", arm, (*LARGER, *first)
-        ),
     }
+    title = "Faster R-CNN, from the strong Swin, then the much stronger"
+    rows["larger-early"] = Row(title, arm, (*LARGER, *first))
     for kind, title in (("retinanet", "RetinaNet"), ("fcos", "FCOS")):
         student, base = (f"student.kind={kind}", *TWICE), f"{kind}-none"
         rows[base] = Row(f"{title}, no distillation, twice the steps", "none", student, base)
@@ -175,25 +162,14 @@ def _pairs() -> dict[str, Row]:
 
 EXPERIMENTS = {
     "scenes-weights": Experiment(
-        "Which weight does each method want, on a seed that no table reports?",
-        "scenes",
-        WEIGHTS,
-        (HELD_OUT,),
-        SCENES,
+        "Which weight does each method want, on a seed that no table reports?", WEIGHTS, (HELD_OUT,)
     ),
-    "scenes-methods": Experiment(
-        "Does it help, and compared with what?", "scenes", METHODS, (0, 1, 2, 3, 4), SCENES
-    ),
+    "scenes-methods": Experiment("Does it help, and compared with what?", METHODS, (0, 1, 2, 3, 4)),
     "scenes-pairs": Experiment(
-        "Does it matter what student and teacher are made of?",
-        "scenes",
-        _pairs(),
-        (0, 1, 2),
-        SCENES,
+        "Does it matter what student and teacher are made of?", _pairs(), (0, 1, 2)
     ),
     "scenes-ablation": Experiment(
         "Which part of DFMSD helps?",
-        "scenes",
         {
             "none": _again("none", "no distillation"),
             "dfmsd": _again("dfmsd", "DFMSD, one stage"),
@@ -201,13 +177,12 @@ EXPERIMENTS = {
             **{key: Row(title, "one", changed) for key, (title, changed) in ABLATION.items()},
         },
         (0, 1, 2),
-        SCENES,
     ),
     "photos-methods": Experiment(
         "Does it help on real photographs?",
-        "photos",
         {key: METHODS[key] for key in ("none", "mgd", "dmkd", "pkd", "dfmsd", "dfmsd-early")},
         (0, 1, 2),
+        "photos",
         ("scale=quick",),
     ),
 }

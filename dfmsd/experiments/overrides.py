@@ -41,11 +41,8 @@ def change(settings: Settings, changes: dict[str, str]) -> Settings:
         kind = typing.get_type_hints(type(owner))[name]
         sections.setdefault(section, {})[name] = _parse(kind, key, text)
     top = sections.pop("", {})
-    return replace(
-        settings,
-        **top,
-        **{name: replace(getattr(settings, name), **sections[name]) for name in sections},
-    )
+    top |= {name: replace(getattr(settings, name), **sections[name]) for name in sections}
+    return replace(settings, **top)
 
 
 def _parse(kind: Any, key: str, text: str) -> Any:

@@ -120,9 +120,8 @@ PRESETS = {"scenes": scenes, "photos": photos, **presets_coco.PRESETS}
 
 def _swin(depths: tuple[int, int, int, int]) -> str:
     """Arguments of a narrow Swin: head dimension 16, window 6 (divides 24, 12, 6), conv stem."""
-    heads = [2, 4, 8, 16]
-    arguments = {"embed_dim": 32, "depths": list(depths), "num_heads": heads, "window_size": [6, 6]}
-    return json.dumps(arguments | {"stem": "conv"})
+    arguments = {"embed_dim": 32, "depths": depths, "num_heads": [2, 4, 8, 16]}
+    return json.dumps(arguments | {"window_size": [6, 6], "stem": "conv"})
 
 
 def default_scale() -> str:
@@ -138,11 +137,7 @@ def default_scale() -> str:
 
 
 def resolve(
-    preset: str,
-    overrides: Sequence[str] = (),
-    *,
-    scale: str | None = None,
-    root: str | Path = ".",
+    preset: str, overrides: Sequence[str] = (), *, scale: str | None = None, root: str | Path = "."
 ) -> Settings:
     """The settings of a preset with `key=value` overrides; `scale=…` among them chooses the scale.
 
@@ -157,15 +152,12 @@ def resolve(
     """
     if preset not in PRESETS:
         raise SettingsError(f"{preset}: no such preset{nearest(preset, list(PRESETS))}")
-    pairs = [split_override(text) for text in overrides]
-    scale = next((value for key, value in reversed(pairs) if key == "scale"), scale)
-    scale = scale or default_scale()
+    changes = dict(map(split_override, overrides))
+    scale = changes.pop("scale", scale) or default_scale()
     if scale not in SCALES:
         raise SettingsError(f"scale={scale}: no such scale{nearest(scale, SCALES)}")
-    for key, value in pairs:
-        if key == "preset" and value != preset:
-            raise SettingsError(f"preset={value}: contradicts the preset {preset} named first")
-    changes = {key: value for key, value in pairs if key not in ("scale", "preset")}
+    if (other := changes.pop("preset", preset)) != preset:
+        raise SettingsError(f"preset={other}: contradicts the preset {preset} named first")
     settings = replace(PRESETS[preset](scale), preset=preset, scale=scale)
     return change(_rooted(settings, Path(root)), changes)
 

@@ -2,7 +2,8 @@
 
 `train.steps` is the 1x schedule, 90 000 steps of 16 images (12 epochs), the rate falling at 60 000
 and 80 000; the long arms ("none-long", "one-long", "two-long") are 2x. Smoke runs the same job on a
-few images, to see that it runs at all.
+few images, to see that it runs at all. Memory and time were not measured by us: ask
+`dfmsd preflight`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ SWIN_S = "data/teachers/mask_rcnn_swin_s.safetensors"
 FASTER_V2 = "data/teachers/fasterrcnn_resnet50_fpn_v2.safetensors"
 """torchvision's Faster R-CNN v2, 46.7 AP."""
 
+SCHEDULE_1X = Train(
+    steps=90_000, batch_size=16, optimizer="sgd", weight_decay=1e-4, schedule="step", clip=35.0
+)
+"""Source: mmdetection's 1x schedule; clipping at 35 as FGD and MGD do."""
+
 _MMDET = "make it with `dfmsd import-mmdet FILE --out {}`, FILE being mmdetection's %s"
 _ORIGINS = {
     RESNET: "get https://download.pytorch.org/models/resnet50-0676ba61.pth (torchvision's "
@@ -37,7 +43,7 @@ def require(field: str, file: str, otherwise: str = "") -> None:
 
     Args:
         field: the setting that names it.
-        file: the file.
+        file: where it is.
         otherwise: how to get one that is not of these presets.
 
     Raises:
@@ -57,7 +63,6 @@ def faster_rcnn_r50_swin_sal(scale: str) -> Settings:
     Expected, COCO val2017: 38.4 AP without distillation (2x), 42.2 after Swin-T, 42.9 after Swin-S,
     42.3 straight from Swin-S (the paper, figure 3; it does not say how long a stage is). Twins of
     the same budget: arms=one-long and arms=none-long.
-    Memory and time: ask `dfmsd preflight`; not measured by us.
     """
     return _coco(scale, "faster_rcnn", SWIN_T, SWIN_S, "two-long")
 
@@ -67,7 +72,6 @@ def retinanet_r50_swin_sal(scale: str) -> Settings:
 
     Expected, COCO val2017: 37.4 AP without distillation (2x, mmdetection); PKD reaches 41.5 from
     Swin-S alone (2x, mmrazor). Twins of the same budget: arms=one-long and arms=none-long.
-    Memory and time: ask `dfmsd preflight`; not measured by us.
     """
     return _coco(scale, "retinanet", SWIN_T, SWIN_S, "two-long")
 
@@ -78,7 +82,6 @@ def retinanet_r50_from_faster_rcnn_v2(scale: str) -> Settings:
     Expected, COCO val2017: 36.5 AP without distillation (1x, mmdetection), the teacher has 46.7; no
     published distillation of this pair is known to us. Its twin without distillation: arms=none.
     On generated scenes, method.match=index was the better pairing of levels for a RetinaNet.
-    Memory and time: ask `dfmsd preflight`; not measured by us.
     """
     return _coco(scale, "retinanet", "", FASTER_V2, "one")
 
@@ -88,7 +91,6 @@ def fcos_r50(scale: str) -> Settings:
 
     Expected, COCO val2017: 39.2 AP for torchvision's own FCOS (1x); PKD reaches 43.9 from 39.1 with
     a Mask R-CNN Swin (its abstract). Its twin without distillation: arms=none-long.
-    Memory and time: ask `dfmsd preflight`; not measured by us.
     """
     return _coco(scale, "fcos", SWIN_T, SWIN_S, "one-long")
 
@@ -104,8 +106,8 @@ PRESETS = {
 def _coco(scale: str, kind: str, weak_file: str, strong_file: str, arm: str) -> Settings:
     """What these presets share: the field's data, optimiser and schedule, see `kd-anchors` 3.5.
 
-    Source: mmdetection's 1x schedule: SGD, 0.02 for two stages and 0.01 for one, 1000 steps of
-    warm-up, decay 1e-4, frozen stem, first stage and batch norms; clipping at 35 as FGD and MGD do.
+    Source: mmdetection: learning rate 0.02 for two stages and 0.01 for one, 1000 steps of warm-up,
+    frozen stem, first stage and batch norms.
     """
     two_stage = kind == "faster_rcnn"
     student = Detector(
@@ -117,32 +119,12 @@ def _coco(scale: str, kind: str, weak_file: str, strong_file: str, arm: str) -> 
         frozen_norm=True,
         frozen_stride=4,
     )
-    train = Train(
-        steps=90_000,
-        batch_size=16,
-        optimizer="sgd",
-        lr=0.02 if two_stage else 0.01,
-        batch_of_lr=16,
-        weight_decay=1e-4,
-        warmup=1000 / 90_000,
-        schedule="step",
-        clip=35.0,
-        save_every=2500,
-        log_every=50,
-        evaluations=6,
-    )
+    rate = {"lr": 0.02 if two_stage else 0.01, "batch_of_lr": 16, "warmup": 1000 / 90_000}
+    train = replace(SCHEDULE_1X, **rate, save_every=2500, log_every=50, evaluations=6)
+    images = {"val_images": 0, "curve_images": 500, "cache": False, "workers": 8}
     full = Settings(
         arms=(arm,),
-        data=Data(
-            kind="coco",
-            root="data/coco",
-            short=800,
-            size=1333,
-            val_images=0,
-            curve_images=500,
-            cache=False,
-            workers=8,
-        ),
+        data=Data(kind="coco", root="data/coco", short=800, size=1333, **images),
         student=student,
         weak_file=weak_file,
         strong_file=strong_file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -40,23 +41,20 @@ def commit() -> str:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        return next(names, platform.machine())
-    except OSError:
-        return platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        if name := re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M):
+            return name[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def environment() -> dict[str, Any]:
     """Where a run took place: versions, hardware, commit; no host or user names."""
     import torch
 
-    versions = {"python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in PACKAGES}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    packages = {name: metadata.version(name) for name in PACKAGES}
     return {
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **packages},
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -127,9 +125,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
 
 
-def mean_losses(rows: list[dict[str, Any]], parts: int = 40) -> list[dict[str, float]]:
-    """The logged losses of a run averaged over at most `parts` stretches, for learning curves."""
-    length = max(1, -(-len(rows) // parts))
+def mean_losses(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The logged losses of a run averaged over at most 40 stretches, for learning curves."""
+    length = max(1, -(-len(rows) // 40))
     means = []
     for first in range(0, len(rows), length):
         part = [row for row in rows[first : first + length] if row["stage"] == rows[first]["stage"]]
