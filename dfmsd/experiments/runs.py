@@ -19,7 +19,7 @@ from dfmsd.experiments.build import records_file
 from dfmsd.experiments.grids import EXPERIMENTS
 from dfmsd.experiments.overrides import FILES, NOT_HASHED, fingerprint, split_override
 from dfmsd.experiments.presets import resolve
-from dfmsd.experiments.records import commit, read_records
+from dfmsd.experiments.records import commit, read_folder, read_records
 from dfmsd.experiments.settings import ARMS, Settings, SettingsError, nearest
 from dfmsd.experiments.teachers import teacher, teacher_run
 from dfmsd.experiments.train import stage_file, train_and_record
@@ -45,6 +45,11 @@ class Run:
         return Path(self.settings.out) / name / f"{self.arm}-seed{self.seed}"
 
     @property
+    def steps(self) -> int:
+        """Steps of all its stages."""
+        return round(sum(ARMS[self.arm].lengths) * self.settings.train.steps)
+
+    @property
     def weights(self) -> Path:
         """The student after the last stage."""
         return stage_file(self.folder, len(ARMS[self.arm].lengths) - 1)
@@ -63,11 +68,10 @@ class Run:
     @property
     def labels(self) -> dict[str, Any]:
         """What its record is found by: the row of an experiment, or else its settings."""
+        labels = {"arm": self.arm, "seed": self.seed}
         if self.experiment:
-            key = {"experiment": self.experiment, "row": self.row}
-        else:
-            key = {"fingerprint": fingerprint(self.settings)}
-        return {"arm": self.arm, "seed": self.seed, **key}
+            return labels | {"experiment": self.experiment, "row": self.row}
+        return labels | {"fingerprint": fingerprint(self.settings)}
 
     def record(self) -> dict[str, Any] | None:
         """The newest record of this very run, or None."""
@@ -154,23 +158,16 @@ def execute_experiment(
     Arguments and errors of `experiment_runs`.
     """
     listed = experiment_runs(name, overrides)
-    missing = without_record(listed)
-    if missing:
+    if missing := without_record(listed):
         execute_all(missing, show=show)
-    known = _neighbours(listed)
+    known = read_folder(listed[0].records.parent)
     return [run.among(known) for run in listed]
 
 
 def without_record(listed: list[Run]) -> list[Run]:
     """The runs of an experiment that neither it nor an experiment beside it has recorded."""
-    known = _neighbours(listed)
+    known = read_folder(listed[0].records.parent)
     return [run for run in listed if run.among(known) is None]
-
-
-def _neighbours(listed: list[Run]) -> list[dict[str, Any]]:
-    """Every record in the folder of an experiment's records: experiments share runs."""
-    files = sorted(listed[0].records.parent.glob("*.jsonl"))
-    return [record for file in files for record in read_records(file)]
 
 
 def _execute_parallel(listed: Sequence[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
@@ -178,27 +175,26 @@ def _execute_parallel(listed: Sequence[Run], jobs: int, *, show: bool) -> list[d
 
     Ctrl-C, SIGTERM and SIGUSR1 end the workers with a SIGTERM, at which a training saves.
     """
-    lengths = [round(sum(ARMS[run.arm].lengths) * run.settings.train.steps) for run in listed]
-    title, done = f"{len(listed)} runs, {jobs} at a time", _steps_done(listed, lengths)
-    progress = Progress(title, sum(lengths), start=done, show=show)
+    title, steps = f"{len(listed)} runs, {jobs} at a time", sum(run.steps for run in listed)
+    progress = Progress(title, steps, start=_steps_done(listed), show=show)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    longest_first = sorted(range(len(listed)), key=lambda i: (listed[i].seed, -lengths[i]))
+    longest_first = sorted(listed, key=lambda run: (run.seed, -run.steps))
     # one task per process: its peak memory is then the peak of its one run
     how = {"initializer": _prepare_worker, "max_tasks_per_child": 1}
     others, pool = set(active_children()), ProcessPoolExecutor(jobs, get_context("spawn"), **how)
     try:
         with stop_signals():
-            waiting = {pool.submit(execute, listed[i], show=False) for i in longest_first}
+            waiting = {pool.submit(execute, run, show=False) for run in longest_first}
             while waiting:
                 finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()  # a failure ends the pool
                 note = f"{len(listed) - len(waiting)} runs finished"
-                progress.update(_steps_done(listed, lengths), note)
+                progress.update(_steps_done(listed), note)
     except BrokenProcessPool as error:
+        remedy = "the same command continues, with jobs=1 in the least memory"
         raise ChildProcessError(
-            "a worker process was killed (out of memory?); the same command continues, "
-            "with jobs=1 in the least memory"
+            f"a worker process was killed (out of memory?); {remedy}"
         ) from error
     except (KeyboardInterrupt, PreemptedError):
         for worker in set(active_children()) - others:
@@ -222,11 +218,11 @@ def _prepare_worker() -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def _steps_done(listed: Sequence[Run], lengths: list[int]) -> int:
+def _steps_done(listed: Sequence[Run]) -> int:
     """Steps in the logs of all runs, at most the length of each."""
     total = 0
-    for run, length in zip(listed, lengths, strict=True):
+    for run in listed:
         log = run.folder / "log.jsonl"
-        logged = sum('"loss"' in line for line in log.open()) if log.exists() else 0
-        total += min(logged * run.settings.train.log_every, length)
+        logged = log.read_text().count('"loss"') if log.exists() else 0
+        total += min(logged * run.settings.train.log_every, run.steps)
     return total
