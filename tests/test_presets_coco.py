@@ -14,7 +14,7 @@ from dfmsd.__main__ import COMMANDS
 from dfmsd.detectors.features import feature_channels
 from dfmsd.experiments import presets
 from dfmsd.experiments.build import arm_stages, detector_for
-from dfmsd.experiments.preflight import Preflight, _report_teacher
+from dfmsd.experiments.preflight import Preflight
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.presets_coco import PRESETS as COCO
 from dfmsd.experiments.presets_coco import require
@@ -97,7 +97,7 @@ def words_of_absence(name, project):
             with pytest.raises(FileNotFoundError) as caught:
                 teacher(settings, teacher_name)
             report = Preflight(settings, None)
-            _report_teacher(report, teacher_name, None, 1)
+            report.check_teacher(teacher_name, None, 1)
             assert report.reasons == [f"teacher {teacher_name}: {caught.value}"]
             said.append(str(caught.value))
     with pytest.raises(FileNotFoundError) as caught:

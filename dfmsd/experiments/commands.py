@@ -227,7 +227,5 @@ def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> N
     print(arms_table(rows))
 
 
-COMMANDS = {
-    command.__name__: command
-    for command in (train, preflight, distill, experiment, evaluate, predict, config, table)
-}
+_COMMANDS = (train, preflight, distill, experiment, evaluate, predict, config, table)
+COMMANDS = {command.__name__: command for command in _COMMANDS}

@@ -93,8 +93,6 @@ def loss_balance(
     gradients = [torch.autograd.grad(loss, trunk, **options) for loss in (method, task)]
     method_pull, task_pull = (torch.cat([part.flatten() for part in g]) for g in gradients)
     return {
-        "task": float(task.detach()),
-        "distillation": float(method.detach()),
         "ratio": float((method / task).detach()),
         "gradient_ratio": float(method_pull.norm()) / max(float(task_pull.norm()), 1e-12),
         "cosine": float(torch.cosine_similarity(method_pull, task_pull, dim=0)),
