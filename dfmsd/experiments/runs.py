@@ -105,13 +105,13 @@ def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
     shared.append(f"seeds={','.join(map(str, plan.seeds))}")
     keys = {split_override(text)[0] for text in overrides} - NOT_HASHED
     changed = any(not key.endswith(FILES) for key in keys)
-    listed = [
+    rows = (
         Run(settings, row.arm, seed, *(() if changed else row.recorded or (name, key)))
         for key, row in plan.rows.items()
         for settings in [resolve(plan.preset, [*shared, *row.settings, *overrides])]
         for seed in settings.seeds
-    ]
-    return sorted(listed, key=lambda run: run.seed)
+    )
+    return sorted(rows, key=lambda run: run.seed)
 
 
 def runs(settings: Settings) -> list[Run]:
@@ -134,20 +134,20 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
     return train_and_record(run.settings, run.arm, teachers, **how)
 
 
-def execute_all(listed: Sequence[Run], *, show: bool = True) -> list[dict[str, Any]]:
+def execute_all(queue: Sequence[Run], *, show: bool = True) -> list[dict[str, Any]]:
     """The records of the runs, `settings.jobs` at a time; their teachers are made before them."""
     needed = {
         (name, teacher_run(run.settings, name)[1]): run.settings
-        for run in listed
+        for run in queue
         for name in run.teachers
         if not run.done()
     }
     for (name, _), settings in sorted(needed.items(), key=lambda item: item[0]):
         teacher(settings, name, show=show)
-    jobs = listed[0].settings.jobs
+    jobs = queue[0].settings.jobs
     if jobs == 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's processes share each run
-        return [execute(run, show=show) for run in listed]
-    return _execute_parallel(listed, jobs, show=show)
+        return [execute(run, show=show) for run in queue]
+    return _execute_parallel(queue, jobs, show=show)
 
 
 def execute_experiment(
@@ -157,28 +157,28 @@ def execute_experiment(
 
     Arguments and errors of `experiment_runs`.
     """
-    listed = experiment_runs(name, overrides)
-    if missing := without_record(listed):
+    queue = experiment_runs(name, overrides)
+    if missing := without_record(queue):
         execute_all(missing, show=show)
-    known = read_folder(listed[0].records.parent)
-    return [run.among(known) for run in listed]
+    known = read_folder(queue[0].records.parent)
+    return [run.among(known) for run in queue]
 
 
-def without_record(listed: list[Run]) -> list[Run]:
+def without_record(queue: list[Run]) -> list[Run]:
     """The runs of an experiment that neither it nor an experiment beside it has recorded."""
-    known = read_folder(listed[0].records.parent)
-    return [run for run in listed if run.among(known) is None]
+    known = read_folder(queue[0].records.parent)
+    return [run for run in queue if run.among(known) is None]
 
 
-def _execute_parallel(listed: Sequence[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
+def _execute_parallel(queue: Sequence[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
     """The records of the runs, `jobs` worker processes sharing them; one progress line for all.
 
     Ctrl-C, SIGTERM and SIGUSR1 end the workers with a SIGTERM, at which a training saves.
     """
-    title, steps = f"{len(listed)} runs, {jobs} at a time", sum(run.steps for run in listed)
-    progress = Progress(title, steps, start=_steps_done(listed), show=show)
+    title, steps = f"{len(queue)} runs, {jobs} at a time", sum(run.steps for run in queue)
+    progress = Progress(title, steps, start=_steps_done(queue), show=show)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    longest_first = sorted(listed, key=lambda run: (run.seed, -run.steps))
+    longest_first = sorted(queue, key=lambda run: (run.seed, -run.steps))
     # one task per process: its peak memory is then the peak of its one run
     how = {"initializer": _prepare_worker, "max_tasks_per_child": 1}
     others, pool = set(active_children()), ProcessPoolExecutor(jobs, get_context("spawn"), **how)
@@ -189,20 +189,18 @@ def _execute_parallel(listed: Sequence[Run], jobs: int, *, show: bool) -> list[d
                 finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()  # a failure ends the pool
-                note = f"{len(listed) - len(waiting)} runs finished"
-                progress.update(_steps_done(listed), note)
+                note = f"{len(queue) - len(waiting)} runs finished"
+                progress.update(_steps_done(queue), note)
     except BrokenProcessPool as error:
-        remedy = "the same command continues, with jobs=1 in the least memory"
-        raise ChildProcessError(
-            f"a worker process was killed (out of memory?); {remedy}"
-        ) from error
+        text = "a worker process was killed (out of memory?); the same command continues, "
+        raise ChildProcessError(f"{text}with jobs=1 in the least memory") from error
     except (KeyboardInterrupt, PreemptedError):
         for worker in set(active_children()) - others:
             worker.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-    return [run.record() for run in listed]
+    return [run.record() for run in queue]
 
 
 def _prepare_worker() -> None:
@@ -218,10 +216,10 @@ def _prepare_worker() -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def _steps_done(listed: Sequence[Run]) -> int:
+def _steps_done(queue: Sequence[Run]) -> int:
     """Steps in the logs of all runs, at most the length of each."""
     total = 0
-    for run in listed:
+    for run in queue:
         log = run.folder / "log.jsonl"
         logged = log.read_text().count('"loss"') if log.exists() else 0
         total += min(logged * run.settings.train.log_every, run.steps)
