@@ -21,7 +21,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 # Nobody moves a slider while a notebook is executed: the mask laboratory leaves its pictures instead of a dead widget.
 export DFMSD_STATIC := 1
 
-.PHONY: help demo test notebooks lint clean
+.PHONY: help demo test notebooks bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -50,6 +50,9 @@ notebooks: $(STAMP) ## execute every notebook at smoke scale into build/
 		DFMSD_SCALE=$${DFMSD_SCALE:-smoke} $(EXECUTE) "$$f" || exit 1; ran=$$((ran + 1)); done; \
 		[ $$ran -gt 0 ] || { echo "make notebooks: found none in notebooks/"; exit 1; }; \
 		echo "make notebooks: $$ran executed into build/, none failed"
+
+bench: $(STAMP) ## measure every ratio of benchmarks/ (12 minutes on two quiet cores), show the table
+	@$(VENV)/bin/python benchmarks
 
 lint: $(STAMP) ## check style and formatting, notebooks included
 	@$(VENV)/bin/ruff check .

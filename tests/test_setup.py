@@ -91,7 +91,7 @@ def test_installed_equals_constraints():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["help", "demo", "test", "notebooks", "lint", "clean"])
+@pytest.mark.parametrize("target", ["help", "demo", "test", "notebooks", "bench", "lint", "clean"])
 def test_make_knows_the_target(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -220,8 +220,8 @@ class Batches:
         sizes = [(0, 0)] * len(dataset) if sizes is None else sizes
         if len(sizes) != len(dataset):
             raise ValueError(f"sizes: {len(sizes)} of them for {len(dataset)} images")
-        groups = [(-(-height // 32), -(-width // 32)) for height, width in sizes]
-        self.sampler, self.workers = StepSampler(groups, batch_size, seed=seed), workers
+        self.groups = [(-(-height // 32), -(-width // 32)) for height, width in sizes]
+        self.sampler, self.workers = StepSampler(self.groups, batch_size, seed=seed), workers
 
     def iterate(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Endless (images, targets) from step `start` on, for process `rank` of `world`.
