@@ -172,14 +172,14 @@ def predict(
         raise ValueError("predict: name at least one image")
     targets = drawings(images, out)
     model, metadata = load_detector(checkpoint, head=True)
-    style = {"classes": metadata["classes"], "score": score, "columns": 1}
     pixels = [read_image(path, max_size=size) for path in images]
     out.mkdir(parents=True, exist_ok=True)
     for path, image, target in zip(images, pixels, targets, strict=True):
         with torch.no_grad():
             detections = model([image])
         count = int((detections[0]["scores"] >= score).sum())
-        detections_figure([image], detections, **style).savefig(target)
+        figure = detections_figure([image], detections, classes=metadata["classes"], score=score)
+        figure.savefig(target)
         print(f"{path}: {count} objects of score ≥ {score}, drawn in {target}")
 
 
