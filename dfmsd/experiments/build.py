@@ -39,15 +39,10 @@ def datasets(data: Data) -> tuple[Any, Any]:
             SceneDataset(data.val_images, size=data.size, seed=VAL_SEED),
         )
     if not Path(data.root).is_dir():
-        raise FileNotFoundError(
-            f"data.root={data.root}: no such folder; it must hold images and annotations in COCO "
-            "format"
-        )
-    largest = None if data.short else data.size
-    return tuple(
-        CocoDataset(data.root, split, max_size=largest, cache=data.cache)
-        for split in ("train", "val")
-    )
+        wanted = "it must hold images and annotations in COCO format"
+        raise FileNotFoundError(f"data.root={data.root}: no such folder; {wanted}")
+    options = {"max_size": None if data.short else data.size, "cache": data.cache}
+    return tuple(CocoDataset(data.root, split, **options) for split in ("train", "val"))
 
 
 def shown_size(data: Data, height: int, width: int) -> tuple[int, int]:
@@ -63,9 +58,11 @@ def batches(dataset: Any, data: Data, *, batch_size: int, seed: int) -> Batches:
     zoom = None if tuple(data.zoom) == (1.0, 1.0) else tuple(data.zoom)
     flips = {"flip": data.horizontal_flip, "vflip": data.vertical_flip}
     transform = augmentation(**flips, scale=zoom, colour=data.colour)
-    sizes, workers = [shown_size(data, *size) for size in dataset.sizes], data.workers
-    how = {"sizes": sizes, "transform": transform, "workers": workers}
-    return Batches(dataset, batch_size, seed=seed, **how)
+    options = {
+        "sizes": [shown_size(data, *size) for size in dataset.sizes],
+        "workers": data.workers,
+    }
+    return Batches(dataset, batch_size, seed=seed, transform=transform, **options)
 
 
 def detector(
@@ -73,21 +70,10 @@ def detector(
 ) -> nn.Module:
     """A fresh detector of the settings; with `max_size` it resizes its images."""
     require("weights", settings.weights)
-    recipe = Recipe(
-        settings.kind,
-        settings.trunk,
-        num_classes=num_classes,
-        image_size=image_size,
-        max_size=max_size,
-        resize=max_size is not None,
-        strides=settings.strides,
-        fpn_channels=settings.fpn_channels,
-        anchor_scale=settings.anchor_scale or None,
-        trunk_arguments=json.loads(settings.trunk_arguments),
-        frozen_norm=settings.frozen_norm,
-        frozen_stride=settings.frozen_stride,
-    )
-    return build_detector(recipe, weights=settings.weights or None)
+    values = asdict(settings) | {"trunk_arguments": json.loads(settings.trunk_arguments)}
+    weights, resize = values.pop("weights") or None, max_size is not None
+    sizes = {"image_size": image_size, "max_size": max_size, "resize": resize}
+    return build_detector(Recipe(num_classes=num_classes, **sizes, **values), weights=weights)
 
 
 def detector_for(settings: Detector, data: Data, *, num_classes: int) -> nn.Module:
@@ -159,10 +145,8 @@ def arm_stages(
     stages = []
     for number, steps in enumerate(lengths):
         rates = schedule(train, steps=steps, offset=sum(lengths[:number]), total=total)
-        if not names:
-            stages.append(Stage("task only", rates))
-            continue
-        teacher = teachers[names[number]]
-        compares = method(settings, student, teacher)
-        stages.append(Stage(names[number], rates, teacher, compares))
+        stages.append(Stage("task only", rates))
+        if names:
+            teacher = teachers[names[number]]
+            stages[-1] = Stage(names[number], rates, teacher, method(settings, student, teacher))
     return stages

@@ -15,7 +15,8 @@ from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.settings import Settings, SettingsError
 from dfmsd.experiments.train import stage_file, train_and_record
 
-TEACHERS = ("weak", "strong")
+SECTIONS = ("data", "train", "student")
+"""Sections of the settings that can change a detector trained without distillation."""
 
 
 def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settings, Path]:
@@ -29,7 +30,7 @@ def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settin
     Raises:
         SettingsError: another name.
     """
-    if name not in (*TEACHERS, "student"):
+    if name not in ("weak", "strong", "student"):
         raise SettingsError(f"{name}: no such detector; one of weak, strong, student")
     train = settings.train if name == "student" else settings.teach
     if name == "weak" and settings.weak_steps:
@@ -38,9 +39,8 @@ def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settin
     if name != "student" and data.kind == "scenes":
         data = replace(data, train_images=settings.teacher_images)
     own = replace(settings, data=data, train=train, student=getattr(settings, name), inherit="no")
-    key = fingerprint(own, "data", "train", "student")
-    folder = Path(settings.out) / f"{settings.preset}-{settings.scale}-{name}-{key}"
-    return own, folder.with_name(f"{folder.name}-seed{seed}") if seed else folder
+    folder = f"{settings.preset}-{settings.scale}-{name}-{fingerprint(own, *SECTIONS)}"
+    return own, Path(settings.out) / (f"{folder}-seed{seed}" if seed else folder)
 
 
 def train_detector(
@@ -50,8 +50,7 @@ def train_detector(
     own, folder = teacher_run(settings, name, seed=seed)
     weights = stage_file(folder, 0)
     if not weights.exists():
-        key = folder.name.removesuffix(f"-seed{seed}").rsplit("-", 1)[-1]
-        labels = {"arm": f"train {name}", "seed": seed, "fingerprint": key}
+        labels = {"arm": f"train {name}", "seed": seed, "fingerprint": fingerprint(own, *SECTIONS)}
         train_and_record(own, "none", {}, folder=folder, labels=labels, show=show)
     return weights, read_metadata(weights)
 

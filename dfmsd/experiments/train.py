@@ -16,14 +16,7 @@ from torch import nn
 from dfmsd.detectors.checkpoints import read_metadata
 from dfmsd.detectors.pretrained import inherit
 from dfmsd.detectors.saved import save_detector
-from dfmsd.experiments.build import (
-    arm_stages,
-    batches,
-    datasets,
-    detector_for,
-    evaluate,
-    records_file,
-)
+from dfmsd.experiments import build
 from dfmsd.experiments.records import append_record, environment, mean_losses, read_records
 from dfmsd.experiments.settings import Engine, Settings, Train
 from dfmsd.stages import Stage, run_stages
@@ -70,17 +63,18 @@ def train_and_record(
     Raises:
         CheckpointError: the folder holds a checkpoint of another run.
     """
-    read_records(records_file(settings))  # a broken file is better known before the training
+    read_records(build.records_file(settings))  # a broken file is better known before the training
     began, cpu, where = time.time(), time.process_time(), environment()
     resumed, seed = bool(list_checkpoints(folder)), labels["seed"]
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
-    data = datasets(settings.data)
+    data = build.datasets(settings.data)
     torch.manual_seed(seed)
-    student = detector_for(settings.student, settings.data, num_classes=len(data[0].classes))
+    classes = data[0].classes
+    student = build.detector_for(settings.student, settings.data, num_classes=len(classes))
     if settings.inherit != "no":
         teacher = teachers[settings.inherit_from]
         labels = labels | {"inherited": inherit(student, teacher, settings.inherit.split("+"))}
-    stages = arm_stages(settings, arm, student, teachers)
+    stages = build.arm_stages(settings, arm, student, teachers)
     folder.mkdir(parents=True, exist_ok=True)
     log = Logging(settings.train.log_every, title=f"{labels['arm']}, seed {seed}", show=show)
     how = {"folder": folder, "seed": seed, "log": log, "accelerator": accelerator}
@@ -105,7 +99,7 @@ def train_and_record(
         "environment": where,
     }
     if accelerator.is_main_process:
-        append_record(records_file(settings), record)
+        append_record(build.records_file(settings), record)
     accelerator.wait_for_everyone()
     return record
 
@@ -133,20 +127,19 @@ def train_stages(
         ChildProcessError: a loader process or another process of this run has ended.
     """
     train, engine, (train_set, val_set) = settings.train, settings.engine, data
-    history, lengths = History(), [stage.schedule.steps for stage in stages]
+    main, lengths = accelerator.is_main_process, [stage.schedule.steps for stage in stages]
     prepare(engine, [student, *(s.teacher for s in stages if s.teacher is not None)])
 
     def score(model: nn.Module, images: int) -> dict[str, float]:
         limit = images or None
-        return evaluate(model, val_set, settings.data, limit=limit, accelerator=accelerator)
+        return build.evaluate(model, val_set, settings.data, limit=limit, accelerator=accelerator)
 
     def export(model: nn.Module, path: Path, **extra: Any) -> None:
         save_detector(model, path, classes=train_set.classes, **extra)
 
-    def after_stage(number: int, _stage: Stage, model: nn.Module, latest: History) -> None:
+    def after_stage(number: int, _stage: Stage, model: nn.Module, _history: History) -> None:
         metrics = score(model, settings.data.val_images)
-        history.rows, history.evaluations = latest.rows, latest.evaluations
-        if accelerator.is_main_process:
+        if main:
             export(model, stage_file(folder, number), metrics=metrics)
 
     if engine.tensorboard:
@@ -155,7 +148,7 @@ def train_stages(
         run_stages(
             student,
             stages,
-            batches(train_set, settings.data, batch_size=train.batch_size, seed=seed),
+            build.batches(train_set, settings.data, batch_size=train.batch_size, seed=seed),
             optimizer=optimizer_options(train),
             checkpoints=Checkpointing(folder, export, train.save_every, engine.save_minutes, stop),
             after_stage=after_stage,
@@ -170,7 +163,4 @@ def train_stages(
             ),
         )
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not history.rows:
-        # all was done when a kill came before the record
-        history = History.resume(folder, before=(len(stages), 0))
-    return history
+    return History.resume(folder if main else None, before=(len(stages), 0))

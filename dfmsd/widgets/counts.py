@@ -58,9 +58,8 @@ def report(scene: Scene, keep: Tensor, limits: tuple[float, float]) -> list[str]
     if not len(scene.boxes):
         return [*lines, "no true boxes are known here, and the detector finds none"]
     whose = "the detector's own, no true ones are known" if scene.detected else "true ones"
-    hidden = (
-        f"{counts['masked in objects'][0] / masked:.0%} of the masked cells, " if masked else ""
-    )
+    inside = counts["masked in objects"][0]
+    hidden = f"{inside / masked:.0%} of the masked cells, " if masked else ""
     objects = f"{covered / cells:.0%} of all cells · {len(scene.boxes)} boxes ({whose})"
     small, medium = (f"{limit:g}" for limit in limits)
     sides = {"small": f"side < {small} px", "medium": f"{small} to {medium} px"}
