@@ -126,7 +126,8 @@ def canonical(name: str) -> str:
 def undeclared(path: Path, allowed: set[str]) -> set[str]:
     """Imported packages of a file that come from no declared distribution."""
     tops = {name.split(".")[0] for name in imports(path.read_text(), package_of_any(path))}
-    local = {"dfmsd", *(other.stem for other in path.parent.glob("*.py"))}
+    beside = [*path.parent.glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    local = {"dfmsd", *(other.stem for other in beside)}
     owners = metadata.packages_distributions()
     third = tops - set(sys.stdlib_module_names) - local - {""}
     return {top for top in third if not {canonical(n) for n in owners.get(top, [])} & allowed}
