@@ -1,7 +1,6 @@
-"""The presets at three scales.
+"""The presets: jobs at three scales.
 
-A preset is a job (generated scenes, photographs); a scale says how much of it is run: `smoke` in
-under a minute, `quick` in minutes on two cores, `full` on GPUs.
+`smoke` takes less than a minute, `quick` minutes on two cores, `full` is for GPUs.
 """
 
 from __future__ import annotations
@@ -68,22 +67,16 @@ def photos(scale: str) -> Settings:
     Choice: pilots on 448 photographs. A RetinaNet at 3e-4 learns nothing in 800 steps; Faster R-CNN
     has 7.3 AP after 400 steps at 1e-3, 8.0 at 2e-3, both with 1e-4 for the trunk, 6.4 with 3e-4.
     """
-    trunk = Detector(
-        trunk="torchvision:mobilenet_v2",
-        strides=(8, 16, 32),
-        fpn_channels=96,
-        anchor_scale=0.4,
-        frozen_norm=True,
-    )
+    pyramid = {"strides": (8, 16, 32), "fpn_channels": 96, "anchor_scale": 0.4}
+    trunk = Detector(trunk="torchvision:mobilenet_v2", frozen_norm=True, **pyramid)
     train = Train(steps=600, batch_size=4, lr=2e-3, trunk=0.05, evaluations=2)
     smallest = replace(train, steps=6, batch_size=2, evaluations=1)
     longest = replace(train, steps=10_000, batch_size=16, save_every=1000)
+    data = Data(kind="coco", root="data/coco", size=320, val_images=0)
     quick = Settings(
         seeds=(0, 1),
         arms=("none", "one"),
-        data=Data(
-            kind="coco", root="data/coco", size=320, colour=0.3, zoom=(0.7, 1.4), val_images=0
-        ),
+        data=replace(data, colour=0.3, zoom=(0.7, 1.4)),
         student=replace(trunk, fpn_channels=48),
         weak=trunk,
         strong=trunk,
@@ -125,14 +118,13 @@ def _swin(depths: tuple[int, int, int, int]) -> str:
 
 
 def default_scale() -> str:
-    """The scale named by DFMSD_SCALE, smoke unless set.
+    """The scale named by DFMSD_SCALE, smoke unless set; SettingsError when it is not a scale."""
+    return _valid(os.environ.get("DFMSD_SCALE", "smoke"), "DFMSD_SCALE")
 
-    Raises:
-        SettingsError: when it is not a scale.
-    """
-    scale = os.environ.get("DFMSD_SCALE", "smoke")
+
+def _valid(scale: str, name: str) -> str:
     if scale not in SCALES:
-        raise SettingsError(f"DFMSD_SCALE={scale}: no such scale{nearest(scale, SCALES)}")
+        raise SettingsError(f"{name}={scale}: no such scale{nearest(scale, SCALES)}")
     return scale
 
 
@@ -141,11 +133,8 @@ def resolve(
 ) -> Settings:
     """The settings of a preset with `key=value` overrides; `scale=…` among them chooses the scale.
 
-    Args:
-        preset: one of `PRESETS`.
-        overrides: `key=value` texts.
-        scale: "smoke", "quick" or "full"; DFMSD_SCALE unless given.
-        root: the project's folder as seen from here, for the preset's own files (notebooks: "..").
+    Without any, `default_scale`. `root` is the project's folder as seen from here, for the preset's
+    own files (notebooks: "..").
 
     Raises:
         SettingsError: unknown preset, scale or key, or a value that the key cannot take.
@@ -153,9 +142,7 @@ def resolve(
     if preset not in PRESETS:
         raise SettingsError(f"{preset}: no such preset{nearest(preset, list(PRESETS))}")
     changes = dict(map(split_override, overrides))
-    scale = changes.pop("scale", scale) or default_scale()
-    if scale not in SCALES:
-        raise SettingsError(f"scale={scale}: no such scale{nearest(scale, SCALES)}")
+    scale = _valid(changes.pop("scale", scale) or default_scale(), "scale")
     if (other := changes.pop("preset", preset)) != preset:
         raise SettingsError(f"preset={other}: contradicts the preset {preset} named first")
     settings = replace(PRESETS[preset](scale), preset=preset, scale=scale)
@@ -165,10 +152,10 @@ def resolve(
 def _rooted(settings: Settings, root: Path) -> Settings:
     """The settings with every file and folder of the preset as seen from where `root` is."""
 
-    def moved(part: Any, *names: str) -> Any:
+    def move(part: Any, *names: str) -> Any:
         paths = {name: getattr(part, name) for name in names}
         return replace(part, **{name: str(root / path) for name, path in paths.items() if path})
 
-    settings = moved(settings, "out", "weak_file", "strong_file")
-    data, student = moved(settings.data, "root"), moved(settings.student, "weights")
-    return replace(settings, data=data, student=student)
+    data, student = move(settings.data, "root"), move(settings.student, "weights")
+    settings = replace(settings, data=data, student=student)
+    return move(settings, "out", "weak_file", "strong_file")
