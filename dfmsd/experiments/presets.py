@@ -72,11 +72,11 @@ def photos(scale: str) -> Settings:
     train = Train(steps=600, batch_size=4, lr=2e-3, trunk=0.05, evaluations=2)
     smallest = replace(train, steps=6, batch_size=2, evaluations=1)
     longest = replace(train, steps=10_000, batch_size=16, save_every=1000)
-    data = Data(kind="coco", root="data/coco", size=320, val_images=0)
+    data = Data("coco", "data/coco", size=320, colour=0.3, zoom=(0.7, 1.4), val_images=0)
     quick = Settings(
         seeds=(0, 1),
         arms=("none", "one"),
-        data=replace(data, colour=0.3, zoom=(0.7, 1.4)),
+        data=data,
         student=replace(trunk, fpn_channels=48),
         weak=trunk,
         strong=trunk,
@@ -89,7 +89,7 @@ def photos(scale: str) -> Settings:
         "smoke": replace(
             quick,
             seeds=(0,),
-            data=replace(quick.data, size=160, val_images=8, curve_images=4),
+            data=replace(data, size=160, val_images=8, curve_images=4),
             train=smallest,
             teach=smallest,
             weak_steps=3,
@@ -98,7 +98,7 @@ def photos(scale: str) -> Settings:
         "quick": quick,
         "full": replace(
             quick,
-            data=replace(quick.data, size=640, workers=4),
+            data=replace(data, size=640, workers=4),
             train=longest,
             teach=longest,
             weak_steps=3000,

@@ -51,14 +51,13 @@ def environment() -> dict[str, Any]:
     """Where a run took place: versions, hardware, commit; no host or user names."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     packages = {name: metadata.version(name) for name in PACKAGES}
     return {
         "versions": {"python": platform.python_version(), **packages},
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "accelerators": gpus,
+        "accelerators": [*map(torch.cuda.get_device_name, range(torch.cuda.device_count()))],
         "commit": commit(),
     }
 
@@ -66,8 +65,7 @@ def environment() -> dict[str, Any]:
 def read_records(path: str | Path) -> list[dict[str, Any]]:
     """The records of a JSON-lines file, oldest first; none when the file is not there.
 
-    Raises:
-        RecordError: when a line is no JSON object; it names the file and the line.
+    RecordError, which names file and line, when a line is no JSON object.
     """
     path = Path(path)
     if not path.exists():
@@ -85,11 +83,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_folder(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of every JSON-lines file of a folder, the newest last: experiments share runs.
-
-    Raises:
-        RecordError: as `read_records`.
-    """
+    """The records of every JSON-lines file of a folder, the newest last: experiments share runs."""
     files = sorted(Path(folder).glob("*.jsonl"))
     records = [record for file in files for record in read_records(file)]
     return sorted(records, key=lambda record: record.get("finished", ""))
@@ -99,10 +93,7 @@ def append_record(path: str | Path, record: dict[str, Any]) -> None:
     """Add one record; readers see the old file or the new one, never a part of a line.
 
     NaN becomes null, so that every JSON reader takes the file. Processes that append at the same
-    time wait for each other.
-
-    Raises:
-        RecordError: when the file that is there cannot be read; it is left as it was.
+    time wait for each other. A file that cannot be read is left as it was (RecordError).
     """
     from dfmsd.detectors.checkpoints import write_atomic
 

@@ -35,8 +35,7 @@ class Run:
     arm: str
     seed: int
     experiment: str = ""
-    row: str = ""
-    """of the experiment, under which it is recorded"""
+    row: str = ""  # of the experiment, under which it is recorded
 
     @property
     def folder(self) -> Path:
@@ -89,15 +88,10 @@ class Run:
 
 
 def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
-    """Every row of an experiment with every seed, seed by seed.
+    """Every row of an experiment with every seed, seed by seed; SettingsError without such a name.
 
-    Args:
-        name: one of `EXPERIMENTS`.
-        overrides: settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
-            under one that changes what a row is are no runs of the experiment.
-
-    Raises:
-        SettingsError: no such experiment, or a setting that does not exist.
+    `overrides` are settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
+    under one that changes what a row is are no runs of the experiment.
     """
     if name not in EXPERIMENTS:
         raise SettingsError(f"{name}: no such experiment{nearest(name, list(EXPERIMENTS))}")
@@ -123,16 +117,14 @@ def runs(settings: Settings) -> list[Run]:
 def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
     """The record of a run, after training it; a killed one continues, a finished one is kept.
 
-    Raises:
-        CheckpointError: the run's folder holds a checkpoint of another run.
-        FileNotFoundError: a teacher's file is missing.
+    Errors of `teacher` and `train_and_record`.
     """
     if run.done():
         return run.record()
     teachers = {name: teacher(run.settings, name, show=show) for name in run.teachers}
     labels = run.labels | {"fingerprint": fingerprint(run.settings)}
-    how = {"folder": run.folder, "labels": labels, "show": show}
-    return train_and_record(run.settings, run.arm, teachers, **how)
+    options = {"folder": run.folder, "labels": labels, "show": show}
+    return train_and_record(run.settings, run.arm, teachers, **options)
 
 
 def execute_all(queue: Sequence[Run], *, show: bool = True) -> list[dict[str, Any]]:

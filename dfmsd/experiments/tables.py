@@ -136,8 +136,7 @@ def _verdict(gain: Gain | None) -> tuple[int, str]:
 def weights_grid(frame: pd.DataFrame) -> pd.DataFrame:
     """Method by multiple of its balanced weight → AP in points, NaN: not run.
 
-    Args:
-        frame: of an experiment whose rows are `METHOD-MULTIPLE`, titled `TITLE × MULTIPLE`.
+    The rows of the experiment are `METHOD-MULTIPLE`, titled `TITLE × MULTIPLE`.
     """
     titles = frame["title"].str.rsplit(" × ", n=1).str[0]
     multiples = frame.index.get_level_values("row").str.rsplit("-", n=1).str[1].astype(float)
@@ -160,10 +159,8 @@ def weights_table(grid: pd.DataFrame) -> str:
 def cost_table(records: Iterable[dict[str, Any]], titles: Mapping[str, str]) -> str:
     """Markdown: CPU time of a step and peak memory by method, and what they add to "none".
 
-    Args:
-        records: of `benchmarks/method_cost.py`: every round measures every method once, each in a
-            process of its own; differences are taken within a round.
-        titles: method → its name in the table, "none" among them; without a record: "not run".
+    The records are those of `benchmarks/method_cost.py`: every round measures every method once;
+    differences are taken within a round. `titles`: method → its name in the table.
     """
     runs = pd.DataFrame([record for record in records if "cost_of" in record])
     rows = []
@@ -226,7 +223,6 @@ def provenance(records: Iterable[dict[str, Any]]) -> str:
 
 
 def _data(settings: Mapping[str, Any], **_: Any) -> str:
-    """What a run was trained on."""
     data, train = settings["data"], settings["train"]
     if data["kind"] == "scenes":
         what = f"{data['train_images']} training and {data['val_images']} validation scenes"
@@ -237,7 +233,6 @@ def _data(settings: Mapping[str, Any], **_: Any) -> str:
 
 
 def _hardware(environment: Mapping[str, Any], **_: Any) -> str:
-    """Where a run was made."""
     gpus = ", ".join(environment["accelerators"]) or "no accelerator"
     cores, threads = environment["cores"], _count(environment["threads"], "thread")
     return f"{environment['processor']}, {cores} cores, {threads}, {gpus}"
