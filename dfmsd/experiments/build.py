@@ -27,11 +27,7 @@ TRAIN_SEED, VAL_SEED = 1, 2  # of the generated scenes
 
 
 def datasets(data: Data) -> tuple[Any, Any]:
-    """Training and validation data of the settings.
-
-    Raises:
-        FileNotFoundError: no such folder, or not one in COCO format.
-    """
+    """Training and validation data; FileNotFoundError without a folder in COCO format."""
     if data.kind == "scenes":
         splits = ((data.train_images, TRAIN_SEED), (data.val_images, VAL_SEED))
         return tuple(SceneDataset(count, size=data.size, seed=seed) for count, seed in splits)
@@ -99,10 +95,7 @@ def scaled_rate(train: Train) -> str:
 
 
 def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Module:
-    """The distillation of the settings for the channels of these two detectors.
-
-    ValueError when no level takes part.
-    """
+    """The distillation of the settings for two detectors; ValueError when no level takes part."""
     terms = asdict(settings.method)
     name, factor, strides = (terms.pop(key) for key in ("name", "factor", "strides"))
     if name != "dfmsd":

@@ -65,10 +65,6 @@ def _row(key: str, title: str, multiple: float | None = None) -> Row:
     return Row(title, arm, (*chosen(key, multiple), *staged))
 
 
-def _long(title: str, arm: str, settings: tuple[str, ...] = ()) -> Row:
-    return Row(f"{title}, twice the steps", arm, settings, "none-long")
-
-
 WEIGHTS = {
     f"{name}-{multiple:g}": _row(name, f"{title} × {multiple:g}", multiple)
     for multiple in MULTIPLES
@@ -78,9 +74,13 @@ WEIGHTS = {
 METHODS = {
     "none": Row("no distillation", "none"),
     **{name: _row(name, title) for name, title in TITLES.items()},
-    "none-long": _long("no distillation", "none-long"),
-    "dfmsd-long": _long("DFMSD, one stage", "one-long", chosen("dfmsd")),
-    "dfmsd-two-long": _long("DFMSD, two stages", "two-long", chosen("dfmsd-two")),
+    "none-long": Row("no distillation, twice the steps", "none-long", base="none-long"),
+    "dfmsd-long": Row(
+        "DFMSD, one stage, twice the steps", "one-long", chosen("dfmsd"), "none-long"
+    ),
+    "dfmsd-two-long": Row(
+        "DFMSD, two stages, twice the steps", "two-long", chosen("dfmsd-two"), "none-long"
+    ),
 }
 """No distillation, every method with its chosen weight, and stages under both budgets."""
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -31,8 +31,6 @@ LONG = 5000  # steps from which `dfmsd distill` makes the preflight by itself
 BALANCE = 4.1  # weighted distillation over task loss at the first step, of DFMSD on the scenes
 CONSTANT = 0.9  # constant share (`level_statistics`) from which a level has nothing to teach
 
-Verdict = Literal["ok", "note", "refused"]
-
 
 @dataclass
 class Preflight:
@@ -40,12 +38,12 @@ class Preflight:
 
     settings: Settings
     accelerator: Accelerator
-    findings: list[tuple[str, Verdict, str]] = field(default_factory=list)
+    findings: list[tuple[str, str, str]] = field(default_factory=list)
     levels: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
 
-    def add(self, part: str, text: str, verdict: Verdict = "ok") -> None:
-        """Add one finding."""
+    def add(self, part: str, text: str, verdict: str = "ok") -> None:
+        """Add one finding: "ok", a "note", or why the job is "refused"."""
         self.findings.append((part, verdict, text))
 
     @contextmanager

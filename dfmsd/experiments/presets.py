@@ -34,30 +34,20 @@ def scenes(scale: str) -> Settings:
         student=Detector(trunk_arguments='{"channels": [32, 64, 128, 256]}'),
         weak=replace(swin, trunk_arguments=_swin((1, 1, 1, 1))),
         strong=swin,
-        weak_file="data/teachers/weak.safetensors",
-        strong_file="data/teachers/strong.safetensors",
+        **{f"{name}_file": f"data/teachers/{name}.safetensors" for name in ("weak", "strong")},
         teach=Train(steps=1500, batch_size=16, lr=1.5e-3),
         jobs=2,
     )
+    few = replace(quick.data, train_images=64, val_images=32, curve_images=16)
+    many = replace(quick.data, train_images=6000, val_images=2000)
+    short = replace(quick.train, steps=20, save_every=10, evaluations=2)
+    long = replace(quick.train, steps=8000, batch_size=16, save_every=1000)
+    teachers = {"teach": replace(quick.teach, steps=10), "weak_steps": 5, "teacher_images": 64}
+    arms = ("none", "one", "two")
     return {
-        "smoke": replace(
-            quick,
-            arms=("none", "one", "two"),
-            data=replace(quick.data, train_images=64, val_images=32, curve_images=16),
-            train=replace(quick.train, steps=20, save_every=10, evaluations=2),
-            teach=replace(quick.teach, steps=10),
-            weak_steps=5,
-            teacher_images=64,
-            jobs=1,
-        ),
+        "smoke": replace(quick, arms=arms, data=few, train=short, jobs=1, **teachers),
         "quick": quick,
-        "full": replace(
-            quick,
-            seeds=(0, 1, 2, 3, 4),
-            data=replace(quick.data, train_images=6000, val_images=2000),
-            train=replace(quick.train, steps=8000, batch_size=16, save_every=1000),
-            jobs=1,
-        ),
+        "full": replace(quick, seeds=(0, 1, 2, 3, 4), data=many, train=long, jobs=1),
     }[scale]
 
 
@@ -70,8 +60,8 @@ def photos(scale: str) -> Settings:
     pyramid = {"strides": (8, 16, 32), "fpn_channels": 96, "anchor_scale": 0.4}
     trunk = Detector(trunk="torchvision:mobilenet_v2", frozen_norm=True, **pyramid)
     train = Train(steps=600, batch_size=4, lr=2e-3, trunk=0.05, evaluations=2)
-    smallest = replace(train, steps=6, batch_size=2, evaluations=1)
-    longest = replace(train, steps=10_000, batch_size=16, save_every=1000)
+    short = replace(train, steps=6, batch_size=2, evaluations=1)
+    long = replace(train, steps=10_000, batch_size=16, save_every=1000)
     data = Data("coco", "data/coco", size=320, colour=0.3, zoom=(0.7, 1.4), val_images=0)
     quick = Settings(
         seeds=(0, 1),
@@ -85,25 +75,14 @@ def photos(scale: str) -> Settings:
         weak_steps=1000,
         jobs=2,
     )
+    few = replace(data, size=160, val_images=8, curve_images=4)
+    large = replace(data, size=640, workers=4)
     return {
         "smoke": replace(
-            quick,
-            seeds=(0,),
-            data=replace(data, size=160, val_images=8, curve_images=4),
-            train=smallest,
-            teach=smallest,
-            weak_steps=3,
-            jobs=1,
+            quick, data=few, train=short, teach=short, weak_steps=3, jobs=1, seeds=(0,)
         ),
         "quick": quick,
-        "full": replace(
-            quick,
-            data=replace(data, size=640, workers=4),
-            train=longest,
-            teach=longest,
-            weak_steps=3000,
-            jobs=1,
-        ),
+        "full": replace(quick, data=large, train=long, teach=long, weak_steps=3000, jobs=1),
     }[scale]
 
 
@@ -134,10 +113,8 @@ def resolve(
     """The settings of a preset with `key=value` overrides; `scale=…` among them chooses the scale.
 
     Without any, `default_scale`. `root` is the project's folder as seen from here, for the preset's
-    own files (notebooks: "..").
-
-    Raises:
-        SettingsError: unknown preset, scale or key, or a value that the key cannot take.
+    own files (notebooks: ".."). SettingsError: unknown preset, scale or key, or a value that the key
+    cannot take.
     """
     if preset not in PRESETS:
         raise SettingsError(f"{preset}: no such preset{nearest(preset, list(PRESETS))}")

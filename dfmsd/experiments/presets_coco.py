@@ -11,14 +11,10 @@ from pathlib import Path
 
 from dfmsd.experiments.settings import Data, Detector, Settings, Train
 
-RESNET = "data/weights/resnet50-0676ba61.pth"
-"""torchvision's ResNet-50 of ImageNet (IMAGENET1K_V1), from which the field's students start."""
-SWIN_T = "data/teachers/mask_rcnn_swin_t.safetensors"
-"""mmdetection's Mask R-CNN Swin-T, 46.0 AP, made by `dfmsd import-mmdet`."""
-SWIN_S = "data/teachers/mask_rcnn_swin_s.safetensors"
-"""mmdetection's Mask R-CNN Swin-S, 48.2 AP, made by `dfmsd import-mmdet`."""
-FASTER_V2 = "data/teachers/fasterrcnn_resnet50_fpn_v2.safetensors"
-"""torchvision's Faster R-CNN v2, 46.7 AP."""
+RESNET = "data/weights/resnet50-0676ba61.pth"  # torchvision's, from which the field starts
+SWIN_T = "data/teachers/mask_rcnn_swin_t.safetensors"  # mmdetection's, 46.0 AP
+SWIN_S = "data/teachers/mask_rcnn_swin_s.safetensors"  # mmdetection's, 48.2 AP
+FASTER_V2 = "data/teachers/fasterrcnn_resnet50_fpn_v2.safetensors"  # torchvision's, 46.7 AP
 
 SCHEDULE_1X = Train(
     steps=90_000, batch_size=16, optimizer="sgd", weight_decay=1e-4, schedule="step", clip=35.0
@@ -39,8 +35,7 @@ _ORIGINS = {
 def require(field: str, file: str, otherwise: str = "") -> None:
     """Nothing, when the file of the setting `field` is there or none is named ("", "hub").
 
-    Raises:
-        FileNotFoundError: the message says how to get it, by `otherwise` if it is not one of ours.
+    Else FileNotFoundError, which says how to get it: `otherwise` for a file not of these presets.
     """
     if file in ("", "hub") or Path(file).exists():
         return
@@ -112,17 +107,11 @@ def _coco(scale: str, kind: str, weak_file: str, strong_file: str, arm: str) -> 
     data = Data(kind="coco", root="data/coco", short=800, size=1333, **images)
     job = {"arms": (arm,), "weak_file": weak_file, "strong_file": strong_file, "precision": "bf16"}
     full = Settings(data=data, student=student, train=train, **job)
+    few = replace(data, val_images=4, curve_images=2, workers=0)
+    two = replace(train, steps=2, batch_size=2, save_every=1, evaluations=1, log_every=1)
+    short = replace(train, steps=2000, warmup=0.25, save_every=500, evaluations=2)
     return {
-        "smoke": replace(
-            full,
-            data=replace(data, val_images=4, curve_images=2, workers=0),
-            train=replace(train, steps=2, batch_size=2, save_every=1, evaluations=1, log_every=1),
-            precision="no",
-        ),
-        "quick": replace(
-            full,
-            data=replace(data, val_images=500),
-            train=replace(train, steps=2000, warmup=0.25, save_every=500, evaluations=2),
-        ),
+        "smoke": replace(full, data=few, train=two, precision="no"),
+        "quick": replace(full, data=replace(data, val_images=500), train=short),
         "full": full,
     }[scale]

@@ -63,10 +63,7 @@ def environment() -> dict[str, Any]:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, oldest first; none when the file is not there.
-
-    RecordError, which names file and line, when a line is no JSON object.
-    """
+    """The records of a JSON-lines file, oldest first; none without it; or RecordError."""
     path = Path(path)
     if not path.exists():
         return []

@@ -69,8 +69,8 @@ def _cell(runs: pd.DataFrame, column: str) -> str:
 def results_table(frame: pd.DataFrame) -> str:
     """Markdown: AP as mean ± sd, the paired gain with its 95 % interval, sizes and CPU time.
 
-    A star says that the interval excludes 0; `extra CPU` is the mean beyond that of the row which
-    the gain is counted from, of the runs that were never interrupted.
+    `extra CPU` is the mean beyond that of the row which the gain is counted from, of the runs that
+    were never interrupted.
     """
     columns = ["steps", "seeds", "AP", "gain (95 %)", *SIZES, "CPU s", "extra CPU"]
     return _table(frame, columns)
@@ -185,18 +185,14 @@ def experiment_report(name: str, records: Iterable[dict[str, Any]]) -> str:
     if frame["record"].isna().all():
         size = f"{len(plan.rows)} rows, {_count(len(plan.seeds), 'seed')}"
         return f"{head}\n\n**not run** ({size}: `dfmsd experiment {name}`)"
+    body = [results_table(frame), detail_table(frame), summarise(frame)]
     if name.endswith("-weights"):
         body = [weights_table(weights_grid(frame))]
-    else:
-        body = [results_table(frame), detail_table(frame), summarise(frame)]
     return "\n\n".join([head, *body, provenance(frame["record"].dropna())])
 
 
 def provenance(records: Iterable[dict[str, Any]]) -> str:
-    """Markdown: at which scale, on which data, with which seeds, where and when records were made.
-
-    Whatever differs between the records is listed; what a record does not say is "unknown".
-    """
+    """Markdown: scale, data, seeds, machine and time of records, with all that differs in them."""
     records = list(records)
     if not records:
         return "*Made from no record.*"
@@ -206,7 +202,7 @@ def provenance(records: Iterable[dict[str, Any]]) -> str:
         for record in records:
             try:
                 texts.append(describe(**record))
-            except (KeyError, TypeError):  # a part of it is missing
+            except (KeyError, TypeError):  # a part of the record is missing
                 texts.append("unknown")
         return " / ".join(dict.fromkeys(texts))
 

@@ -51,8 +51,7 @@ def train_detector(
 def teacher(settings: Settings, name: str, *, show: bool = True) -> nn.Module:
     """The teacher `name`: from its file, or trained now when the settings name no file.
 
-    Raises:
-        FileNotFoundError: the message says how to make the file.
+    FileNotFoundError, which says how to make the file, when it is missing.
     """
     file = getattr(settings, f"{name}_file")
     command = f"dfmsd train {settings.preset} {name} scale=quick --save {file}"

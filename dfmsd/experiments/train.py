@@ -51,16 +51,11 @@ def train_and_record(
     labels: dict[str, Any],
     show: bool = True,
 ) -> dict[str, Any]:
-    """The record of a training, after it; one that was killed continues.
+    """The record of a training of `settings.student`, after it; one that was killed continues.
 
-    Args:
-        settings: of the detector `student` and its training.
-        arm: whose stages are trained.
-        teachers: those of the arm, and the one that the student inherits from.
-        folder: takes checkpoints, log and the student of each stage; CheckpointError when it holds
-            a checkpoint of another run.
-        labels: what the record is found by, among them "arm" and "seed".
-        show: draw the progress line.
+    `teachers` are those of the arm, and the one that the student inherits from. `folder` takes
+    checkpoints, log and the student of each stage; it may hold no checkpoint of another run
+    (CheckpointError). `labels`, among them "arm" and "seed", are what the record is found by.
     """
     read_records(build.records_file(settings))  # a broken file is better known before the training
     began, cpu, origin = time.time(), time.process_time(), environment()
@@ -121,9 +116,8 @@ def train_stages(
 ) -> History:
     """The history, after running the stages; each leaves `stageN.safetensors` with its metrics.
 
-    Raises:
-        PreemptedError: SIGTERM or SIGUSR1 came; the run is saved.
-        ChildProcessError: a loader process or another process of this run has ended.
+    Raises PreemptedError when SIGTERM or SIGUSR1 came (the run is saved), and ChildProcessError
+    when a loader process or another process of this run has ended.
     """
     train, engine, (train_set, val_set) = settings.train, settings.engine, data
     main, lengths = accelerator.is_main_process, [stage.schedule.steps for stage in stages]
@@ -146,17 +140,10 @@ def train_stages(
     every = max(1, sum(lengths) // train.evaluations) if train.evaluations else 0
     curve = Evaluation(lambda model: score(model.student, settings.data.curve_images), every)
     options = {"seed": seed, "clip": train.clip, "accumulate": engine.accumulate, "log": log}
+    options |= {"accelerator": accelerator, "after_stage": after_stage, "evaluation": curve}
+    options |= {"optimizer": optimizer_options(train)}
     with stop_signals() as stop, peer_errors():
-        run_stages(
-            student,
-            stages,
-            batches,
-            optimizer=optimizer_options(train),
-            checkpoints=Checkpointing(folder, export, train.save_every, engine.save_minutes, stop),
-            after_stage=after_stage,
-            accelerator=accelerator,
-            evaluation=curve,
-            **options,
-        )
+        saving = Checkpointing(folder, export, train.save_every, engine.save_minutes, stop)
+        run_stages(student, stages, batches, checkpoints=saving, **options)
     accelerator.wait_for_everyone()
     return History.resume(folder if main else None, before=(len(stages), 0))
