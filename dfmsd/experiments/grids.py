@@ -70,7 +70,6 @@ WEIGHTS = {
     for multiple in MULTIPLES
     for name, title in TITLES.items()
 }
-"""Every method with every multiple of its balanced weight, DFMSD also in two stages."""
 METHODS = {
     "none": Row("no distillation", "none"),
     **{name: _row(name, title) for name, title in TITLES.items()},
@@ -82,7 +81,6 @@ METHODS = {
         "DFMSD, two stages, twice the steps", "two-long", chosen("dfmsd-two"), "none-long"
     ),
 }
-"""No distillation, every method with its chosen weight, and stages under both budgets."""
 
 
 def _again(key: str, title: str) -> Row:
@@ -126,7 +124,6 @@ LARGER = (
 
 
 def _pairs() -> dict[str, Row]:
-    """Students and teachers of different make."""
     dfmsd, arm, early = chosen("dfmsd"), *STAGED["dfmsd-early"]
     first = ("weak_file=data/teachers/strong.safetensors", *early, *chosen("dfmsd-early"))
     rows = {

@@ -15,8 +15,7 @@ from typing import Any, Literal
 from dfmsd.experiments.settings import Settings, SettingsError, flat, nearest
 
 NOT_HASHED = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
-NOT_HASHED |= {"engine.save_minutes", "engine.tensorboard"}
-"""Settings that change no result."""
+NOT_HASHED |= {"engine.save_minutes", "engine.tensorboard"}  # settings that change no result
 FILES = ("_file", "weights", "root")  # how settings end that say where a file or folder is
 
 

@@ -112,9 +112,8 @@ def resolve(
 ) -> Settings:
     """The settings of a preset with `key=value` overrides; `scale=…` among them chooses the scale.
 
-    Without any, `default_scale`. `root` is the project's folder as seen from here, for the preset's
-    own files (notebooks: ".."). SettingsError: unknown preset, scale or key, or a value that the key
-    cannot take.
+    Without any, it is `default_scale`. `root` is the project's folder as seen from here, for the
+    preset's own files (notebooks: ".."). SettingsError for an unknown name or a wrong value.
     """
     if preset not in PRESETS:
         raise SettingsError(f"{preset}: no such preset{nearest(preset, list(PRESETS))}")

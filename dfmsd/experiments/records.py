@@ -24,12 +24,9 @@ class RecordError(ValueError):
     """A record file that cannot be read; the message names file, line and cause."""
 
 
-@functools.cache
+@functools.cache  # asked when the code is loaded: the tree may move on under a long run
 def commit() -> str:
-    """The commit of the source tree (with `+` when files differ from it), or "unknown".
-
-    Asked once per process, when its code is loaded: the tree may move on under a long run.
-    """
+    """The commit of the source tree (with `+` when files differ from it), or "unknown"."""
     options = {"cwd": Path(__file__).parent.parent, "capture_output": True, "timeout": 10}
     head, changes = ["rev-parse", "--short=12", "HEAD"], ["diff", "--quiet", "HEAD", "--", "."]
     try:
@@ -63,7 +60,7 @@ def environment() -> dict[str, Any]:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, oldest first; none without it; or RecordError."""
+    """The records of a JSON-lines file, oldest first; none without it. Raises RecordError."""
     path = Path(path)
     if not path.exists():
         return []
@@ -81,8 +78,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
 def read_folder(folder: str | Path) -> list[dict[str, Any]]:
     """The records of every JSON-lines file of a folder, the newest last: experiments share runs."""
-    files = sorted(Path(folder).glob("*.jsonl"))
-    records = [record for file in files for record in read_records(file)]
+    records = [r for file in sorted(Path(folder).glob("*.jsonl")) for r in read_records(file)]
     return sorted(records, key=lambda record: record.get("finished", ""))
 
 

@@ -48,7 +48,6 @@ def _table(frame: pd.DataFrame, columns: Sequence[str]) -> str:
 
 
 def _cell(runs: pd.DataFrame, column: str) -> str:
-    """What a column says of the runs of one row."""
     count, asked = runs["record"].count(), len(runs)
     if column == "seeds":
         return str(count) if count == asked else f"{count} of {asked}"
@@ -69,8 +68,7 @@ def _cell(runs: pd.DataFrame, column: str) -> str:
 def results_table(frame: pd.DataFrame) -> str:
     """Markdown: AP as mean ± sd, the paired gain with its 95 % interval, sizes and CPU time.
 
-    `extra CPU` is the mean beyond that of the row which the gain is counted from, of the runs that
-    were never interrupted.
+    `extra CPU` is the mean beyond that of the base, of the runs that were never interrupted.
     """
     columns = ["steps", "seeds", "AP", "gain (95 %)", *SIZES, "CPU s", "extra CPU"]
     return _table(frame, columns)
@@ -134,10 +132,7 @@ def _verdict(gain: Gain | None) -> tuple[int, str]:
 
 
 def weights_grid(frame: pd.DataFrame) -> pd.DataFrame:
-    """Method by multiple of its balanced weight → AP in points, NaN: not run.
-
-    The rows of the experiment are `METHOD-MULTIPLE`, titled `TITLE × MULTIPLE`.
-    """
+    """Method by multiple → AP in points (NaN: not run), of rows titled `TITLE × MULTIPLE`."""
     titles = frame["title"].str.rsplit(" × ", n=1).str[0]
     multiples = frame.index.get_level_values("row").str.rsplit("-", n=1).str[1].astype(float)
     grid = frame["AP"].groupby([titles, multiples]).first().unstack()
@@ -185,9 +180,10 @@ def experiment_report(name: str, records: Iterable[dict[str, Any]]) -> str:
     if frame["record"].isna().all():
         size = f"{len(plan.rows)} rows, {_count(len(plan.seeds), 'seed')}"
         return f"{head}\n\n**not run** ({size}: `dfmsd experiment {name}`)"
-    body = [results_table(frame), detail_table(frame), summarise(frame)]
     if name.endswith("-weights"):
         body = [weights_table(weights_grid(frame))]
+    else:
+        body = [results_table(frame), detail_table(frame), summarise(frame)]
     return "\n\n".join([head, *body, provenance(frame["record"].dropna())])
 
 

@@ -49,10 +49,7 @@ def train_detector(
 
 
 def teacher(settings: Settings, name: str, *, show: bool = True) -> nn.Module:
-    """The teacher `name`: from its file, or trained now when the settings name no file.
-
-    FileNotFoundError, which says how to make the file, when it is missing.
-    """
+    """The teacher `name`: from its file (FileNotFoundError without it), or trained now."""
     file = getattr(settings, f"{name}_file")
     command = f"dfmsd train {settings.preset} {name} scale=quick --save {file}"
     hint = f"make it with `{command}`, or set {name}_file= to train it on the way"

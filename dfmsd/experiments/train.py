@@ -54,8 +54,8 @@ def train_and_record(
     """The record of a training of `settings.student`, after it; one that was killed continues.
 
     `teachers` are those of the arm, and the one that the student inherits from. `folder` takes
-    checkpoints, log and the student of each stage; it may hold no checkpoint of another run
-    (CheckpointError). `labels`, among them "arm" and "seed", are what the record is found by.
+    checkpoints, log and students; CheckpointError when it holds a checkpoint of another run.
+    `labels`, among them "arm" and "seed", are what the record is found by.
     """
     read_records(build.records_file(settings))  # a broken file is better known before the training
     began, cpu, origin = time.time(), time.process_time(), environment()
@@ -141,9 +141,9 @@ def train_stages(
     curve = Evaluation(lambda model: score(model.student, settings.data.curve_images), every)
     options = {"seed": seed, "clip": train.clip, "accumulate": engine.accumulate, "log": log}
     options |= {"accelerator": accelerator, "after_stage": after_stage, "evaluation": curve}
-    options |= {"optimizer": optimizer_options(train)}
     with stop_signals() as stop, peer_errors():
         saving = Checkpointing(folder, export, train.save_every, engine.save_minutes, stop)
-        run_stages(student, stages, batches, checkpoints=saving, **options)
+        how = {"optimizer": optimizer_options(train), "checkpoints": saving, **options}
+        run_stages(student, stages, batches, **how)
     accelerator.wait_for_everyone()
     return History.resume(folder if main else None, before=(len(stages), 0))
