@@ -13,10 +13,8 @@ from dfmsd.experiments.presets import PRESETS, resolve
 from dfmsd.experiments.settings import flat
 
 Preset = Annotated[Positional[Literal[*PRESETS]], arg(help="the job")]
-Overrides = Annotated[
-    Positional[tuple[str, ...]],
-    arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3"),
-]
+_SETTINGS = arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3")
+Overrides = Annotated[Positional[tuple[str, ...]], _SETTINGS]
 
 
 def train(
@@ -62,10 +60,9 @@ def distill(
         _preflight(settings)
     elif line := scaled_rate(settings.train):
         print(line)
-    records = execute_all(runs(settings))
-    last = runs(settings)[-1]
-    print(arms_table(records))
-    print(f"\nrecords: {last.records}\nlast student: {last.weights}")
+    queue = runs(settings)
+    print(arms_table(execute_all(queue)))
+    print(f"\nrecords: {queue[-1].records}\nlast student: {queue[-1].weights}")
 
 
 def preflight(preset: Preset, overrides: Overrides = (), /, images: int = 32) -> None:
@@ -184,11 +181,7 @@ def predict(
 
 
 def drawings(images: Sequence[Path], out: Path) -> list[Path]:
-    """The file of each image's drawing: NAME.png in `out`, NAME-2.png for the next of that name.
-
-    Raises:
-        ValueError: a drawing would replace one of the images.
-    """
+    """The drawings' files: NAME.png in `out`, then NAME-2.png; ValueError if one is an image."""
     targets: list[Path] = []
     for path in images:
         names = (path.stem if n == 1 else f"{path.stem}-{n}" for n in itertools.count(1))

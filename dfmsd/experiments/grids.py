@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-BALANCE = {
-    "dfmsd": 1.0,
-    "fitnet": 0.064,
-    "mgd": 0.0138,
-    "amd": 0.0163,
-    "dmkd": 0.0163,
-    "pkd": 0.284,
-    "fgd": 0.037,
-    "cwd": 0.191,
-}
+BALANCE = dict(
+    dfmsd=1.0, fitnet=0.064, mgd=0.0138, amd=0.0163, dmkd=0.0163, pkd=0.284, fgd=0.037, cwd=0.191
+)
 """Method → factor on its published weights at which its weighted loss, at the first step of the
 scenes, equals that of DFMSD with its defaults: 4.1 times the task loss. Measured on seed 100."""
-MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""What the balance is multiplied by to choose each method's weight: one grid for all."""
-HELD_OUT = 100
-"""Weights are chosen on this seed, which no table reports."""
+MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the balance, to choose each method's weight from
+HELD_OUT = 100  # weights are chosen on this seed, which no table reports
 TITLES = {
     "fitnet": "FitNet",
     "mgd": "MGD",
@@ -32,8 +23,7 @@ TITLES = {
     "dfmsd-two": "DFMSD, two stages (halves)",
     "dfmsd-early": "DFMSD, two stages (a fifth, then the rest)",
 }
-SCENES = ("scale=quick", "train.steps=800")
-"""Generated scenes, 800 steps: the budget of the scenes' tables."""
+SCENES = ("scale=quick", "train.steps=800")  # the budget of the scenes' tables
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ class Experiment:
 
     question: str
     rows: dict[str, Row]
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
     preset: str = "scenes"
     settings: tuple[str, ...] = SCENES  # what all rows share
 
@@ -71,14 +61,8 @@ def chosen(name: str, multiple: float | None = None) -> tuple[str, str]:
 
 
 def _row(key: str, title: str, multiple: float | None = None) -> Row:
-    """A row of the method `key`, in one stage or as `STAGED` says."""
     arm, staged = STAGED.get(key, ("one", ()))
     return Row(title, arm, (*chosen(key, multiple), *staged))
-
-
-def _long(title: str, arm: str, settings: tuple[str, ...] = ()) -> Row:
-    """A row of twice the steps, against no distillation of as many."""
-    return Row(f"{title}, twice the steps", arm, settings, "none-long")
 
 
 WEIGHTS = {
@@ -86,15 +70,17 @@ WEIGHTS = {
     for multiple in MULTIPLES
     for name, title in TITLES.items()
 }
-"""Every method with every multiple of its balanced weight, DFMSD also in two stages."""
 METHODS = {
     "none": Row("no distillation", "none"),
     **{name: _row(name, title) for name, title in TITLES.items()},
-    "none-long": _long("no distillation", "none-long"),
-    "dfmsd-long": _long("DFMSD, one stage", "one-long", chosen("dfmsd")),
-    "dfmsd-two-long": _long("DFMSD, two stages", "two-long", chosen("dfmsd-two")),
+    "none-long": Row("no distillation, twice the steps", "none-long", base="none-long"),
+    "dfmsd-long": Row(
+        "DFMSD, one stage, twice the steps", "one-long", chosen("dfmsd"), "none-long"
+    ),
+    "dfmsd-two-long": Row(
+        "DFMSD, two stages, twice the steps", "two-long", chosen("dfmsd-two"), "none-long"
+    ),
 }
-"""No distillation, every method with its chosen weight, and stages under both budgets."""
 
 
 def _again(key: str, title: str) -> Row:
@@ -126,8 +112,7 @@ ABLATION = {
 }
 """Row → what is changed against DFMSD's defaults in one stage."""
 
-TWICE = ("student.strides=8,16,32", "train.steps=1600")
-"""One-stage students learn more slowly."""
+TWICE = ("student.strides=8,16,32", "train.steps=1600")  # one-stage students learn more slowly
 CNN = ("strong.trunk=timm:resnet18", "strong.trunk_arguments={}", "strong_file=")
 LARGER = (
     'strong.trunk_arguments={"embed_dim": 48, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], '
@@ -139,7 +124,6 @@ LARGER = (
 
 
 def _pairs() -> dict[str, Row]:
-    """Students and teachers of different make."""
     dfmsd, arm, early = chosen("dfmsd"), *STAGED["dfmsd-early"]
     first = ("weak_file=data/teachers/strong.safetensors", *early, *chosen("dfmsd-early"))
     rows = {
@@ -160,29 +144,21 @@ def _pairs() -> dict[str, Row]:
     return rows
 
 
+PARTS = {
+    "none": _again("none", "no distillation"),
+    "dfmsd": _again("dfmsd", "DFMSD, one stage"),
+    "stages": _again("dfmsd-early", "+ a first stage (a fifth of the steps)"),
+    **{key: Row(title, "one", changed) for key, (title, changed) in ABLATION.items()},
+}
+PHOTOS = {key: METHODS[key] for key in ("none", "mgd", "dmkd", "pkd", "dfmsd", "dfmsd-early")}
 EXPERIMENTS = {
     "scenes-weights": Experiment(
         "Which weight does each method want, on a seed that no table reports?", WEIGHTS, (HELD_OUT,)
     ),
     "scenes-methods": Experiment("Does it help, and compared with what?", METHODS, (0, 1, 2, 3, 4)),
-    "scenes-pairs": Experiment(
-        "Does it matter what student and teacher are made of?", _pairs(), (0, 1, 2)
-    ),
-    "scenes-ablation": Experiment(
-        "Which part of DFMSD helps?",
-        {
-            "none": _again("none", "no distillation"),
-            "dfmsd": _again("dfmsd", "DFMSD, one stage"),
-            "stages": _again("dfmsd-early", "+ a first stage (a fifth of the steps)"),
-            **{key: Row(title, "one", changed) for key, (title, changed) in ABLATION.items()},
-        },
-        (0, 1, 2),
-    ),
+    "scenes-pairs": Experiment("Does it matter what student and teacher are made of?", _pairs()),
+    "scenes-ablation": Experiment("Which part of DFMSD helps?", PARTS),
     "photos-methods": Experiment(
-        "Does it help on real photographs?",
-        {key: METHODS[key] for key in ("none", "mgd", "dmkd", "pkd", "dfmsd", "dfmsd-early")},
-        (0, 1, 2),
-        "photos",
-        ("scale=quick",),
+        "Does it help on real photographs?", PHOTOS, preset="photos", settings=("scale=quick",)
     ),
 }

@@ -15,10 +15,8 @@ from typing import Any, Literal
 from dfmsd.experiments.settings import Settings, SettingsError, flat, nearest
 
 NOT_HASHED = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
-NOT_HASHED |= {"engine.save_minutes", "engine.tensorboard"}
-"""Settings that change no result."""
-FILES = ("_file", "weights", "root")
-"""How the names of settings end that say where a file or folder is."""
+NOT_HASHED |= {"engine.save_minutes", "engine.tensorboard"}  # settings that change no result
+FILES = ("_file", "weights", "root")  # how settings end that say where a file or folder is
 
 
 def split_override(text: str) -> tuple[str, str]:
@@ -85,5 +83,5 @@ def fingerprint(settings: Settings, *sections: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _content(file: str, _changed: int) -> str:
-    """The hash of a file's content, computed once as long as the file does not change."""
+    """The hash of a file's content, computed once while the file does not change."""
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -1,7 +1,4 @@
-"""Before a long job: does everything load, teach, fit into memory and finish in time?
-
-Nothing is written and no teacher is trained; a fresh student takes a few real steps.
-"""
+"""Before a long job: does everything load, teach, fit into memory and finish in time?"""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,14 +27,9 @@ from dfmsd.experiments.train import optimizer_options, prepare
 from dfmsd.training.optim import make_optimizer
 from dfmsd.training.steps import parts
 
-LONG = 5000
-"""Steps from which `dfmsd distill` makes the preflight by itself."""
-BALANCE = 4.1
-"""Weighted distillation over task loss at the first step, that of DFMSD on the scenes."""
-CONSTANT = 0.9
-"""Constant share from which a teacher's level has nothing to teach, see `level_statistics`."""
-
-Verdict = Literal["ok", "note", "refused"]
+LONG = 5000  # steps from which `dfmsd distill` makes the preflight by itself
+BALANCE = 4.1  # weighted distillation over task loss at the first step, of DFMSD on the scenes
+CONSTANT = 0.9  # constant share (`level_statistics`) from which a level has nothing to teach
 
 
 @dataclass
@@ -46,12 +38,12 @@ class Preflight:
 
     settings: Settings
     accelerator: Accelerator
-    findings: list[tuple[str, Verdict, str]] = field(default_factory=list)
+    findings: list[tuple[str, str, str]] = field(default_factory=list)
     levels: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
 
-    def add(self, part: str, text: str, verdict: Verdict = "ok") -> None:
-        """Add one finding."""
+    def add(self, part: str, text: str, verdict: str = "ok") -> None:
+        """Add one finding: "ok", a "note", or why the job is "refused"."""
         self.findings.append((part, verdict, text))
 
     @contextmanager
@@ -75,23 +67,23 @@ class Preflight:
     def __str__(self) -> str:
         """The report for a terminal."""
         lines = [f"{verdict:9}{part}: {text}" for part, verdict, text in self.findings]
-        return "\n".join([*lines, *(["", self.levels] if self.levels else [])])
+        return "\n".join(lines) + (f"\n\n{self.levels}" if self.levels else "")
 
     def check_job(self, train: Any, val: Any, student: nn.Module) -> None:
         """Counts and lengths of data, job and student."""
-        settings, run = self.settings, self.run
+        job, run, weights = self.settings.train, self.run, self.settings.student.weights
         text = f"{len(train)} training and {len(val)} validation images"
         self.add("data", f"{text}, {len(train.classes)} classes")
-        size, rate = settings.train.batch_size, f"peak learning rate {settings.train.lr:g}"
-        text = f"{run.arm}, {run.steps} steps of {size} images"
-        text += f", {run.steps * size / len(train):.1f} epochs"
-        self.add("job", f"{text}; {build.scaled_rate(settings.train) or rate}")
-        weights = settings.student.weights
+        rate = build.scaled_rate(job) or f"peak learning rate {job.lr:g}"
+        epochs = f"{run.steps * job.batch_size / len(train):.1f} epochs"
+        self.add(
+            "job", f"{run.arm}, {run.steps} steps of {job.batch_size} images, {epochs}; {rate}"
+        )
         text = f"{type(student).__name__}, {parameter_count(student) / 1e6:.1f} M parameters, "
         text += f"{parameter_count(student, trainable=True) / 1e6:.1f} M trained; "
         text += f"trunk from {weights}, every tensor found" if weights else "trunk from scratch"
-        verdict = "ok" if weights or settings.data.kind == "scenes" else "note"
-        self.add("student", text, verdict)
+        note = not weights and self.settings.data.kind != "scenes"
+        self.add("student", text, "note" if note else "ok")
 
     def check_teacher(self, name: str, val: Any, images: int) -> nn.Module | None:
         """The teacher `name`, loaded strictly and tried on the data; None without one."""
@@ -147,11 +139,10 @@ class Preflight:
             cells = [f"{values[key]:.2g}" for values in (student, teacher) for key in keys]
             rows.append([stride, *cells, f"{teacher['constant']:.2f}"])
             part = f"stride {stride}"
-            if not (math.isfinite(student["sd"]) and math.isfinite(teacher["sd"])):
+            if not math.isfinite(student["sd"] + teacher["sd"]):
                 self.add(part, "features are not finite", "refused")
-            elif teacher["dead"] > 0.5:
-                text = f"{teacher['dead']:.0%} of the teacher's channels never change"
-                self.add(part, text, "note")
+            elif (dead := teacher["dead"]) > 0.5:
+                self.add(part, f"{dead:.0%} of the teacher's channels never change", "note")
             elif teacher["constant"] > CONSTANT:
                 others = ",".join(str(s) for s, _ in pairs if s != stride)
                 text = "the teacher shows nearly the same picture for every image"
@@ -174,8 +165,9 @@ class Preflight:
             hours = run.steps * size / numbers["images_s"] / 3600
             self.numbers |= numbers | {"hours": hours}
             text = f"{numbers['images_s']:.2f} images/s, {numbers['waiting']:.0%} of the time "
-            text += f"waiting for data; about {hours:.1f} hours for {run.arm}"
-            text += ", evaluations not counted"
+            text += (
+                f"waiting for data; about {hours:.1f} hours for {run.arm}, evaluations not counted"
+            )
             self.add("speed", text, "note" if numbers["waiting"] > 0.05 else "ok")
             if numbers["peak_gib"]:
                 total = torch.cuda.get_device_properties(world.device).total_memory / 2**30
@@ -199,9 +191,8 @@ class Preflight:
         """How distillation and task weigh against each other."""
         self.numbers |= numbers
         ratio, far = numbers["ratio"], not 1 / 3 < numbers["ratio"] / BALANCE < 3
-        text = f"at the first step distillation is {ratio:.2g} times the task loss; gradients "
-        text += f"on the backbone {numbers['gradient_ratio']:.2g} to 1"
-        text += f", cosine {numbers['cosine']:.2f}"
+        text = f"at the first step distillation is {ratio:.2g} times the task loss; gradients on "
+        text += f"the backbone {numbers['gradient_ratio']:.2g} to 1, cosine {numbers['cosine']:.2f}"
         if far:
             factor = self.settings.method.factor * BALANCE / ratio
             text += f"; method.factor={factor:.2g} would give the {BALANCE} of the scenes"
@@ -218,10 +209,8 @@ def is_due(settings: Settings) -> bool:
 def run_preflight(settings: Settings, *, images: int = 32, steps: int = 4) -> Preflight:
     """The preflight of a job: of its arm with the most teachers, and of that the last teacher.
 
-    Args:
-        settings: of the job.
-        images: how many validation images are looked at.
-        steps: how many training steps are timed, after one that is not.
+    It looks at `images` validation images and times `steps` training steps after one that it does
+    not. Nothing is written and no teacher is trained; a fresh student takes the steps.
     """
     device = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
     preflight, data = Preflight(settings, device), settings.data

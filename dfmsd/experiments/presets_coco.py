@@ -1,9 +1,7 @@
 """Full COCO: presets at 800 × 1333 pixels, the field's schedules, teachers from files.
 
-`train.steps` is the 1x schedule, 90 000 steps of 16 images (12 epochs), the rate falling at 60 000
-and 80 000; the long arms ("none-long", "one-long", "two-long") are 2x. Smoke runs the same job on a
-few images, to see that it runs at all. Memory and time were not measured by us: ask
-`dfmsd preflight`.
+`train.steps` is the 1x schedule, 90 000 steps of 16 images (12 epochs); the long arms are 2x. Smoke
+runs the same job on a few images. We measured neither memory nor time: ask `dfmsd preflight`.
 """
 
 from __future__ import annotations
@@ -13,14 +11,10 @@ from pathlib import Path
 
 from dfmsd.experiments.settings import Data, Detector, Settings, Train
 
-RESNET = "data/weights/resnet50-0676ba61.pth"
-"""torchvision's ResNet-50 of ImageNet (IMAGENET1K_V1), from which the field's students start."""
-SWIN_T = "data/teachers/mask_rcnn_swin_t.safetensors"
-"""mmdetection's Mask R-CNN Swin-T, 46.0 AP, made by `dfmsd import-mmdet`."""
-SWIN_S = "data/teachers/mask_rcnn_swin_s.safetensors"
-"""mmdetection's Mask R-CNN Swin-S, 48.2 AP, made by `dfmsd import-mmdet`."""
-FASTER_V2 = "data/teachers/fasterrcnn_resnet50_fpn_v2.safetensors"
-"""torchvision's Faster R-CNN v2, 46.7 AP."""
+RESNET = "data/weights/resnet50-0676ba61.pth"  # torchvision's, from which the field starts
+SWIN_T = "data/teachers/mask_rcnn_swin_t.safetensors"  # mmdetection's, 46.0 AP
+SWIN_S = "data/teachers/mask_rcnn_swin_s.safetensors"  # mmdetection's, 48.2 AP
+FASTER_V2 = "data/teachers/fasterrcnn_resnet50_fpn_v2.safetensors"  # torchvision's, 46.7 AP
 
 SCHEDULE_1X = Train(
     steps=90_000, batch_size=16, optimizer="sgd", weight_decay=1e-4, schedule="step", clip=35.0
@@ -39,15 +33,9 @@ _ORIGINS = {
 
 
 def require(field: str, file: str, otherwise: str = "") -> None:
-    """Nothing, when the file is there or none is named ("", "hub").
+    """Nothing, when the file of the setting `field` is there or none is named ("", "hub").
 
-    Args:
-        field: the setting that names it.
-        file: where it is.
-        otherwise: how to get one that is not of these presets.
-
-    Raises:
-        FileNotFoundError: it is not there; the message says how to get it.
+    Else FileNotFoundError, which says how to get it: `otherwise` for a file not of these presets.
     """
     if file in ("", "hub") or Path(file).exists():
         return
@@ -110,38 +98,20 @@ def _coco(scale: str, kind: str, weak_file: str, strong_file: str, arm: str) -> 
     frozen stem, first stage and batch norms.
     """
     two_stage = kind == "faster_rcnn"
-    student = Detector(
-        kind=kind,
-        trunk="torchvision:resnet50",
-        weights=RESNET,
-        strides=(4, 8, 16, 32) if two_stage else (8, 16, 32),
-        fpn_channels=256,
-        frozen_norm=True,
-        frozen_stride=4,
-    )
+    trunk = {"trunk": "torchvision:resnet50", "frozen_norm": True, "frozen_stride": 4}
+    strides = (4, 8, 16, 32) if two_stage else (8, 16, 32)
+    student = Detector(kind=kind, weights=RESNET, strides=strides, fpn_channels=256, **trunk)
     rate = {"lr": 0.02 if two_stage else 0.01, "batch_of_lr": 16, "warmup": 1000 / 90_000}
     train = replace(SCHEDULE_1X, **rate, save_every=2500, log_every=50, evaluations=6)
     images = {"val_images": 0, "curve_images": 500, "cache": False, "workers": 8}
-    full = Settings(
-        arms=(arm,),
-        data=Data(kind="coco", root="data/coco", short=800, size=1333, **images),
-        student=student,
-        weak_file=weak_file,
-        strong_file=strong_file,
-        train=train,
-        precision="bf16",
-    )
+    data = Data(kind="coco", root="data/coco", short=800, size=1333, **images)
+    job = {"arms": (arm,), "weak_file": weak_file, "strong_file": strong_file, "precision": "bf16"}
+    full = Settings(data=data, student=student, train=train, **job)
+    few = replace(data, val_images=4, curve_images=2, workers=0)
+    two = replace(train, steps=2, batch_size=2, save_every=1, evaluations=1, log_every=1)
+    short = replace(train, steps=2000, warmup=0.25, save_every=500, evaluations=2)
     return {
-        "smoke": replace(
-            full,
-            data=replace(full.data, val_images=4, curve_images=2, workers=0),
-            train=replace(train, steps=2, batch_size=2, save_every=1, evaluations=1, log_every=1),
-            precision="no",
-        ),
-        "quick": replace(
-            full,
-            data=replace(full.data, val_images=500),
-            train=replace(train, steps=2000, warmup=0.25, save_every=500, evaluations=2),
-        ),
+        "smoke": replace(full, data=few, train=two, precision="no"),
+        "quick": replace(full, data=replace(data, val_images=500), train=short),
         "full": full,
     }[scale]

@@ -27,11 +27,8 @@ def collect_features(
 ) -> tuple[Levels, Levels]:
     """What the method is given of student and teacher: stride → list of (1, C, H, W), on the CPU.
 
-    The images go one by one, so that there is no padding, the way that training takes them.
-
-    Args:
-        distiller: with a method; the student's batch norms see the images.
-        samples: (image (3, H, W), target) on its device.
+    The samples, (image (3, H, W), target) on the distiller's device, go one by one as in training,
+    so that there is no padding; the student's batch norms see them.
     """
     levels: tuple[Levels, Levels] = ({}, {})
 
@@ -52,10 +49,7 @@ def level_statistics(features: Sequence[Tensor]) -> dict[str, float]:
 
     A channel is dead when its standard deviation is under a thousandth of the level's. The constant
     share is how much of the variance over cells the mean picture of all images explains, 0..1; NaN
-    with fewer than two images, or with images of several sizes.
-
-    Args:
-        features: (1, C, H, W) of each image.
+    with fewer than two images, or with images of several sizes. `features`: (1, C, H, W) of each.
     """
     cells = torch.cat([feature.flatten(2)[0] for feature in features], 1)  # (C, all cells)
     constant = float("nan")
@@ -76,12 +70,8 @@ def loss_balance(
 ) -> dict[str, float]:
     """Weighted distillation against task: ratio of the losses, and of the trunk's gradients.
 
-    `cosine` is that of the two gradients, 1 where both pull the same way.
-
-    Args:
-        distiller: with a method.
-        batch: images and targets on its device.
-        autocast: context of the forward pass.
+    `cosine` is that of the two gradients, 1 where both pull the same way. The batch is on the
+    distiller's device; `autocast` gives the context of the forward pass.
     """
     with autocast():
         losses = distiller.train()(*batch)
@@ -100,9 +90,8 @@ def loss_balance(
 
 
 def _now(device: torch.device) -> float:
-    """The time in seconds, after everything that the GPU was told to do."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)  # what the GPU was told to do counts
     return time.perf_counter()
 
 
@@ -135,13 +124,9 @@ def throughput(
 ) -> dict[str, float]:
     """Images per second, share of the time spent waiting for data, and peak GPU memory in GiB.
 
-    The steps are those of `fit`, which takes the same arguments; there are at least 2, because the
-    first is not timed. On several processes the images of all count. Peak memory is 0 without a
-    GPU.
-
-    Raises:
-        torch.cuda.OutOfMemoryError: the batch does not fit.
-        NonFiniteLossError: a loss is NaN or infinite.
+    The steps are those of `fit`, which takes the same arguments and raises the same errors; there
+    are at least 2, because the first is not timed. On several processes the images of all count.
+    Peak memory is 0 without a GPU.
     """
     device, gpu = accelerator.device, accelerator.device.type == "cuda"
     if gpu:

@@ -24,12 +24,9 @@ class RecordError(ValueError):
     """A record file that cannot be read; the message names file, line and cause."""
 
 
-@functools.cache
+@functools.cache  # asked when the code is loaded: the tree may move on under a long run
 def commit() -> str:
-    """The commit of the source tree (with `+` when files differ from it), or "unknown".
-
-    Asked once per process, when its code is loaded: the tree may move on under a long run.
-    """
+    """The commit of the source tree (with `+` when files differ from it), or "unknown"."""
     options = {"cwd": Path(__file__).parent.parent, "capture_output": True, "timeout": 10}
     head, changes = ["rev-parse", "--short=12", "HEAD"], ["diff", "--quiet", "HEAD", "--", "."]
     try:
@@ -51,24 +48,19 @@ def environment() -> dict[str, Any]:
     """Where a run took place: versions, hardware, commit; no host or user names."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     packages = {name: metadata.version(name) for name in PACKAGES}
     return {
         "versions": {"python": platform.python_version(), **packages},
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "accelerators": gpus,
+        "accelerators": [*map(torch.cuda.get_device_name, range(torch.cuda.device_count()))],
         "commit": commit(),
     }
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, oldest first; none when the file is not there.
-
-    Raises:
-        RecordError: when a line is no JSON object; it names the file and the line.
-    """
+    """The records of a JSON-lines file, oldest first; none without it. Raises RecordError."""
     path = Path(path)
     if not path.exists():
         return []
@@ -85,13 +77,8 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_folder(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of every JSON-lines file of a folder, the newest last: experiments share runs.
-
-    Raises:
-        RecordError: as `read_records`.
-    """
-    files = sorted(Path(folder).glob("*.jsonl"))
-    records = [record for file in files for record in read_records(file)]
+    """The records of every JSON-lines file of a folder, the newest last: experiments share runs."""
+    records = [r for file in sorted(Path(folder).glob("*.jsonl")) for r in read_records(file)]
     return sorted(records, key=lambda record: record.get("finished", ""))
 
 
@@ -99,10 +86,7 @@ def append_record(path: str | Path, record: dict[str, Any]) -> None:
     """Add one record; readers see the old file or the new one, never a part of a line.
 
     NaN becomes null, so that every JSON reader takes the file. Processes that append at the same
-    time wait for each other.
-
-    Raises:
-        RecordError: when the file that is there cannot be read; it is left as it was.
+    time wait for each other. A file that cannot be read is left as it was (RecordError).
     """
     from dfmsd.detectors.checkpoints import write_atomic
 

@@ -35,8 +35,7 @@ class Run:
     arm: str
     seed: int
     experiment: str = ""
-    row: str = ""
-    """of the experiment, under which it is recorded"""
+    row: str = ""  # of the experiment, under which it is recorded
 
     @property
     def folder(self) -> Path:
@@ -89,15 +88,10 @@ class Run:
 
 
 def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
-    """Every row of an experiment with every seed, seed by seed.
+    """Every row of an experiment with every seed, seed by seed; SettingsError without such a name.
 
-    Args:
-        name: one of `EXPERIMENTS`.
-        overrides: settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
-            under one that changes what a row is are no runs of the experiment.
-
-    Raises:
-        SettingsError: no such experiment, or a setting that does not exist.
+    `overrides` are settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
+    under one that changes what a row is are no runs of the experiment.
     """
     if name not in EXPERIMENTS:
         raise SettingsError(f"{name}: no such experiment{nearest(name, list(EXPERIMENTS))}")
@@ -121,18 +115,13 @@ def runs(settings: Settings) -> list[Run]:
 
 
 def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
-    """The record of a run, after training it; a killed one continues, a finished one is kept.
-
-    Raises:
-        CheckpointError: the run's folder holds a checkpoint of another run.
-        FileNotFoundError: a teacher's file is missing.
-    """
+    """The record of a run, after training it; a killed one continues, a finished one is kept."""
     if run.done():
         return run.record()
     teachers = {name: teacher(run.settings, name, show=show) for name in run.teachers}
     labels = run.labels | {"fingerprint": fingerprint(run.settings)}
-    how = {"folder": run.folder, "labels": labels, "show": show}
-    return train_and_record(run.settings, run.arm, teachers, **how)
+    options = {"folder": run.folder, "labels": labels, "show": show}
+    return train_and_record(run.settings, run.arm, teachers, **options)
 
 
 def execute_all(queue: Sequence[Run], *, show: bool = True) -> list[dict[str, Any]]:
@@ -154,10 +143,7 @@ def execute_all(queue: Sequence[Run], *, show: bool = True) -> list[dict[str, An
 def execute_experiment(
     name: str, overrides: Sequence[str] = (), *, show: bool = True
 ) -> list[dict[str, Any]]:
-    """The records of an experiment, after the runs that have none yet, wherever it was begun.
-
-    Arguments and errors of `experiment_runs`.
-    """
+    """The records of an experiment (see `experiment_runs`), after the runs that have none yet."""
     queue = experiment_runs(name, overrides)
     if missing := without_record(queue):
         execute_all(missing, show=show)
@@ -172,17 +158,14 @@ def without_record(queue: list[Run]) -> list[Run]:
 
 
 def _execute_parallel(queue: Sequence[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
-    """The records of the runs, `jobs` worker processes sharing them; one progress line for all.
-
-    Ctrl-C, SIGTERM and SIGUSR1 end the workers with a SIGTERM, at which a training saves.
-    """
+    """The records of the runs, `jobs` worker processes sharing them; one progress line for all."""
     title, steps = f"{len(queue)} runs, {jobs} at a time", sum(run.steps for run in queue)
     progress = Progress(title, steps, start=_steps_done(queue), show=show)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     longest_first = sorted(queue, key=lambda run: (run.seed, -run.steps))
     # one task per process: its peak memory is then the peak of its one run
-    how = {"initializer": _prepare_worker, "max_tasks_per_child": 1}
-    others, pool = set(active_children()), ProcessPoolExecutor(jobs, get_context("spawn"), **how)
+    once = {"initializer": _prepare_worker, "max_tasks_per_child": 1}
+    others, pool = set(active_children()), ProcessPoolExecutor(jobs, get_context("spawn"), **once)
     try:
         with stop_signals():
             waiting = {pool.submit(execute, run, show=False) for run in longest_first}
@@ -190,12 +173,11 @@ def _execute_parallel(queue: Sequence[Run], jobs: int, *, show: bool) -> list[di
                 finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()  # a failure ends the pool
-                note = f"{len(queue) - len(waiting)} runs finished"
-                progress.update(_steps_done(queue), note)
+                progress.update(_steps_done(queue), f"{len(queue) - len(waiting)} runs finished")
     except BrokenProcessPool as error:
         text = "a worker process was killed (out of memory?); the same command continues, "
         raise ChildProcessError(f"{text}with jobs=1 in the least memory") from error
-    except (KeyboardInterrupt, PreemptedError):
+    except (KeyboardInterrupt, PreemptedError):  # a training saves at the workers' SIGTERM
         for worker in set(active_children()) - others:
             worker.terminate()
         raise

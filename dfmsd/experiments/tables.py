@@ -48,7 +48,6 @@ def _table(frame: pd.DataFrame, columns: Sequence[str]) -> str:
 
 
 def _cell(runs: pd.DataFrame, column: str) -> str:
-    """What a column says of the runs of one row."""
     count, asked = runs["record"].count(), len(runs)
     if column == "seeds":
         return str(count) if count == asked else f"{count} of {asked}"
@@ -69,8 +68,7 @@ def _cell(runs: pd.DataFrame, column: str) -> str:
 def results_table(frame: pd.DataFrame) -> str:
     """Markdown: AP as mean ± sd, the paired gain with its 95 % interval, sizes and CPU time.
 
-    A star says that the interval excludes 0; `extra CPU` is the mean beyond that of the row which
-    the gain is counted from, of the runs that were never interrupted.
+    `extra CPU` is the mean beyond that of the base, of the runs that were never interrupted.
     """
     columns = ["steps", "seeds", "AP", "gain (95 %)", *SIZES, "CPU s", "extra CPU"]
     return _table(frame, columns)
@@ -134,11 +132,7 @@ def _verdict(gain: Gain | None) -> tuple[int, str]:
 
 
 def weights_grid(frame: pd.DataFrame) -> pd.DataFrame:
-    """Method by multiple of its balanced weight → AP in points, NaN: not run.
-
-    Args:
-        frame: of an experiment whose rows are `METHOD-MULTIPLE`, titled `TITLE × MULTIPLE`.
-    """
+    """Method by multiple → AP in points (NaN: not run), of rows titled `TITLE × MULTIPLE`."""
     titles = frame["title"].str.rsplit(" × ", n=1).str[0]
     multiples = frame.index.get_level_values("row").str.rsplit("-", n=1).str[1].astype(float)
     grid = frame["AP"].groupby([titles, multiples]).first().unstack()
@@ -160,10 +154,8 @@ def weights_table(grid: pd.DataFrame) -> str:
 def cost_table(records: Iterable[dict[str, Any]], titles: Mapping[str, str]) -> str:
     """Markdown: CPU time of a step and peak memory by method, and what they add to "none".
 
-    Args:
-        records: of `benchmarks/method_cost.py`: every round measures every method once, each in a
-            process of its own; differences are taken within a round.
-        titles: method → its name in the table, "none" among them; without a record: "not run".
+    The records are those of `benchmarks/method_cost.py`: every round measures every method once;
+    differences are taken within a round. `titles`: method → its name in the table.
     """
     runs = pd.DataFrame([record for record in records if "cost_of" in record])
     rows = []
@@ -196,10 +188,7 @@ def experiment_report(name: str, records: Iterable[dict[str, Any]]) -> str:
 
 
 def provenance(records: Iterable[dict[str, Any]]) -> str:
-    """Markdown: at which scale, on which data, with which seeds, where and when records were made.
-
-    Whatever differs between the records is listed; what a record does not say is "unknown".
-    """
+    """Markdown: scale, data, seeds, machine and time of records, with all that differs in them."""
     records = list(records)
     if not records:
         return "*Made from no record.*"
@@ -209,7 +198,7 @@ def provenance(records: Iterable[dict[str, Any]]) -> str:
         for record in records:
             try:
                 texts.append(describe(**record))
-            except (KeyError, TypeError):  # a part of it is missing
+            except (KeyError, TypeError):  # a part of the record is missing
                 texts.append("unknown")
         return " / ".join(dict.fromkeys(texts))
 
@@ -226,7 +215,6 @@ def provenance(records: Iterable[dict[str, Any]]) -> str:
 
 
 def _data(settings: Mapping[str, Any], **_: Any) -> str:
-    """What a run was trained on."""
     data, train = settings["data"], settings["train"]
     if data["kind"] == "scenes":
         what = f"{data['train_images']} training and {data['val_images']} validation scenes"
@@ -237,7 +225,6 @@ def _data(settings: Mapping[str, Any], **_: Any) -> str:
 
 
 def _hardware(environment: Mapping[str, Any], **_: Any) -> str:
-    """Where a run was made."""
     gpus = ", ".join(environment["accelerators"]) or "no accelerator"
     cores, threads = environment["cores"], _count(environment["threads"], "thread")
     return f"{environment['processor']}, {cores} cores, {threads}, {gpus}"

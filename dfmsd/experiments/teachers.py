@@ -15,20 +15,13 @@ from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.settings import Settings, SettingsError
 from dfmsd.experiments.train import stage_file, train_and_record
 
-SECTIONS = ("data", "train", "student")
-"""Sections of the settings that can change a detector trained without distillation."""
+SECTIONS = ("data", "train", "student")  # those that can change such a detector
 
 
 def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settings, Path]:
-    """The settings under which `dfmsd train` makes the detector `name`, and its folder.
+    """The settings under which `dfmsd train` makes a detector of the job, and its folder.
 
-    Args:
-        settings: of the job.
-        name: "weak", "strong" or "student" (the latter without any distillation).
-        seed: of the run.
-
-    Raises:
-        SettingsError: another name.
+    `name` is "weak", "strong" or "student" (the latter without any distillation).
     """
     if name not in ("weak", "strong", "student"):
         raise SettingsError(f"{name}: no such detector; one of weak, strong, student")
@@ -56,13 +49,9 @@ def train_detector(
 
 
 def teacher(settings: Settings, name: str, *, show: bool = True) -> nn.Module:
-    """The teacher `name`: from its file, or trained now when the settings name no file.
-
-    Raises:
-        FileNotFoundError: the file is not there; the message says how to make it.
-    """
+    """The teacher `name`: from its file (FileNotFoundError without it), or trained now."""
     file = getattr(settings, f"{name}_file")
-    ours = f"make it with `dfmsd train {settings.preset} {name} scale=quick --save {file}`, "
-    require(f"{name}_file", file, f"{ours}or set {name}_file= to train it on the way")
-    path = Path(file) if file else train_detector(settings, name, show=show)[0]
-    return load_detector(path)[0]
+    command = f"dfmsd train {settings.preset} {name} scale=quick --save {file}"
+    hint = f"make it with `{command}`, or set {name}_file= to train it on the way"
+    require(f"{name}_file", file, hint)
+    return load_detector(file or train_detector(settings, name, show=show)[0])[0]

@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +51,20 @@ def train_and_record(
     labels: dict[str, Any],
     show: bool = True,
 ) -> dict[str, Any]:
-    """The record of a training, after it; one that was killed continues.
+    """The record of a training of `settings.student`, after it; one that was killed continues.
 
-    Args:
-        settings: of the detector `student` and its training.
-        arm: whose stages are trained.
-        teachers: those of the arm, and the one that the student inherits from.
-        folder: takes checkpoints, log and the student of each stage.
-        labels: what the record is found by, among them "arm" and "seed".
-        show: draw the progress line.
-
-    Raises:
-        CheckpointError: the folder holds a checkpoint of another run.
+    `teachers` are those of the arm, and the one that the student inherits from. `folder` takes
+    checkpoints, log and students; CheckpointError when it holds a checkpoint of another run.
+    `labels`, among them "arm" and "seed", are what the record is found by.
     """
     read_records(build.records_file(settings))  # a broken file is better known before the training
-    began, cpu, where = time.time(), time.process_time(), environment()
+    began, cpu, origin = time.time(), time.process_time(), environment()
     resumed, seed = bool(list_checkpoints(folder)), labels["seed"]
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
     data = build.datasets(settings.data)
     torch.manual_seed(seed)
-    classes = data[0].classes
-    student = build.detector_for(settings.student, settings.data, num_classes=len(classes))
+    classes = len(data[0].classes)
+    student = build.detector_for(settings.student, settings.data, num_classes=classes)
     if settings.inherit != "no":
         teacher = teachers[settings.inherit_from]
         labels = labels | {"inherited": inherit(student, teacher, settings.inherit.split("+"))}
@@ -96,7 +90,7 @@ def train_and_record(
         "processes": accelerator.num_processes,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "settings": asdict(settings),
-        "environment": where,
+        "environment": origin,
     }
     if accelerator.is_main_process:
         append_record(build.records_file(settings), record)
@@ -122,20 +116,18 @@ def train_stages(
 ) -> History:
     """The history, after running the stages; each leaves `stageN.safetensors` with its metrics.
 
-    Raises:
-        PreemptedError: SIGTERM or SIGUSR1 came; the run is saved.
-        ChildProcessError: a loader process or another process of this run has ended.
+    Raises PreemptedError when SIGTERM or SIGUSR1 came (the run is saved), and ChildProcessError
+    when a loader process or another process of this run has ended.
     """
     train, engine, (train_set, val_set) = settings.train, settings.engine, data
     main, lengths = accelerator.is_main_process, [stage.schedule.steps for stage in stages]
     prepare(engine, [student, *(s.teacher for s in stages if s.teacher is not None)])
 
     def score(model: nn.Module, images: int) -> dict[str, float]:
-        limit = images or None
-        return build.evaluate(model, val_set, settings.data, limit=limit, accelerator=accelerator)
+        options = {"limit": images or None, "accelerator": accelerator}
+        return build.evaluate(model, val_set, settings.data, **options)
 
-    def export(model: nn.Module, path: Path, **extra: Any) -> None:
-        save_detector(model, path, classes=train_set.classes, **extra)
+    export = partial(save_detector, classes=train_set.classes)
 
     def after_stage(number: int, _stage: Stage, model: nn.Module, _history: History) -> None:
         metrics = score(model, settings.data.val_images)
@@ -144,23 +136,14 @@ def train_stages(
 
     if engine.tensorboard:
         log = replace(log, watch=tensorboard(folder / "tensorboard", lengths))
+    batches = build.batches(train_set, settings.data, batch_size=train.batch_size, seed=seed)
+    every = max(1, sum(lengths) // train.evaluations) if train.evaluations else 0
+    curve = Evaluation(lambda model: score(model.student, settings.data.curve_images), every)
+    options = {"seed": seed, "clip": train.clip, "accumulate": engine.accumulate, "log": log}
+    options |= {"accelerator": accelerator, "after_stage": after_stage, "evaluation": curve}
     with stop_signals() as stop, peer_errors():
-        run_stages(
-            student,
-            stages,
-            build.batches(train_set, settings.data, batch_size=train.batch_size, seed=seed),
-            optimizer=optimizer_options(train),
-            checkpoints=Checkpointing(folder, export, train.save_every, engine.save_minutes, stop),
-            after_stage=after_stage,
-            accelerator=accelerator,
-            seed=seed,
-            clip=train.clip,
-            accumulate=engine.accumulate,
-            log=log,
-            evaluation=Evaluation(
-                lambda distiller: score(distiller.student, settings.data.curve_images),
-                every=max(1, sum(lengths) // train.evaluations) if train.evaluations else 0,
-            ),
-        )
+        saving = Checkpointing(folder, export, train.save_every, engine.save_minutes, stop)
+        how = {"optimizer": optimizer_options(train), "checkpoints": saving, **options}
+        run_stages(student, stages, batches, **how)
     accelerator.wait_for_everyone()
     return History.resume(folder if main else None, before=(len(stages), 0))
