@@ -248,10 +248,7 @@ LADDER = {
         lambda *c: MGD(*c, ratio=0.6, mask="count", over="levels"),
         lambda *c: AMD(*c, ratio=0.6, select="random", gate=False),
     ),
-    "amd to dmkd": (
-        lambda *c: AMD(*c, gate=False),
-        lambda *c: DMKD(*c, channel=False),
-    ),
+    "amd to dmkd": (lambda *c: AMD(*c, gate=False), lambda *c: DMKD(*c, channel=False)),
     "dmkd to dfmsd": (
         lambda *c: DMKD(*c, select="low", ratio_channel=0.3, temperature=0.8),
         lambda *c: DFMSDLoss(

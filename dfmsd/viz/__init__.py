@@ -1,8 +1,9 @@
 """Figures of detections, feature maps, masks, curves and tables of runs; returned, never shown.
 
 Every function returns a closed `matplotlib` figure: a notebook cell that ends in it shows it once,
-a script calls `savefig`. One style for all; the colours are Okabe and Ito's and the maps viridis,
-which colour-blind readers can tell apart.
+a script calls `savefig`. The colours are Okabe and Ito's, which colour-blind readers can tell apart.
+`title` stands above all panels, `columns` are panels in a row, labels of axes say the unit. Wrong
+shapes, lengths or names, no entries, NaN and infinity raise `ValueError`, naming the argument.
 """
 
 # ruff: noqa: F401

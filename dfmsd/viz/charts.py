@@ -75,17 +75,11 @@ def curves_figure(
 
     Args:
         series: name → (step, value) pairs in any order, maybe none; NaN leaves a gap.
-        xlabel: what the steps are.
-        ylabel: what the values are.
         marks: step → text of a vertical line, e.g. where a stage begins.
-        title: what to see.
         window: values in the moving mean; None takes a twentieth of the curve. Below 3 the
             points themselves are drawn.
         log: logarithmic values.
         log_steps: logarithmic steps, each written out; above 0.
-
-    Raises:
-        ValueError: if `series` is empty.
     """
     check_entries("series", series)
     figure, axes = chart(3.6, title)
@@ -126,11 +120,6 @@ def bars_figure(
 
     Args:
         rows: name → the value for every seed; none means "not run".
-        xlabel: what the values are, with their unit.
-        title: what to see.
-
-    Raises:
-        ValueError: if `rows` is empty or a value is NaN or infinite.
     """
     check_entries("rows", rows)
     for name, values in rows.items():
@@ -166,11 +155,6 @@ def differences_figure(
 
     Args:
         rows: name → (mean, interval); None: "not run".
-        xlabel: what the differences are, with their unit.
-        title: what to see.
-
-    Raises:
-        ValueError: if `rows` is empty, a value is NaN or infinite, or lies outside its interval.
     """
     check_entries("rows", rows)
     figure, axes = chart(0.8 + 0.27 * len(rows), title, width=WIDTH)
@@ -207,14 +191,8 @@ def tradeoff_figure(
 
     Args:
         points: name → (cost, gain), each (mean, interval); None: "not run", said in the legend.
-        xlabel: what the cost is, with its unit.
-        ylabel: what the gain is, with its unit.
-        title: what to see.
         yardstick: the point to which a dashed line runs from no cost and no gain, and on: who is
             above it gains more for its cost. Without that point there is no line.
-
-    Raises:
-        ValueError: if `points` is empty, a value is NaN or infinite, or lies outside its interval.
     """
     check_entries("points", points)
     figure, axes = chart(4.4, title, width=WIDTH)

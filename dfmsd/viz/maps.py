@@ -42,11 +42,7 @@ def feature_maps_figure(
     Args:
         images: N tensors (3, H, W) in 0..1, or a single one.
         maps: column name (teacher, student, after stage 1 …) → N tensors (h, w), or a single one.
-        title: a line above all panels.
         smooth: bilinear between cells instead of blocks.
-
-    Raises:
-        ValueError: if the lengths differ, a shape is another, or a map holds NaN or infinity.
     """
     check_entries("maps", maps)
     if isinstance(images, Tensor) and images.ndim == 3:
@@ -77,10 +73,6 @@ def levels_figure(
     Args:
         image: (3, H, W) or (1, H, W) in 0..1, turned grey so that colour means heat.
         maps: name of the detector → stride → (h, w). A stride that one lacks leaves a note.
-        title: a line above all panels.
-
-    Raises:
-        ValueError: if `maps` or a row is empty, a shape is another, or a map holds NaN or infinity.
     """
     check_entries("maps", maps)
     for name, levels in maps.items():
@@ -123,10 +115,6 @@ def masks_figure(
         keep: (h, w), 1 = visible, 0 = masked; masked cells are drawn black.
         enhanced: (h, w) attention after strengthening; shares the attention's colour scale.
         boxes: (n, 4) xyxy absolute pixels, drawn thin and dashed on every panel.
-
-    Raises:
-        ValueError: if a shape is another, an attention holds NaN or infinity, or the mask other
-            values than 0 and 1.
     """
     maps = {"attention of the teacher": attention}
     if enhanced is not None:
@@ -155,10 +143,6 @@ def keep_masks_figure(
         image: (3, H, W) or (1, H, W) in 0..1.
         keeps: name → (h, w), 1 = visible, 0 = masked; the grids may differ.
         boxes: (n, 4) xyxy absolute pixels, drawn thin and dashed on every panel.
-        title: a line above all panels.
-
-    Raises:
-        ValueError: if `keeps` is empty, a shape is another, or a mask holds other values.
     """
     check_entries("keeps", keeps)
     heads = []

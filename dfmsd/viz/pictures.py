@@ -49,10 +49,6 @@ def detections_figure(
         truths: N dicts of `boxes`, or None.
         classes: the K names; `classes[0]` belongs to label 1.
         score: boxes that score lower are left out.
-        title: a line above all panels.
-
-    Raises:
-        ValueError: if the lengths differ, an image has another shape, or a label is outside 1..K.
     """
     check_lengths(images=images, predictions=predictions, truths=truths)
     names = ("boxes", "labels", "scores")
@@ -86,10 +82,6 @@ def scene_sheet(
         images: N tensors (3, H, W) or (1, H, W) in 0..1.
         targets: N dicts of `boxes` (n, 4) xyxy absolute pixels and `labels` (n,) in 1..K.
         classes: the K names; `classes[0]` belongs to label 1.
-        title: a line above all panels.
-
-    Raises:
-        ValueError: if the lengths differ, an image has another shape, or a label is outside 1..K.
     """
     check_lengths(images=images, targets=targets)
     heads = []
@@ -122,14 +114,8 @@ def pictures_figure(
     Args:
         images: name → (3, H, W), (1, H, W) or (h, w).
         boxes: (n, 4) xyxy, pixels of the widest picture, drawn thin and dashed on every picture.
-        columns: panels in a row.
-        title: a line above all panels.
         signed: names drawn as the mean over channels in a diverging map: white is 0, orange below,
             purple above.
-
-    Raises:
-        ValueError: if `images` is empty, a name of `signed` is not in it, a shape is another, or a
-            value is NaN or infinite.
     """
     check_entries("images", images)
     if unknown := set(signed) - set(images):
@@ -188,11 +174,6 @@ def regions_figure(
         images: name → (3, H, W) or (1, H, W) in 0..1.
         boxes: (n, 4) xyxy absolute pixels, the same on every picture.
         scores: the same names → (n,), finite.
-        title: a line above all panels.
-        columns: panels in a row.
-
-    Raises:
-        ValueError: if `images` is empty, the names differ, or a shape or a score is wrong.
     """
     check_entries("images", images)
     if set(images) != set(scores):

@@ -52,7 +52,6 @@ class MaskLab(W.VBox):
         limits: tuple[float, float] = (32, 96),
         size: int = 416,
     ) -> None:
-        """See the class."""
         for name, given in (("images", images), ("detectors", detectors)):
             if not given:
                 raise LabError(f"{name} must hold at least one, got none")

@@ -43,7 +43,6 @@ class Backdrop:
     """
 
     def __init__(self, scene: Scene, *, side: int) -> None:
-        """See the class."""
         rgb = (scene.image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         scale = side / max(rgb.shape[:2])
         height, width = (max(1, round(edge * scale)) for edge in rgb.shape[:2])
