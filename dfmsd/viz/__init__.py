@@ -1,9 +1,10 @@
 """Figures of detections, feature maps, masks, curves and tables of runs; returned, never shown.
 
 Every function returns a closed `matplotlib` figure: a notebook cell that ends in it shows it once,
-a script calls `savefig`. The colours are Okabe and Ito's, which colour-blind readers can tell apart.
-`title` stands above all panels, `columns` are panels in a row, labels of axes say the unit. Wrong
-shapes, lengths or names, no entries, NaN and infinity raise `ValueError`, naming the argument.
+a script calls `savefig`. Its colours are Okabe and Ito's, apart for colour-blind readers too.
+Images are (3, H, W) or (1, H, W) in 0..1, boxes (n, 4) xyxy in absolute pixels. `title` stands
+above all panels, `columns` are panels in a row; labels of axes name the unit. `ValueError`, naming
+the argument: wrong shapes, lengths, names or ranges, no entries, NaN and infinity.
 """
 
 # ruff: noqa: F401

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dfmsd.viz.boxes import ink
 from dfmsd.viz.charts import COLOURS, MARKERS, chart, legend_right, name_rows, write_right
-from dfmsd.viz.panels import SIGNED, STYLE, WIDTH, check_entries, grid_of, value_range, wrap
+from dfmsd.viz.checks import check_entries, grid_of, value_range
+from dfmsd.viz.panels import SIGNED, STYLE, WIDTH, wrap
 
 HATCHED = 100  # channels; on thinner bars a hatch hides the grey
 
@@ -68,9 +69,7 @@ def scatter_figure(
 ) -> Figure:
     """Figure of named clouds of points, each with its own colour and marker.
 
-    Args:
-        points: name → (x, y), both (n,).
-        diagonal: a dashed line where x = y.
+    `points` are name → (x, y), both (n,); the `diagonal` is a dashed line where x = y.
     """
     check_entries("points", points)
     figure, axes = chart(3.8, title)
@@ -105,11 +104,8 @@ def matrix_figure(
     """Figure of a matrix as colours, each cell with its number.
 
     Args:
-        values: (R, C), finite.
-        rows: R names.
-        columns: C names.
+        values: (R, C), for R names of rows and C of columns.
         limits: lowest and highest value of the colours; None takes the matrix's own.
-        digits: decimals of the numbers.
         signed: a diverging map, white at 0, instead of viridis.
     """
     if tuple(values.shape) != (len(rows), len(columns)) or not values.numel():
