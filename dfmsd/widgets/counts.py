@@ -56,8 +56,8 @@ def report(scene: Scene, keep: Tensor, limits: tuple[float, float]) -> list[str]
     inside = counts["masked in objects"][0]
     hidden = f"{inside / masked:.0%} of the masked cells, " if masked else ""
     objects = f"{covered / cells:.0%} of all cells · {len(scene.boxes)} boxes ({whose})"
-    low, high = (f"{limit:g} px" for limit in limits)
-    sides = {"small": f"side < {low}", "medium": f"{low[:-3]} to {high}", "large": f"≥ {high}"}
+    low, high = (f"{limit:g}" for limit in limits)
+    sides = {"small": f"side < {low} px", "medium": f"{low} to {high} px", "large": f"≥ {high} px"}
     sizes = [f"{name} ({side}) {_share(counts.get(name))}" for name, side in sides.items()]
     lines.append(f"inside objects: {hidden}{objects}")
     return [*lines, "masked share of their cells: " + " · ".join(sizes)]
