@@ -1,8 +1,10 @@
 """Figures of detections, feature maps, masks, curves and tables of runs; returned, never shown.
 
 Every function returns a closed `matplotlib` figure: a notebook cell that ends in it shows it once,
-a script calls `savefig`. One style for all; the colours are Okabe and Ito's and the maps viridis,
-which colour-blind readers can tell apart.
+a script calls `savefig`. Its colours are Okabe and Ito's, apart for colour-blind readers too.
+Images are (3, H, W) or (1, H, W) in 0..1, boxes (n, 4) xyxy in absolute pixels. `title` stands
+above all panels, `columns` are panels in a row; labels of axes name the unit. `ValueError`, naming
+the argument: wrong shapes, lengths, names or ranges, no entries, NaN and infinity.
 """
 
 # ruff: noqa: F401

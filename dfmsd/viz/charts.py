@@ -13,13 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from dfmsd.viz.panels import STYLE, WIDTH, check_entries, wrap
+from dfmsd.viz.checks import check_entries
+from dfmsd.viz.panels import STYLE, WIDTH, wrap
 
 # Okabe and Ito's colours, neighbours far apart; without yellow, too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 MARKERS = "osD^vP*"
 Ranged = tuple[float, tuple[float, float] | None]
-"""A mean, and the ends of its interval; None: it has none."""
+"""A mean, and the ends of the interval that holds it; None: it has none."""
 
 
 def chart(height: float, title: str = "", *, width: float = 0.8 * WIDTH) -> tuple[Figure, Axes]:
@@ -48,9 +49,7 @@ def legend_right(axes: Axes) -> None:
 
 
 def moving_mean(values: Sequence[float], window: int) -> np.ndarray:
-    """Centred moving mean of `values`, same length; the window shrinks at the ends.
-
-    NaN and infinity are left out of it.
+    """Centred moving mean of the finite `values`, same length; the window shrinks at the ends.
 
     Choice: a centred mean, not an exponential one, because it does not lag behind its curve.
     """
@@ -75,17 +74,11 @@ def curves_figure(
 
     Args:
         series: name → (step, value) pairs in any order, maybe none; NaN leaves a gap.
-        xlabel: what the steps are.
-        ylabel: what the values are.
         marks: step → text of a vertical line, e.g. where a stage begins.
-        title: what to see.
         window: values in the moving mean; None takes a twentieth of the curve. Below 3 the
             points themselves are drawn.
         log: logarithmic values.
         log_steps: logarithmic steps, each written out; above 0.
-
-    Raises:
-        ValueError: if `series` is empty.
     """
     check_entries("series", series)
     figure, axes = chart(3.6, title)
@@ -123,14 +116,7 @@ def bars_figure(
     """Figure of one bar per row, as long as its mean, a dot per seed and the numbers beside it.
 
     The line around the mean is ± one standard deviation over the seeds (divisor n − 1).
-
-    Args:
-        rows: name → the value for every seed; none means "not run".
-        xlabel: what the values are, with their unit.
-        title: what to see.
-
-    Raises:
-        ValueError: if `rows` is empty or a value is NaN or infinite.
+    `rows` are name → the value for every seed; none means "not run".
     """
     check_entries("rows", rows)
     for name, values in rows.items():
@@ -162,15 +148,8 @@ def differences_figure(
 ) -> Figure:
     """Figure of one difference per row with its interval, beside a line at 0.
 
-    Blue and filled: the interval excludes 0; grey and hollow: it holds 0, or there is none.
-
-    Args:
-        rows: name → (mean, interval); None: "not run".
-        xlabel: what the differences are, with their unit.
-        title: what to see.
-
-    Raises:
-        ValueError: if `rows` is empty, a value is NaN or infinite, or lies outside its interval.
+    `rows` are name → (mean, interval), None: "not run". Blue and filled: the interval excludes 0;
+    grey and hollow: it holds 0, or there is none.
     """
     check_entries("rows", rows)
     figure, axes = chart(0.8 + 0.27 * len(rows), title, width=WIDTH)
@@ -207,14 +186,8 @@ def tradeoff_figure(
 
     Args:
         points: name → (cost, gain), each (mean, interval); None: "not run", said in the legend.
-        xlabel: what the cost is, with its unit.
-        ylabel: what the gain is, with its unit.
-        title: what to see.
         yardstick: the point to which a dashed line runs from no cost and no gain, and on: who is
             above it gains more for its cost. Without that point there is no line.
-
-    Raises:
-        ValueError: if `points` is empty, a value is NaN or infinite, or lies outside its interval.
     """
     check_entries("points", points)
     figure, axes = chart(4.4, title, width=WIDTH)
