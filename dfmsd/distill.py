@@ -56,10 +56,7 @@ class Distiller(nn.Module):
     """
 
     def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module | None = None,
-        method: nn.Module | None = None,
+        self, student: nn.Module, teacher: nn.Module | None = None, method: nn.Module | None = None
     ) -> None:
         """See the class."""
         super().__init__()

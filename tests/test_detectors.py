@@ -18,11 +18,7 @@ from dfmsd.detectors.recipe import Recipe, default_anchor_scale
 KINDS = ("faster_rcnn", "retinanet", "fcos")
 SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 3}
 R10 = {"channels": (8, 16, 32, 64)}
-TRUNKS = {
-    "timm:resnet10t": R10,
-    "swin": SWIN | {"stem": "conv"},
-    "timm:mobilenetv3_small_050": {},
-}
+TRUNKS = {"timm:resnet10t": R10, "swin": SWIN | {"stem": "conv"}, "timm:mobilenetv3_small_050": {}}
 
 
 def build(kind="faster_rcnn", trunk="timm:resnet10t", **arguments):
