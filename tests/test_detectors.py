@@ -11,8 +11,13 @@ from torchvision.models.detection.retinanet import _default_anchorgen
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
 
-from dfmsd.detectors.build import build_detector, parameter_count, rebuild, stock_detector
-from dfmsd.detectors.heads import anchor_sizes
+from dfmsd.detectors.build import (
+    anchor_sizes,
+    build_detector,
+    parameter_count,
+    rebuild,
+    stock_detector,
+)
 from dfmsd.detectors.recipe import Recipe, default_anchor_scale
 
 KINDS = ("faster_rcnn", "retinanet", "fcos")

@@ -26,10 +26,8 @@ def default_anchor_scale(kind: str, image_size: int) -> float:
 class Recipe:
     """What a detector is built from; `None` and "auto" become what fits kind and image size.
 
-    `asdict` gives JSON, from which `Recipe(**values)` is the same again.
-
-    Raises:
-        ValueError: unknown kind, a number out of range, or arguments that JSON cannot hold.
+    `asdict` gives JSON, from which `Recipe(**values)` is the same again. Raises ValueError for an
+    unknown kind, a number out of range, or arguments that JSON cannot hold.
     """
 
     kind: Literal["faster_rcnn", "retinanet", "fcos"]
@@ -44,9 +42,7 @@ class Recipe:
     head_channels: int | None = None  # of Faster R-CNN's linear layers: 256 below 512, else 1024
     head_convs: int | None = None  # of a one-stage head, 1 to 4: 2 below 512 pixels, else 4
     trunk_arguments: Mapping[str, Any] | None = None  # passed on to the trunk's constructor
-    detector_arguments: Mapping[str, Any] | None = (
-        None  # passed on to torchvision's class; they win
-    )
+    detector_arguments: Mapping[str, Any] | None = None  # passed on to torchvision's class; win
     frozen_norm: bool = False  # of the trunk
     frozen_stride: int = 0  # the trunk's layers up to this stride are not trained; 0 for none
     resize: bool = False  # bring images to `image_size` and `max_size`, and detections back
