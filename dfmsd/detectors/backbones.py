@@ -162,15 +162,11 @@ def build_backbone(
 ) -> nn.Module:
     """A backbone (N, 3, H, W) -> OrderedDict of maps (N, channels, H/stride, W/stride).
 
-    Args:
-        trunk: "torchvision:NAME", "timm:NAME", or "swin" (torchvision's SwinTransformer from
-            `trunk_arguments`: embed_dim, depths, num_heads, window_size, stem="patch"|"conv").
-        strides: the trunk's strides that enter the pyramid, increasing.
-        channels: of every pyramid level; also the attribute `out_channels`.
-        extra: "pool" adds one level by subsampling, "p6p7" two by convolution of the last level.
-        trunk_arguments: passed on to the trunk's constructor.
-        weights: file with the state dict of the trunk's classifier, or "hub" to fetch it.
-        frozen_norm: turn the trunk's batch norms into FrozenBatchNorm2d (small batches).
+    `trunk` is "torchvision:NAME", "timm:NAME", or "swin" (torchvision's, from `trunk_arguments`:
+    embed_dim, depths, num_heads, window_size, stem="patch"|"conv"); its increasing `strides` enter
+    the pyramid. `extra` "pool" adds one level by subsampling, "p6p7" two by convolution of the
+    last. `weights` is a file with the state dict of the trunk's classifier, or "hub" to fetch it.
+    `frozen_norm` turns the trunk's batch norms into FrozenBatchNorm2d (small batches).
 
     Raises ValueError for an unknown trunk, stride or extra, or weights that leave a tensor open.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import MultiScaleRoIAlign
 
 from dfmsd.detectors.backbones import build_backbone, measure_children
-from dfmsd.detectors.recipe import BIG, Recipe
+from dfmsd.detectors.recipe import BIG, Recipe, anchor_sizes
 
 
 class KeepSizeTransform(detection.transform.GeneralizedRCNNTransform):
@@ -30,17 +30,6 @@ class KeepSizeTransform(detection.transform.GeneralizedRCNNTransform):
     def resize(self, image: Tensor, target: dict | None = None) -> tuple[Tensor, dict | None]:
         """`image` (3, H, W) and `target` as they are."""
         return image, target
-
-
-def anchor_sizes(kind: str, strides: Sequence[int], *, anchor_scale: float) -> tuple[tuple, ...]:
-    """The anchor sizes in pixels of every level, for torchvision's AnchorGenerator.
-
-    Source: torchvision's COCO settings, times `anchor_scale`; integers when that is 1.
-    """
-    factor, steps = {"faster_rcnn": (8, 1), "retinanet": (4, 3), "fcos": (1, 1)}[kind]
-    bases = [factor * anchor_scale * stride for stride in strides]
-    cut = int if anchor_scale == 1 else float
-    return tuple(tuple(cut(base * 2 ** (k / 3)) for k in range(steps)) for base in bases)
 
 
 def _arguments(recipe: Recipe) -> dict[str, Any]:
@@ -101,15 +90,9 @@ def build_detector(recipe: Recipe, *, weights: str | os.PathLike[str] | None = N
 
     `weights` and the errors are those of `build_backbone`.
     """
-    backbone = build_backbone(
-        recipe.trunk,
-        strides=recipe.strides,
-        channels=recipe.fpn_channels,
-        extra=recipe.extra,
-        trunk_arguments=recipe.trunk_arguments,
-        weights=weights,
-        frozen_norm=recipe.frozen_norm,
-    )
+    names = ("strides", "extra", "trunk_arguments", "frozen_norm")
+    options = {name: getattr(recipe, name) for name in names} | {"weights": weights}
+    backbone = build_backbone(recipe.trunk, channels=recipe.fpn_channels, **options)
     if recipe.frozen_stride:
         freeze(backbone.body, recipe.frozen_stride)
     model = (faster_rcnn if recipe.kind == "faster_rcnn" else one_stage)(backbone, recipe)

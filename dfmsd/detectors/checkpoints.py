@@ -114,9 +114,8 @@ def load_state(path: PathLike, *, ignored: tuple[str, ...] = ()) -> dict[str, An
     with one_line_errors(path, "not a readable state"):
         if zipfile.is_zipfile(path):  # `torch.load` does not look at the sums
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"{damaged} is damaged")
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} is damaged")
         with torch.serialization.safe_globals([(Placeholder, name) for name in ignored]):
             state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):

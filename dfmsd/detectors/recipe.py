@@ -22,6 +22,17 @@ def default_anchor_scale(kind: str, image_size: int) -> float:
     return 1.0 if image_size >= BIG else max(lowest, image_size / BIG)
 
 
+def anchor_sizes(kind: str, strides: Sequence[int], *, anchor_scale: float) -> tuple[tuple, ...]:
+    """The anchor sizes in pixels of every level, for torchvision's AnchorGenerator.
+
+    Source: torchvision's COCO settings, times `anchor_scale`; integers when that is 1.
+    """
+    factor, steps = {"faster_rcnn": (8, 1), "retinanet": (4, 3), "fcos": (1, 1)}[kind]
+    bases = [factor * anchor_scale * stride for stride in strides]
+    cut = int if anchor_scale == 1 else float
+    return tuple(tuple(cut(base * 2 ** (k / 3)) for k in range(steps)) for base in bases)
+
+
 @dataclass
 class Recipe:
     """What a detector is built from; `None` and "auto" become what fits kind and image size.

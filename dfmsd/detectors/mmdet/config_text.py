@@ -32,7 +32,6 @@ def read_config(text: str) -> dict[str, Any]:
 
 
 def _value(node: ast.expr, known: dict[str, Any]) -> Any:
-    """What an expression says, None where it is not plain data."""
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item, known) for item in node.elts]
     if isinstance(node, ast.Name):

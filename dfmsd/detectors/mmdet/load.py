@@ -50,8 +50,8 @@ def load_mmdet(
     """
     content = load_state(path, ignored=_IGNORED)
     mean, std = (values and [float(value) for value in values] for values in (mean, std))
-    given = {"style": style, "source": source, "relu": relu}
-    given |= {"mean": mean, "std": std, "order": order}
+    pixels = {"mean": mean, "std": std, "order": order}
+    given = {"style": style, "source": source, "relu": relu} | pixels
     with one_line_errors(path, "no detector of mmdetection"):
         state, original = _detector_tensors(content)
         meta = content["meta"] if isinstance(content.get("meta"), dict) else {}
@@ -63,13 +63,13 @@ def load_mmdet(
         recipe, order = _complete(shapes, state, given, dict(stored))
         teacher = build_teacher(recipe)
         used = _fill(teacher, state, recipe, bgr=order == "bgr", original=original)
-    pixels = "as the config says" if "mean" in stored else "assumed"
+    origin = "as the config says" if "mean" in stored else "assumed"
     teacher.report = {
         "used": len(used),
         "left": dict(Counter(key.split(".")[0] for key in state if key not in used)),
         "config": "stored in the file" if stored else "none in the file",
         "order": order,
-        "pixels": "given" if given["mean"] else pixels,
+        "pixels": "given" if mean else origin,
     }
     return teacher
 
@@ -132,8 +132,8 @@ def _extra(shapes: dict[str, Any], decide: Callable[[str, str], Any]) -> dict[st
     if source not in shapes["sources"]:
         reads = f"the shapes allow {' or '.join(shapes['sources']) or 'neither input nor output'}"
         raise CheckpointError(f"the first extra level reads {source}, but {reads}")
-    several = "true or false (RetinaNet: false; FCOS and its kin: true)"
-    relu = decide("relu", several) if shapes["extras"] > 1 else False
+    kinds = "true or false (RetinaNet: false; FCOS and its kin: true)"
+    relu = shapes["extras"] > 1 and decide("relu", kinds)
     return {"kind": "convs", "count": shapes["extras"], "source": source, "relu": relu}
 
 

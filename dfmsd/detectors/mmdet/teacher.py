@@ -122,8 +122,7 @@ class FeatureTeacher(nn.Module):
         return dict(zip(self.strides, self.backbone(images).values(), strict=True))
 
 
-def swin_body(recipe: dict[str, Any]) -> nn.Module:
-    """The trunk of a recipe, without weights."""
+def _swin_body(recipe: Mapping[str, Any]) -> nn.Module:
     model = swin_transformer.SwinTransformer(
         patch_size=[recipe["patch"]] * 2,
         embed_dim=recipe["width"],
@@ -140,8 +139,7 @@ def swin_body(recipe: dict[str, Any]) -> nn.Module:
     return PaddedSwin(model.features, levels)
 
 
-def resnet_body(recipe: Mapping[str, Any]) -> nn.Module:
-    """The trunk of a recipe, without weights."""
+def _resnet_body(recipe: Mapping[str, Any]) -> nn.Module:
     block = Bottleneck if recipe["bottleneck"] else BasicBlock
     widths = {"groups": recipe["groups"], "width_per_group": recipe["base_width"]}
     model = ResNet(block, recipe["depths"], **widths)
@@ -156,7 +154,7 @@ def resnet_body(recipe: Mapping[str, Any]) -> nn.Module:
 def build_teacher(recipe: Mapping[str, Any]) -> FeatureTeacher:
     """The teacher of `recipe` (see `shapes.describe`) without its weights."""
     swin = recipe["trunk"] == "swin"
-    body = swin_body(recipe) if swin else resnet_body(recipe)
+    body = _swin_body(recipe) if swin else _resnet_body(recipe)
     channels, extra, stages = recipe["channels"], recipe["extra"], recipe["stages"]
     widths = [stage_widths(recipe)[stage] for stage in stages]
     block: nn.Module | None = LastLevelMaxPool() if extra["count"] else None
