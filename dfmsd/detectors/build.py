@@ -71,8 +71,8 @@ def one_stage(backbone: nn.Module, recipe: Recipe) -> nn.Module:
     arguments = _arguments(recipe)
     if recipe.kind == "fcos":
         head = detection.fcos.FCOSHead(channels, 1, slots, num_convs=convs)
-        radius = 1.5 / recipe.anchor_scale
-        arguments = {"center_sampling_radius": radius, "score_thresh": 0.05} | arguments
+        radius = {"center_sampling_radius": 1.5 / recipe.anchor_scale}
+        arguments = radius | {"score_thresh": 0.05} | arguments
     else:
         norm = partial(nn.GroupNorm, 8) if recipe.image_size < BIG else None
         count = arguments["anchor_generator"].num_anchors_per_location()[0]
@@ -132,10 +132,9 @@ def stock_detector(name: str, **arguments: Any) -> nn.Module:
 
 def rebuild(recipe: Mapping[str, Any]) -> nn.Module:
     """A fresh detector from the attribute `recipe` of another, of ours or a stock one."""
-    if "stock" not in recipe:
-        return build_detector(Recipe(**recipe))
-    arguments = dict(recipe)
-    return stock_detector(arguments.pop("stock"), **arguments)
+    if "stock" in recipe:
+        return stock_detector(recipe["stock"], **{k: v for k, v in recipe.items() if k != "stock"})
+    return build_detector(Recipe(**recipe))
 
 
 def parameter_count(module: nn.Module, *, trainable: bool = False) -> int:

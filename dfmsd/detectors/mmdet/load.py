@@ -50,8 +50,8 @@ def load_mmdet(
     """
     content = load_state(path, ignored=_IGNORED)
     mean, std = (values and [float(value) for value in values] for values in (mean, std))
-    pixels = {"mean": mean, "std": std, "order": order}
-    given = {"style": style, "source": source, "relu": relu} | pixels
+    given = {"style": style, "source": source, "relu": relu}
+    given |= {"mean": mean, "std": std, "order": order}
     with one_line_errors(path, "no detector of mmdetection"):
         state, original = _detector_tensors(content)
         meta = content["meta"] if isinstance(content.get("meta"), dict) else {}
