@@ -1,7 +1,4 @@
-"""Files that are whole or absent: atomic writing, safe reading, strict loading with one clear line.
-
-Weights go into safetensors with JSON metadata, training states into one `torch.save` file.
-"""
+"""Weights (safetensors) and training states (`torch.save`): atomic writing, safe reading."""
 
 from __future__ import annotations
 
@@ -34,10 +31,7 @@ class CheckpointError(ValueError):
 
 @contextmanager
 def one_line_errors(path: PathLike, failure: str) -> Iterator[None]:
-    """Context in which what goes wrong with file `path` is a CheckpointError of one line.
-
-    The line begins with the path; `failure` stands before a reason that is not ours.
-    """
+    """Context in which an error is a CheckpointError of one line, "`path`: `failure` (reason)"."""
     try:
         yield
     except FileNotFoundError:
@@ -100,7 +94,7 @@ def save_state(state: Mapping[str, Any], path: PathLike) -> None:
 
 
 class Placeholder:
-    """Stands for an object of a file that is of no use here; it keeps nothing and runs nothing."""
+    """Stands for an object of a file that is of no use here; it keeps and runs nothing."""
 
     def __new__(cls, *_arguments: Any) -> Placeholder:
         """A new one, whatever the file would have built it from."""
@@ -120,9 +114,8 @@ def load_state(path: PathLike, *, ignored: tuple[str, ...] = ()) -> dict[str, An
     with one_line_errors(path, "not a readable state"):
         if zipfile.is_zipfile(path):  # `torch.load` does not look at the sums
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"{damaged} is damaged")
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} is damaged")
         with torch.serialization.safe_globals([(Placeholder, name) for name in ignored]):
             state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
@@ -131,10 +124,7 @@ def load_state(path: PathLike, *, ignored: tuple[str, ...] = ()) -> dict[str, An
 
 
 def unwrap_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict inside {"state_dict": ...} or {"model": ...}, or `state` itself.
-
-    Raises CheckpointError when it holds other values than tensors.
-    """
+    """The tensors in {"state_dict": ...}, {"model": ...} or `state` itself, or CheckpointError."""
     for key in ("state_dict", "model"):
         state = state[key] if isinstance(state.get(key), dict) else state
     foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
@@ -144,10 +134,7 @@ def unwrap_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def read_tensors(path: PathLike) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a `torch.save` file (`.pth`), on the CPU.
-
-    Raises CheckpointError when the file is absent, cut short or something else.
-    """
+    """The tensors of a safetensors or `torch.save` file (`.pth`), on the CPU; see `load_state`."""
     if Path(path).suffix not in _TORCH_SAVE:
         with one_line_errors(path, "not a readable safetensors file"):
             return safetensors.torch.load_file(path)
@@ -160,10 +147,7 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
     """The metadata given to `save_weights`; {} for a `.pth` or a file of other origin."""
     if Path(path).suffix in _TORCH_SAVE:
         return {}
-    with (
-        one_line_errors(path, "no readable metadata"),
-        safetensors.safe_open(path, framework="pt") as file,
-    ):
+    with one_line_errors(path, "no readable metadata"), safetensors.safe_open(path, "pt") as file:
         return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
 
 
@@ -206,10 +190,7 @@ def state_dict_diff(expected: Mapping[str, Tensor], given: Mapping[str, Tensor])
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: PathLike) -> None:
-    """Load a state dict into `model`, every key and shape exactly.
-
-    Raises CheckpointError, on one line beginning with `origin`, before `model` is touched.
-    """
+    """Load all `tensors` of `origin` into `model`, or raise CheckpointError before touching it."""
     difference = state_dict_diff(model.state_dict(), tensors)
     if difference:
         raise CheckpointError(f"{origin}: does not fit {type(model).__name__}: {difference}")

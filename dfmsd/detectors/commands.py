@@ -52,8 +52,7 @@ def import_torchvision(
     """Turn a COCO detector of torchvision into a teacher.
 
     Args:
-        name: of torchvision.models.detection, e.g. fasterrcnn_resnet50_fpn_v2; those of `_v2` (the
-            older ones freeze their norms).
+        name: e.g. fasterrcnn_resnet50_fpn_v2; without `_v2` the norms are frozen and not taken.
         weights: its weights as torchvision publishes them; fetched from the hub unless given.
         out: the teacher's file; NAME.safetensors here unless given.
     """

@@ -22,14 +22,23 @@ def default_anchor_scale(kind: str, image_size: int) -> float:
     return 1.0 if image_size >= BIG else max(lowest, image_size / BIG)
 
 
+def anchor_sizes(kind: str, strides: Sequence[int], *, anchor_scale: float) -> tuple[tuple, ...]:
+    """The anchor sizes in pixels of every level, for torchvision's AnchorGenerator.
+
+    Source: torchvision's COCO settings, times `anchor_scale`; integers when that is 1.
+    """
+    factor, steps = {"faster_rcnn": (8, 1), "retinanet": (4, 3), "fcos": (1, 1)}[kind]
+    bases = [factor * anchor_scale * stride for stride in strides]
+    cut = int if anchor_scale == 1 else float
+    return tuple(tuple(cut(base * 2 ** (k / 3)) for k in range(steps)) for base in bases)
+
+
 @dataclass
 class Recipe:
     """What a detector is built from; `None` and "auto" become what fits kind and image size.
 
-    `asdict` gives JSON, from which `Recipe(**values)` is the same again.
-
-    Raises:
-        ValueError: unknown kind, a number out of range, or arguments that JSON cannot hold.
+    `asdict` gives JSON, from which `Recipe(**values)` is the same again. Raises ValueError for an
+    unknown kind, a number out of range, or arguments that JSON cannot hold.
     """
 
     kind: Literal["faster_rcnn", "retinanet", "fcos"]
@@ -44,9 +53,7 @@ class Recipe:
     head_channels: int | None = None  # of Faster R-CNN's linear layers: 256 below 512, else 1024
     head_convs: int | None = None  # of a one-stage head, 1 to 4: 2 below 512 pixels, else 4
     trunk_arguments: Mapping[str, Any] | None = None  # passed on to the trunk's constructor
-    detector_arguments: Mapping[str, Any] | None = (
-        None  # passed on to torchvision's class; they win
-    )
+    detector_arguments: Mapping[str, Any] | None = None  # passed on to torchvision's class; win
     frozen_norm: bool = False  # of the trunk
     frozen_stride: int = 0  # the trunk's layers up to this stride are not trained; 0 for none
     resize: bool = False  # bring images to `image_size` and `max_size`, and detections back

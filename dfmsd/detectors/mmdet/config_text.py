@@ -18,22 +18,20 @@ def read_config(text: str) -> dict[str, Any]:
     with `_base_`, or with a name assigned twice, is a part of a config: its rest is not there.
     """
     try:
-        statements = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+        statements = ast.parse(text).body
     except (SyntaxError, ValueError):
         return {}
     known: dict[str, Any] = {}
     for statement in statements:
-        name = statement.targets[0]
-        if not isinstance(name, ast.Name):
-            continue
-        if name.id in ("_base_", *known):
-            return {}
-        known[name.id] = _value(statement.value, known)
+        match statement:
+            case ast.Assign([ast.Name(name), *_], value):
+                if name in ("_base_", *known):
+                    return {}
+                known[name] = _value(value, known)
     return known
 
 
 def _value(node: ast.expr, known: dict[str, Any]) -> Any:
-    """What an expression says, None where it is not plain data."""
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item, known) for item in node.elts]
     if isinstance(node, ast.Name):
@@ -65,9 +63,9 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
     """All dicts in a nested value, outer ones first."""
     if isinstance(value, dict):
         yield value
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _dicts(item)
+        value = list(value.values())
+    for item in value if isinstance(value, list) else ():
+        yield from _dicts(item)
 
 
 def _pixels(config: dict[str, Any]) -> dict[str, Any]:

@@ -42,13 +42,11 @@ def load_mmdet(
 ) -> FeatureTeacher:
     """Trunk and pyramid of an mmdetection checkpoint; its attribute `report` says what was used.
 
-    Mask and Faster R-CNN and RetinaNet (and detectors like them) with Swin, ResNet or ResNeXt, of
-    mmdetection 2 and 3 and of Swin's own repository. Shapes decide the configuration; what they
-    cannot tell comes from the config in the file, and only where that is absent from an argument.
-
-    The arguments are those of `dfmsd.detectors.commands.import_mmdet`; a teacher takes RGB whatever
-    their `order`. Raises CheckpointError when the file cannot be read, does not fit, or leaves a
-    question open.
+    Detectors with Swin, ResNet or ResNeXt and FPN, of mmdetection 2 and 3 and of Swin's own
+    repository. What shapes cannot tell comes from the config in the file, and only where that is
+    absent from an argument; these are those of `dfmsd.detectors.commands.import_mmdet`. A teacher
+    takes RGB whatever `order`. Raises CheckpointError when the file cannot be read, does not fit,
+    or leaves a question open.
     """
     content = load_state(path, ignored=_IGNORED)
     mean, std = (values and [float(value) for value in values] for values in (mean, std))
@@ -65,22 +63,19 @@ def load_mmdet(
         recipe, order = _complete(shapes, state, given, dict(stored))
         teacher = build_teacher(recipe)
         used = _fill(teacher, state, recipe, bgr=order == "bgr", original=original)
-    pixels = "as the config says" if "mean" in stored else "assumed"
+    origin = "as the config says" if "mean" in stored else "assumed"
     teacher.report = {
         "used": len(used),
         "left": dict(Counter(key.split(".")[0] for key in state if key not in used)),
         "config": "stored in the file" if stored else "none in the file",
         "order": order,
-        "pixels": "given" if given["mean"] else pixels,
+        "pixels": "given" if mean else origin,
     }
     return teacher
 
 
 def _detector_tensors(content: dict[str, Any]) -> tuple[dict[str, Tensor], bool]:
-    """The detector's tensors under mmdetection's names, and whether Swin's own repository wrote it.
-
-    Raises CheckpointError for files of something else.
-    """
+    """The tensors under mmdetection's names, and whether Swin's own repository wrote them."""
     state = {str(k).removeprefix("module."): v for k, v in unwrap_state_dict(content).items()}
     parts = {key.split(".")[0] for key in state}
     if any(key.startswith(("backbone.body.", "backbone.fpn.")) for key in state):
@@ -108,10 +103,7 @@ def _decide(given: dict[str, Any], stored: dict[str, Any], name: str, advice: st
 def _complete(
     shapes: dict[str, Any], state: State, given: dict[str, Any], stored: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """The teacher's recipe and the order of the channels, what shapes leave open decided.
-
-    `stored` is filled up with what follows from the shapes.
-    """
+    """The teacher's recipe and the channels' order; fills up `stored` from the shapes."""
     decide = partial(_decide, given, stored)
     recipe = {key: value for key, value in shapes.items() if key not in ("extras", "sources")}
     if shapes.get("bottleneck"):
@@ -136,13 +128,12 @@ def _complete(
 
 
 def _extra(shapes: dict[str, Any], decide: Callable[[str, str], Any]) -> dict[str, Any]:
-    """How convolutions make the levels on top of the pyramid."""
     source = decide("source", "input or output (the trunk's last map, or the pyramid's)")
     if source not in shapes["sources"]:
         reads = f"the shapes allow {' or '.join(shapes['sources']) or 'neither input nor output'}"
         raise CheckpointError(f"the first extra level reads {source}, but {reads}")
-    several = "true or false (RetinaNet: false; FCOS and its kin: true)"
-    relu = decide("relu", several) if shapes["extras"] > 1 else False
+    kinds = "true or false (RetinaNet: false; FCOS and its kin: true)"
+    relu = shapes["extras"] > 1 and decide("relu", kinds)
     return {"kind": "convs", "count": shapes["extras"], "source": source, "relu": relu}
 
 
@@ -161,9 +152,8 @@ def _fill(
         if key.startswith(("backbone.", "neck.")) and not key.startswith(unused)
     }
     names = {key: their_name(key, recipe) for key in tensors}
-    for key, name in list(names.items()):
-        if name.endswith("num_batches_tracked") and name not in state:  # old files do not count
-            del names[key]
+    absent = {n for n in names.values() if n.endswith("num_batches_tracked")} - state.keys()
+    names = {key: name for key, name in names.items() if name not in absent}  # in old files
     difference = state_dict_diff({name: tensors[key] for key, name in names.items()}, read)
     if difference:
         kind = "Swin" if recipe["trunk"] == "swin" else "ResNet"

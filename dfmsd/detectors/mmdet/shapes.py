@@ -32,7 +32,6 @@ def mmdet_name(key: str) -> str:
 
 
 def _shape(state: State, key: str) -> Size:
-    """The shape of tensor `key`; CheckpointError when it is not there."""
     if key not in state:
         raise CheckpointError(f"1 missing: {key}")
     return state[key].shape
@@ -50,7 +49,6 @@ def stage_widths(shapes: Mapping[str, Any]) -> list[int]:
 
 
 def _swin(state: State) -> dict[str, Any]:
-    """What the shapes say of a Swin."""
     width, _, patch, _ = _shape(state, "backbone.patch_embed.projection.weight")
     first, table = "backbone.stages.0.blocks.0.", "attn.w_msa.relative_position_bias_table"
     rows = _shape(state, first + table)[0]
@@ -70,7 +68,6 @@ def _swin(state: State) -> dict[str, Any]:
 
 
 def _resnet(state: State) -> dict[str, Any]:
-    """What the shapes say of a ResNet or ResNeXt."""
     inner, per_group, _, _ = _shape(state, "backbone.layer1.0.conv2.weight")
     return {
         "trunk": "resnet",
@@ -87,10 +84,8 @@ def describe(state: State) -> dict[str, Any]:
     Keys: `trunk` "swin" (`width`, `depths`, `heads`, `window`, `patch`, `mlp_ratio`) or "resnet"
     (`depths`, `bottleneck`, `groups`, `base_width`: channels of a group in the first stage);
     `stages` that enter the pyramid, its `channels`, the number of `extras` on top by convolution,
-    and the `sources` that these can read, judged by channels.
-
-    Raises:
-        CheckpointError: neither Swin nor ResNet, or a key is missing; names the key, not the file.
+    and the `sources` that these can read, judged by channels. Raises CheckpointError, without the
+    file's name, when it is neither Swin nor ResNet or a key is missing.
     """
     if "backbone.patch_embed.projection.weight" in state:
         shapes = _swin(state)

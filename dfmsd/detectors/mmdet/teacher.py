@@ -56,17 +56,10 @@ class KeptShift(swin_transformer.ShiftedWindowAttention):
         rolled = torch.roll(padded, (-shift, -shift), dims=(1, 2))
         mask = shift_mask(*rolled.shape[1:3], size, shift)[:, None].to(maps)
         bias = (self.get_relative_position_bias() + mask).repeat(batch, 1, 1, 1)
+        parts = self.qkv.weight, self.proj.weight, bias, self.window_size, self.num_heads
+        options = {"qkv_bias": self.qkv.bias, "proj_bias": self.proj.bias, "shift_size": [0, 0]}
         mixed = swin_transformer.shifted_window_attention(
-            rolled,
-            self.qkv.weight,
-            self.proj.weight,
-            bias,
-            self.window_size,
-            self.num_heads,
-            shift_size=[0, 0],
-            qkv_bias=self.qkv.bias,
-            proj_bias=self.proj.bias,
-            training=self.training,
+            rolled, *parts, training=self.training, **options
         )
         return torch.roll(mixed, (shift, shift), dims=(1, 2))[:, :height, :width].contiguous()
 
@@ -82,13 +75,13 @@ class PaddedSwin(SwinBody):
 
 
 class ExtraConvs(ExtraFPNBlock):
-    """Levels on top of a pyramid by strided convolutions, as mmdetection's `add_extra_convs`."""
+    """Levels on top of a pyramid by strided convolutions, as mmdetection's `add_extra_convs`.
+
+    The first of `count` reads `inputs` channels of the trunk's last map ("input") or the pyramid's;
+    `relu` comes before the later ones.
+    """
 
     def __init__(self, inputs: int, channels: int, *, count: int, source: str, relu: bool) -> None:
-        """Make `count` convolutions to `channels`, with `relu` before all but the first.
-
-        The first reads `inputs` channels of the trunk's last map ("input") or the pyramid's.
-        """
         super().__init__()
         widths = [inputs] + [channels] * (count - 1)
         self.convs = nn.ModuleList(nn.Conv2d(width, channels, 3, 2, 1) for width in widths)
@@ -110,11 +103,10 @@ class FeatureTeacher(nn.Module):
     """A teacher of features: what a `Stage` needs of a detector (`transform`, `backbone`), no head.
 
     `transform.image_mean` and `.image_std` say how its pixels are normalised: RGB, from 0..1.
-    `recipe` builds it again.
+    `strides` are those of the maps that `backbone` gives; `recipe` builds it again.
     """
 
     def __init__(self, backbone: nn.Module, strides: Sequence[int], recipe: dict[str, Any]) -> None:
-        """Take the parts; `strides` are those of the maps that `backbone` gives, in order."""
         super().__init__()
         pixels = recipe["mmdet"]
         self.transform = KeepSizeTransform(800, 1333, pixels["mean"], pixels["std"])
@@ -130,8 +122,7 @@ class FeatureTeacher(nn.Module):
         return dict(zip(self.strides, self.backbone(images).values(), strict=True))
 
 
-def swin_body(recipe: dict[str, Any]) -> nn.Module:
-    """The trunk of a recipe, without weights."""
+def _swin_body(recipe: Mapping[str, Any]) -> nn.Module:
     model = swin_transformer.SwinTransformer(
         patch_size=[recipe["patch"]] * 2,
         embed_dim=recipe["width"],
@@ -148,12 +139,10 @@ def swin_body(recipe: dict[str, Any]) -> nn.Module:
     return PaddedSwin(model.features, levels)
 
 
-def resnet_body(recipe: Mapping[str, Any]) -> nn.Module:
-    """The trunk of a recipe, without weights."""
+def _resnet_body(recipe: Mapping[str, Any]) -> nn.Module:
     block = Bottleneck if recipe["bottleneck"] else BasicBlock
-    model = ResNet(
-        block, recipe["depths"], groups=recipe["groups"], width_per_group=recipe["base_width"]
-    )
+    widths = {"groups": recipe["groups"], "width_per_group": recipe["base_width"]}
+    model = ResNet(block, recipe["depths"], **widths)
     if recipe.get("style") == "caffe":
         for part in model.modules():
             if isinstance(part, Bottleneck):
@@ -165,7 +154,7 @@ def resnet_body(recipe: Mapping[str, Any]) -> nn.Module:
 def build_teacher(recipe: Mapping[str, Any]) -> FeatureTeacher:
     """The teacher of `recipe` (see `shapes.describe`) without its weights."""
     swin = recipe["trunk"] == "swin"
-    body = swin_body(recipe) if swin else resnet_body(recipe)
+    body = _swin_body(recipe) if swin else _resnet_body(recipe)
     channels, extra, stages = recipe["channels"], recipe["extra"], recipe["stages"]
     widths = [stage_widths(recipe)[stage] for stage in stages]
     block: nn.Module | None = LastLevelMaxPool() if extra["count"] else None
