@@ -8,11 +8,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from dfmsd.detectors.features import frozen_modes
 
@@ -30,8 +30,7 @@ def detections(
     """
     results = []
     for prediction, image_id in zip(predictions, image_ids, strict=True):
-        boxes = prediction["boxes"].float().cpu().clone()
-        boxes[:, 2:] -= boxes[:, :2]
+        boxes = box_convert(prediction["boxes"].float().cpu(), "xyxy", "xywh")
         labels, scores = prediction["labels"].tolist(), prediction["scores"].float().tolist()
         results += [
             {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
@@ -65,20 +64,17 @@ def coco_metrics(
         if entry["image_id"] not in images:
             raise ValueError(f"results: image_id {entry['image_id']!r} is not in truth")
     # copies, for COCO writes into them; numbered from 1, for it takes an id of 0 for "no match"
-    numbered = enumerate(truth["annotations"], start=1)
-    annotations = [entry | {"id": number} for number, entry in numbered]
+    annotations = [entry | {"id": id_} for id_, entry in enumerate(truth["annotations"], start=1)]
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO(truth | {"annotations": annotations})
         loaded = reference.loadRes([dict(entry) for entry in results])
         run = COCOeval_faster(reference, loaded, "bbox", print_function=lambda *_text: None)
-        far = 1e10
-        run.params.areaRng = [[0, far], [0, small], [small, medium], [medium, far]]
+        run.params.areaRng = [[0, 1e10], [0, small], [small, medium], [medium, 1e10]]
         run.evaluate()
         run.accumulate()
         run.summarize()
-    values = [float(value) for value in run.stats[:6]]
     # COCO writes -1 where there is nothing to find
-    return {k: v if v >= 0 else math.nan for k, v in zip(KEYS, values, strict=True)}
+    return {k: float(v) if v >= 0 else math.nan for k, v in zip(KEYS, run.stats[:6], strict=True)}
 
 
 def predict(
@@ -87,7 +83,6 @@ def predict(
     *,
     indices: Sequence[int] | None = None,
     batch_size: int = 8,
-    device: torch.device | None = None,
 ) -> list[dict[str, Tensor]]:
     """The detections for each image of `dataset` (or those in `indices`), on the CPU, in order.
 
@@ -96,15 +91,14 @@ def predict(
         dataset: `dataset[i]` gives (image (3, H, W) in 0..1, target).
         indices: which images.
         batch_size: images at a time.
-        device: where the images go; the model's own device unless given.
     """
-    device = device or next(model.parameters()).device
-    chosen = range(len(dataset)) if indices is None else indices
+    device = next(model.parameters()).device
+    indices = range(len(dataset)) if indices is None else indices
     predictions: list[dict[str, Tensor]] = []
     with frozen_modes(model):
-        for first in range(0, len(chosen), batch_size):
-            images = [dataset[i][0].to(device) for i in chosen[first : first + batch_size]]
-            predictions += [{k: v.cpu() for k, v in found.items()} for found in model(images)]
+        for first in range(0, len(indices), batch_size):
+            images = [dataset[i][0].to(device) for i in indices[first : first + batch_size]]
+            predictions += [{k: v.cpu() for k, v in boxes.items()} for boxes in model(images)]
     return predictions
 
 
