@@ -306,13 +306,17 @@ def test_other_errors_stay_what_they_are():
         raise RuntimeError("gloo, but there is one process only")
 
 
-def test_a_loader_process_that_dies_between_two_batches_is_one_line():
+def lose_a_loader_process():
     batches = Batches(SceneDataset(8, size=32), 2, seed=0, workers=1).iterate()
-    next(batches)
+    with peer_errors():
+        next(batches)
+        multiprocessing.active_children()[0].kill()
+        time.sleep(20)
+
+
+def test_a_loader_process_that_dies_between_two_batches_is_one_line():
     with pytest.raises(ChildProcessError, match=r"^a loader process was lost: .* continues from"):
-        with peer_errors():
-            multiprocessing.active_children()[0].kill()
-            time.sleep(20)
+        lose_a_loader_process()
 
 
 # --- launched as a user does

@@ -1,8 +1,4 @@
-"""Training batches as a function of the step: augmented, grouped by shape, resumable at any step.
-
-Nothing here keeps random state. What comes at a step follows from the seed, the step and the rank
-alone, so a run that starts again at step k sees exactly what it would have seen.
-"""
+"""Training batches as a function of seed, step and rank alone, hence resumable at any step."""
 
 from __future__ import annotations
 
@@ -91,14 +87,14 @@ class Augmented(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Image and target of `key` = (epoch, index); the caller's random state stays."""
         epoch, index = key
-        image, target = self.dataset[index]
+        sample = self.dataset[index]
         if self.transform is None:
-            return image, target
+            return sample
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed: it would seed the caller's GPUs too
             seed = ((self.seed * 1_000_003 + epoch) * 1_000_003 + index) % 2**63
             torch.default_generator.manual_seed(seed)
-            return self.transform(image, target)
+            return self.transform(*sample)
 
 
 class StepSampler:
@@ -142,7 +138,7 @@ class StepSampler:
         for group in self.groups:
             order = group[torch.randperm(len(group), generator=generator)]
             full = -(-len(order) // self.batch_size) * self.batch_size
-            order = order.repeat(-(-full // len(order)))[:full]
+            order = order[torch.arange(full) % len(order)]
             batches += order.view(-1, self.batch_size).tolist()
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
@@ -222,7 +218,7 @@ class Batches:
 
         Raises:
             ValueError: a batch that `world` processes cannot share; what the data set raises.
-            ChildProcessError: a loader process was lost; RuntimeError if between two batches.
+            ChildProcessError: a loader process was lost; torch's RuntimeError between two batches.
         """
         loader = DataLoader(
             self.dataset,

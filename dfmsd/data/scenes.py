@@ -78,10 +78,8 @@ def draw_object(
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
     """Colours (3, k, k), alpha (k, k) in 0..1 and tight box (xyxy, window pixels) of one object.
 
-    Args:
-        label: class, 1..6, in the order of `CLASSES`.
-        extent: diameter in pixels, before the aspect (0.75-1) squeezes one axis.
-        rng: source of rotation, aspect, period, contrast and colours.
+    `label` is 1..6, in the order of `CLASSES`; `extent` is the diameter in pixels, before the
+    aspect (0.75-1) squeezes one axis.
     """
     texture, shape = TEXTURES[(label - 1) // 3], SHAPES[(label - 1) % 3]
     radius, angle, aspect = extent / 2, rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1)
