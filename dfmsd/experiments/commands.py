@@ -116,8 +116,9 @@ def evaluate(
         size: longest side to which images are reduced for the detector, pixels.
     """
     from dfmsd.data.coco import CocoDataset
+    from dfmsd.data.detections import read_detections
     from dfmsd.detectors.saved import load_detector
-    from dfmsd.training.evaluation import coco_metrics, evaluate_detector, read_detections
+    from dfmsd.training.evaluation import coco_metrics, evaluate_detector
 
     if (detections is None) == (checkpoint is None):
         raise ValueError("give either --detections FILE or --checkpoint FILE")

@@ -1,19 +1,16 @@
-"""One training loop for every method: precision, clipping, finite losses, exact resume.
-
-The loop is here; what one step does is in `steps`, what is kept in `checkpoint` and `log`, what
-ends a run early in `finite` and `signals`.
-"""
+"""One training loop for every method: precision, clipping, finite losses, exact resume."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, send_to_device
 from torch import nn
+from torch.optim import Optimizer
 
 from dfmsd.detectors.checkpoints import CheckpointError
 from dfmsd.training.checkpoint import Checkpointing, CheckpointManager
@@ -45,7 +42,7 @@ class Evaluation:
 def fit(
     model: nn.Module,
     batches: Batches,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     schedule: Schedule,
     *,
     seed: int = 0,
@@ -71,7 +68,7 @@ def fit(
         accumulate: parts in which each process works through its images of a step.
         checkpoints: where and how often the run is saved; in memory only unless given.
         log: how it is logged and shown.
-        evaluation: what is measured on the way; nothing unless given.
+        evaluation: what is measured on the way.
         accelerator: device, precision and processes; a plain one unless given.
 
     Raises:
@@ -111,16 +108,12 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             batch = send_to_device(next(data), accelerator.device, non_blocking=True)
             torch.manual_seed(step_seed(seed, stage, step, rank))
-            place = {"rank": rank, "seed": seed, "stage": stage, "step": step}
-            with save_batch_on_error(checkpoints.folder, batch, **place):
+            counters = {"rank": rank, "seed": seed, "stage": stage, "step": step}
+            options = {"weights": weights, "accumulate": accumulate}
+            flags = (bool(stop.asked), manager.is_overdue())
+            with save_batch_on_error(checkpoints.folder, batch, **counters):
                 losses, (stopping, overdue) = backward(
-                    accelerator,
-                    model,
-                    batch,
-                    step,
-                    weights=weights,
-                    accumulate=accumulate,
-                    flags=(bool(stop.asked), manager.is_overdue()),
+                    accelerator, model, batch, step, flags=flags, **options
                 )
             if clip is not None:
                 accelerator.clip_grad_norm_(model.parameters(), clip)
@@ -130,7 +123,8 @@ def fit(
                 record(step, losses)
             evaluating = every and done % every == 0
             if stopping or overdue or manager.is_due(done, pause=evaluating or last):
-                _save(manager, model, optimizer, stage, done)
+                state = {"stage": stage, "step": done} | _state(accelerator, model, optimizer)
+                manager.save(state, accelerator.unwrap_model(model))
             if stopping:
                 raise stop.error(f"step {done} of stage {stage + 1} is done and saved")
             if evaluating:
@@ -141,7 +135,7 @@ def fit(
     return history
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
+def _set_rates(optimizer: Optimizer, schedule: Schedule, step: int) -> None:
     """Give every group of parameters its learning rate for this step."""
     for group in optimizer.param_groups:
         group["lr"] = schedule.lr * schedule.factor(step) * group.get("share", 1.0)
@@ -152,28 +146,16 @@ def _share_buffers(model: nn.Module) -> None:
     broadcast(list(model.buffers()))
 
 
-def _save(
-    manager: CheckpointManager,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    stage: int,
-    step: int,
-) -> None:
-    """Write the checkpoint of `step` finished steps."""
-    plain, scaler = manager.accelerator.unwrap_model(model), manager.accelerator.scaler
-    state = {
-        "stage": stage,
-        "step": step,
-        "model": plain.state_dict(),
+def _state(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """What a checkpoint holds beside its stage and step."""
+    return {
+        "model": accelerator.unwrap_model(model).state_dict(),
         "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict() if scaler else None,
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
     }
-    manager.save(state, plain)
 
 
-def _resume(
-    manager: CheckpointManager, model: nn.Module, optimizer: torch.optim.Optimizer, stage: int
-) -> int:
+def _resume(manager: CheckpointManager, model: nn.Module, optimizer: Optimizer, stage: int) -> int:
     """The step that the newest checkpoint stands at, after loading it; 0 without one here."""
     state, scaler = manager.load(), manager.accelerator.scaler
     if state is None or state["stage"] != stage or state["step"] == 0:
