@@ -180,8 +180,8 @@ def test_levels_pair_by_stride_or_index_and_none_may_be_missing(name):
         (AMD, "select must be 'high', 'low' or 'random', got 'top'", {"select": "top"}),
         (AMD, "temperature must be more than 0, got 0", {"temperature": 0}),
         (AMD, "generator_width must be", {"generator_width": -1}),
-        (DMKD, "ratio must be", {"ratio_spatial": 1.5}),
-        (DMKD, "ratio must be", {"ratio_channel": -0.5}),
+        (DMKD, "ratio must be", {"ratio": 1.5}),
+        (DMKD, "ratio must be", {"ratio": -0.5}),
         (DMKD, "select must be", {"select": "top"}),
         (DMKD, "temperature must be", {"temperature": -1}),
         (DMKD, "share must be", {"share": 2.0}),
@@ -241,10 +241,11 @@ LADDER = {
     ),
     "amd to dmkd": (lambda *c: AMD(*c, gate=False), lambda *c: DMKD(*c, channel=False)),
     "dmkd to dfmsd": (
-        lambda *c: DMKD(*c, select="low", ratio_channel=0.3, temperature=0.8),
+        lambda *c: DMKD(*c, select="low", ratio=0.3, temperature=0.8),
         lambda *c: DFMSDLoss(
             *c,
             select="low",
+            ratio_spatial=0.3,
             ratio_channel=0.3,
             temperature=0.8,
             generator_width=1.0,

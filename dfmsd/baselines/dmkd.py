@@ -27,7 +27,7 @@ class DMKD(Masked):
 
     Args:
         spatial, channel: use the branch, at least one.
-        ratio_spatial, ratio_channel: share of cells and of channels to hide, 0..1.
+        ratio: share to hide, of the cells and of the channels, 0..1.
         select: hide the most attended ("high"), the least ("low") or any ("random", from torch's
             global generator, cells before channels).
         temperature: of both attentions, > 0.
@@ -43,8 +43,7 @@ class DMKD(Masked):
         *,
         spatial: bool = True,
         channel: bool = True,
-        ratio_spatial: float = 0.5,
-        ratio_channel: float = 0.5,
+        ratio: float = 0.5,
         select: Select = "high",
         temperature: float = 0.5,
         share: Literal["learned"] | float = "learned",
@@ -56,11 +55,9 @@ class DMKD(Masked):
         branches = {"spatial": spatial, "channel": channel, "share": share}
         sides = (student_channels, teacher_channels, adapter, match)
         super().__init__(*sides, weight, generator_width, **branches)
-        for ratio in (ratio_spatial, ratio_channel):
-            check_selection(ratio, None, select)
+        check_selection(ratio, None, select)
         check("temperature", temperature, temperature > 0, "more than 0")
-        self.spatial, self.channel = spatial, channel
-        self.ratio_spatial, self.ratio_channel = ratio_spatial, ratio_channel
+        self.spatial, self.channel, self.ratio = spatial, channel, ratio
         self.select, self.temperature = select, temperature
 
     def keeps(self, teacher: Tensor, valid: Tensor | None = None) -> Keeps:
@@ -68,8 +65,8 @@ class DMKD(Masked):
         cells = channels = None
         if self.spatial:
             attention = spatial_attention(teacher, temperature=self.temperature, valid=valid)
-            cells = keep_mask(attention, ratio=self.ratio_spatial, select=self.select, valid=valid)
+            cells = keep_mask(attention, ratio=self.ratio, select=self.select, valid=valid)
         if self.channel:
             attention = channel_attention(teacher, temperature=self.temperature, valid=valid)
-            channels = keep_mask(attention, ratio=self.ratio_channel, select=self.select)
+            channels = keep_mask(attention, ratio=self.ratio, select=self.select)
         return cells, channels

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -78,15 +79,17 @@ def fit(
         PreemptedError: `checkpoints.stop` was asked for; the step was finished and saved.
     """
     accelerator, checkpoints = accelerator or Accelerator(), checkpoints or Checkpointing()
-    log, stop, weights = log or Logging(), checkpoints.stop or Stop(), getattr(model, "weights", {})
-    main, rank = accelerator.is_main_process, accelerator.process_index
+    log, stop, main = log or Logging(), checkpoints.stop or Stop(), accelerator.is_main_process
+    weights, folder = getattr(model, "weights", {}), checkpoints.folder
     every = evaluation.every if evaluation is not None else 0
     model, optimizer = accelerator.prepare(model, optimizer)
+    how = {"weights": weights, "clip": clip, "accumulate": accumulate, "folder": folder}
+    steps = _Steps(accelerator, model, optimizer, schedule, seed, stage, **how)
     manager = CheckpointManager(checkpoints, accelerator)
     start = _resume(manager, model, optimizer, stage)
-    history = History.resume(checkpoints.folder if main else None, before=(stage, start))
+    history = History.resume(folder if main else None, before=(stage, start))
     progress = Progress(log.title, schedule.steps, start=start, show=log.show and main)
-    data = batches.iterate(start, rank, accelerator.num_processes)
+    data = batches.iterate(start, accelerator.process_index, accelerator.num_processes)
 
     def record(step: int, values: dict[str, float]) -> None:
         if main:
@@ -104,20 +107,8 @@ def fit(
             evaluate_now(start)
         model.train()
         for step in range(start, schedule.steps):
-            _set_rates(optimizer, schedule, step)
-            optimizer.zero_grad(set_to_none=True)
-            batch = send_to_device(next(data), accelerator.device, non_blocking=True)
-            torch.manual_seed(step_seed(seed, stage, step, rank))
-            counters = {"rank": rank, "seed": seed, "stage": stage, "step": step}
-            options = {"weights": weights, "accumulate": accumulate}
-            flags = (bool(stop.asked), manager.is_overdue())
-            with save_batch_on_error(checkpoints.folder, batch, **counters):
-                losses, (stopping, overdue) = backward(
-                    accelerator, model, batch, step, flags=flags, **options
-                )
-            if clip is not None:
-                accelerator.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
+            batch, flags = next(data), (bool(stop.asked), manager.is_overdue())
+            losses, (stopping, overdue) = steps.make(step, batch, flags)
             done, last = step + 1, step + 1 == schedule.steps
             if step % log.every == 0 or last:
                 record(step, losses)
@@ -135,10 +126,40 @@ def fit(
     return history
 
 
-def _set_rates(optimizer: Optimizer, schedule: Schedule, step: int) -> None:
-    """Give every group of parameters its learning rate for this step."""
-    for group in optimizer.param_groups:
-        group["lr"] = schedule.lr * schedule.factor(step) * group.get("share", 1.0)
+@dataclass(frozen=True)
+class _Steps:
+    """What the steps of one stage share."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    seed: int
+    stage: int
+    weights: dict[str, float]
+    clip: float | None
+    accumulate: int
+    folder: Path | None
+
+    def make(
+        self, step: int, batch: Batch, flags: Sequence[bool]
+    ) -> tuple[dict[str, float], list[bool]]:
+        """The losses of a step, after it is made, and the flags of all processes."""
+        accelerator, rank = self.accelerator, self.accelerator.process_index
+        for group in self.optimizer.param_groups:
+            rate = self.schedule.lr * self.schedule.factor(step)
+            group["lr"] = rate * group.get("share", 1.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = send_to_device(batch, accelerator.device, non_blocking=True)
+        torch.manual_seed(step_seed(self.seed, self.stage, step, rank))
+        counters = {"rank": rank, "seed": self.seed, "stage": self.stage, "step": step}
+        options = {"weights": self.weights, "accumulate": self.accumulate, "flags": flags}
+        with save_batch_on_error(self.folder, batch, **counters):
+            losses, flags = backward(accelerator, self.model, batch, step, **options)
+        if self.clip is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        return losses, flags
 
 
 def _share_buffers(model: nn.Module) -> None:
