@@ -20,10 +20,7 @@ COMMANDS = experiments.COMMANDS | detectors.COMMANDS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command.
-
-    Args:
-        arguments: its name and its arguments; those of the process unless given.
+    """Run one command: its name and its arguments, those of the process unless given.
 
     Raises:
         SystemExit: 0 after `--help`; 2 after a mistake, which is one line on standard error (or

@@ -1,10 +1,4 @@
-"""One student, one teacher, one method: the same pixels to both, and one dict of losses.
-
-Any torchvision detector serves as student or teacher. The student runs as it is; hooks read the
-batch that its own transform made and the features that its own backbone computed, so nothing of
-torchvision is rewritten. Of the teacher only backbone and FPN run, in eval mode, without gradients,
-on the very pixels the student saw.
-"""
+"""One student, one teacher, one method: the same pixels to both, and one dict of losses."""
 
 from __future__ import annotations
 
@@ -20,11 +14,8 @@ from dfmsd.detectors.features import capture_features, strided_levels, to_levels
 def renormalise(pixels: Tensor, source: nn.Module, goal: nn.Module, valid: Tensor) -> Tensor:
     """`pixels` normalised for `source` (N, 3, H, W) as `goal` wants them; padding stays 0.
 
-    Args:
-        pixels: the batch that `source` normalised.
-        source: the student's transform (`image_mean`, `image_std`).
-        goal: the teacher's transform.
-        valid: (N, 1, H, W) bool, True inside the images.
+    `source` and `goal` are the transforms of student and teacher (`image_mean`, `image_std`);
+    `valid` (N, 1, H, W) is True inside the images.
     """
     forms = [(*transform.image_mean, *transform.image_std) for transform in (source, goal)]
     if forms[0] == forms[1]:
@@ -41,27 +32,21 @@ class Distiller(nn.Module):
     """A student in training: its own losses, and those of a method that compares it to a teacher.
 
     `student` and `method` are submodules (trained, saved, resumed). `teacher` is a plain attribute:
-    it appears in no state dict, no optimiser and no `train()` call. Without teacher and method the
+    it appears in no state dict, no optimiser and no `train()` call. Of it only backbone and FPN
+    run, frozen and in eval mode, on the very pixels the student saw. Without teacher and method the
     distiller is the plain student, so one training loop serves every row of a table.
 
     Args:
-        student: a torchvision detector.
-        teacher: another torchvision detector, or None. It is put in eval mode and its parameters
-            are frozen.
+        student: a torchvision detector; it runs as it is, hooks read its batch and features.
+        teacher: another torchvision detector, or None.
         method: `method(student, teacher, context) -> dict` of unweighted scalars, e.g. `DFMSDLoss`.
 
-    Raises:
-        ValueError: when only one of teacher and method is given, or a detector lacks transform or
-            backbone.
+    Raises ValueError for a teacher or a method alone, and for no transform or backbone.
     """
 
     def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module | None = None,
-        method: nn.Module | None = None,
+        self, student: nn.Module, teacher: nn.Module | None = None, method: nn.Module | None = None
     ) -> None:
-        """See the class."""
         super().__init__()
         if (teacher is None) != (method is None):
             raise ValueError("teacher and method go together: give both, or neither")
@@ -95,9 +80,8 @@ class Distiller(nn.Module):
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """In train mode the named, unweighted losses; in eval mode the student's detections.
 
-        Args:
-            images: list of (3, H, W) in 0..1.
-            targets: one dict per image with `boxes` (n, 4) xyxy in pixels and `labels` (n,).
+        `images` are (3, H, W) in 0..1, `targets` dicts with `boxes` (n, 4) xyxy in pixels and
+        `labels` (n,).
         """
         if self.teacher is None or not self.training:
             return self.student(images, targets)

@@ -19,19 +19,12 @@ from dfmsd.training.optim import Schedule, make_optimizer
 
 @dataclass
 class Stage:
-    """One teacher's turn.
+    """One teacher's turn."""
 
-    Args:
-        name: shown in progress lines and records.
-        schedule: steps and learning rate of this stage.
-        teacher: a torchvision detector, or None for training without distillation.
-        method: compares student and teacher, built for their channels; None without a teacher.
-    """
-
-    name: str
+    name: str  # in progress lines and records
     schedule: Schedule
-    teacher: nn.Module | None = None
-    method: nn.Module | None = None
+    teacher: nn.Module | None = None  # a torchvision detector; None trains without distillation
+    method: nn.Module | None = None  # built for the channels of both; None without a teacher
 
 
 def run_stages(
@@ -59,8 +52,7 @@ def run_stages(
         accelerator: device, precision and processes; a plain one unless given.
         options: passed on to `fit`.
 
-    Raises:
-        CheckpointError: the newest checkpoint belongs to another run.
+    Raises CheckpointError when the newest checkpoint belongs to another run.
     """
     accelerator, checkpoints = accelerator or Accelerator(), checkpoints or Checkpointing()
     if (export := checkpoints.export) is not None:  # `fit` trains a distiller and exports that

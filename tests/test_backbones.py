@@ -88,26 +88,20 @@ def test_timm_resnet_through_its_children_equals_its_own_forward():
     layers, widths = {"layer2": "0", "layer4": "1"}, [16, 64]
     stock = BackboneWithFPN(timm.create_model("resnet10t", **R10), layers, widths, 64)
     backbone.load_state_dict(stock.state_dict(), strict=True)  # the same names and shapes
-    for level, expected in zip(
-        backbone(images).values(), stock.eval()(images).values(), strict=True
-    ):
-        assert torch.equal(level, expected)
+    expected = stock.eval()(images)
+    for level, other in zip(backbone(images).values(), expected.values(), strict=True):
+        assert torch.equal(level, other)
 
 
 def test_swin_body_equals_torchvisions_classifier_up_to_the_last_norm():
-    whole = torchvision.models.SwinTransformer(
-        patch_size=[4, 4], **{k: list(v) if k != "embed_dim" else v for k, v in _swin().items()}
-    ).eval()
+    settings = SWIN | {"window_size": [3, 3], "patch_size": [4, 4]}
+    whole = torchvision.models.SwinTransformer(**settings).eval()
     backbone = build_backbone("swin", trunk_arguments=SWIN).eval()
     backbone.body.features.load_state_dict(whole.features.state_dict())
     images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         expected = whole.norm(whole.features(images)).permute(0, 3, 1, 2)
         torch.testing.assert_close(backbone.body(images)["3"], expected)
-
-
-def _swin():
-    return SWIN | {"window_size": (3, 3)}
 
 
 def test_timm_swin_maps_are_transposed_not_reshaped():
@@ -167,11 +161,9 @@ def test_timm_classifier_names_are_found_in_a_features_only_body(tmp_path):
     name = "swin_tiny_patch4_window7_224"
     whole = timm.create_model(name, strict_img_size=False, **SWIN)
     torch.save(whole.state_dict(), tmp_path / "swin.pth")
-    loaded = build_backbone(
-        f"timm:{name}", trunk_arguments=SWIN, weights=tmp_path / "swin.pth"
-    ).body.features
+    loaded = build_backbone(f"timm:{name}", trunk_arguments=SWIN, weights=tmp_path / "swin.pth")
     key = "layers.2.blocks.0.attn.qkv.weight"
-    flat = loaded.state_dict()[key.replace("layers.2", "layers_2")]
+    flat = loaded.body.features.state_dict()[key.replace("layers.2", "layers_2")]
     assert torch.equal(flat, whole.state_dict()[key])
 
 

@@ -66,8 +66,8 @@ def test_amd_and_dmkd_masks_by_hand():
     assert AMD(*counts).keep(teacher).flatten().tolist() == [1, 0, 0, 1]
     assert AMD(*counts, select="low").keep(teacher).flatten().tolist() == [0, 1, 1, 0]
     assert AMD(*counts, ratio=0.25).keep(teacher).flatten().tolist() == [1, 0, 1, 1]
-    cells, channels = DMKD(*counts, ratio_spatial=0.25).keeps(teacher)
-    assert cells.flatten().tolist() == [1, 0, 1, 1]
+    cells, channels = DMKD(*counts).keeps(teacher)
+    assert cells.flatten().tolist() == [1, 0, 0, 1]
     assert channels.flatten().tolist() == [0, 1]
     assert DMKD(*counts, spatial=False).keeps(teacher)[0] is None
 

@@ -63,17 +63,8 @@ def test_help_of_a_command_explains_every_argument(capsys, name):
     command = (COMMANDS | {f"data {k}": v for k, v in DATA_COMMANDS.items()})[name]
     text = " ".join(out.replace("│", " ").split())
     assert " ".join(command.__doc__.splitlines()[0].split()) in text
-    positional = {
-        "root",
-        "out",
-        "overrides",
-        "preset",
-        "detector",
-        "images",
-        "records",
-        "name",
-        "file",
-    }
+    positional = {"root", "out", "overrides", "preset", "detector", "images"}
+    positional |= {"records", "name", "file"}
     for option in set(command.__code__.co_varnames[: command.__code__.co_argcount]):
         kwonly = option not in positional or (name == "predict" and option == "out")
         kwonly |= name == "data scenes" and option == "images"

@@ -12,17 +12,12 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
 
 from dfmsd.detectors.build import build_detector, parameter_count, rebuild, stock_detector
-from dfmsd.detectors.heads import anchor_sizes
-from dfmsd.detectors.recipe import Recipe, default_anchor_scale
+from dfmsd.detectors.recipe import Recipe, anchor_sizes, default_anchor_scale
 
 KINDS = ("faster_rcnn", "retinanet", "fcos")
 SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 3}
 R10 = {"channels": (8, 16, 32, 64)}
-TRUNKS = {
-    "timm:resnet10t": R10,
-    "swin": SWIN | {"stem": "conv"},
-    "timm:mobilenetv3_small_050": {},
-}
+TRUNKS = {"timm:resnet10t": R10, "swin": SWIN | {"stem": "conv"}, "timm:mobilenetv3_small_050": {}}
 
 
 def build(kind="faster_rcnn", trunk="timm:resnet10t", **arguments):
@@ -33,10 +28,8 @@ def build(kind="faster_rcnn", trunk="timm:resnet10t", **arguments):
 
 
 def target(*boxes):
-    return {
-        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        "labels": torch.arange(1, len(boxes) + 1),
-    }
+    coordinates = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return {"boxes": coordinates, "labels": torch.arange(1, len(boxes) + 1)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,20 +124,15 @@ def test_anchor_sizes_by_hand():
     assert small == ((10,), (20,), (40,), (80,))
     assert anchor_sizes("fcos", (8, 16), anchor_scale=0.25) == ((2,), (4,))
     # at scale 1: torchvision's own COCO anchors
-    assert anchor_sizes("retinanet", (8, 16, 32, 64, 128), anchor_scale=1) == (
-        _default_anchorgen().sizes
-    )
+    stock = _default_anchorgen().sizes
+    assert anchor_sizes("retinanet", (8, 16, 32, 64, 128), anchor_scale=1) == stock
     stock = detection.faster_rcnn._default_anchorgen().sizes
     assert anchor_sizes("faster_rcnn", (4, 8, 16, 32, 64), anchor_scale=1) == stock
 
 
 def test_default_anchor_scale():
-    assert [default_anchor_scale("retinanet", s) for s in (96, 256, 512, 800)] == [
-        0.3125,
-        0.5,
-        1,
-        1,
-    ]
+    scales = [default_anchor_scale("retinanet", side) for side in (96, 256, 512, 800)]
+    assert scales == [0.3125, 0.5, 1, 1]
     assert default_anchor_scale("fcos", 96) == 0.5
 
 
@@ -207,9 +195,8 @@ def test_the_trunk_is_frozen_up_to_a_stride(stride, frozen):
     model = build_detector(Recipe("retinanet", num_classes=3, **trunk))
     images = [torch.rand(3, 64, 64)]
     sum(model(images, [target((5, 6, 30, 25))]).values()).backward()
-    trained = {
-        n.split(".")[0] for n, p in model.backbone.body.named_parameters() if p.grad is not None
-    }
+    parameters = model.backbone.body.named_parameters()
+    trained = {name.split(".")[0] for name, value in parameters if value.grad is not None}
     stages = [{"conv1"}, {"layer1"}, {"layer2"}, {"layer3"}, {"layer4"}]
     assert trained == set().union(*stages[frozen:])
     other = [p for n, p in model.named_parameters() if "backbone.body" not in n]
@@ -217,9 +204,8 @@ def test_the_trunk_is_frozen_up_to_a_stride(stride, frozen):
 
 
 def test_a_stride_that_the_trunk_does_not_have_cannot_be_frozen():
-    with pytest.raises(
-        ValueError, match=r"frozen_stride=3: the trunk has strides \[2, 4, 8, 16, 32\]"
-    ):
+    expected = r"frozen_stride=3: the trunk has strides \[2, 4, 8, 16, 32\]"
+    with pytest.raises(ValueError, match=expected):
         build_detector(Recipe("fcos", "torchvision:resnet18", 3, frozen_stride=3))
 
 

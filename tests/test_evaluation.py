@@ -17,15 +17,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from dfmsd.data.coco import CocoDataset
+from dfmsd.data.detections import read_detections
 from dfmsd.training import evaluation
-from dfmsd.training.evaluation import (
-    KEYS,
-    coco_metrics,
-    detections,
-    evaluate_detector,
-    predict,
-    read_detections,
-)
+from dfmsd.training.evaluation import KEYS, coco_metrics, detections, evaluate_detector, predict
 
 
 def reference(truth, results, small=32**2, medium=96**2):
@@ -257,8 +251,8 @@ def test_an_annotation_file_counts_as_detections_of_score_one(tmp_path):
     ("entry", "line"),
     [
         (5, "expected an object, got 5"),
-        ({"image_id": 1, "category_id": 3, "bbox": [1, 1, 1, 1]}, "score is missing"),
-        ({"image_id": 1, "category_id": 3, "score": 1}, "bbox is missing"),
+        ({"image_id": 1, "category_id": 3, "bbox": [1, 1, 1, 1]}, "score missing"),
+        ({"image_id": 1, "category_id": 3, "score": 1}, "bbox missing"),
         (one(image=9, category=3), "image_id 9 is not in the annotations"),
         (one(image=[1], category=3), "image_id must be an integer, got [1]"),
         (one(category=5), "category_id 5 is not in the annotations"),

@@ -20,13 +20,12 @@ from dfmsd.experiments.teachers import teacher_run
 ROOT = Path(__file__).parent.parent
 SMALL = Experiment(
     "Does anything run?",
-    "scenes",
     {
         "none": Row("no distillation", "none"),
         "pkd": Row("PKD", "one", ("method.name=pkd", "method.factor=0.5")),
     },
     (0, 1),
-    tuple(text for text in TINY if not text.startswith(("records", "seeds", "arms"))),
+    settings=tuple(text for text in TINY if not text.startswith(("records", "seeds", "arms"))),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -123,11 +124,18 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@functools.cache
+def distributions() -> dict[str, list[str]]:
+    """Package → the distributions it comes from, asked once: it reads every one's list of files."""
+    return dict(metadata.packages_distributions())
+
+
 def undeclared(path: Path, allowed: set[str]) -> set[str]:
     """Imported packages of a file that come from no declared distribution."""
     tops = {name.split(".")[0] for name in imports(path.read_text(), package_of_any(path))}
-    local = {"dfmsd", *(other.stem for other in path.parent.glob("*.py"))}
-    owners = metadata.packages_distributions()
+    beside = [*path.parent.glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    local = {"dfmsd", *(other.stem for other in beside)}
+    owners = distributions()
     third = tops - set(sys.stdlib_module_names) - local - {""}
     return {top for top in third if not {canonical(n) for n in owners.get(top, [])} & allowed}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import pytest
 import torch
 from command_line import TINY, call, refused, teachers
@@ -19,9 +17,7 @@ def test_neck_and_head_compute_what_the_teachers_do():
     student, teacher = tiny_detector(seed=1), tiny_detector(seed=2)
     trunk = {k: v.clone() for k, v in student.backbone.body.state_dict().items()}
     inherit(student, teacher, ("neck", "head"))
-    maps = OrderedDict(
-        (str(i), torch.randn(1, c, 16 >> i, 16 >> i)) for i, c in enumerate((16, 24, 32))
-    )
+    maps = {str(i): torch.randn(1, c, 16 >> i, 16 >> i) for i, c in enumerate((16, 24, 32))}
     ours, theirs = student.backbone.fpn(maps), teacher.backbone.fpn(maps)
     for name, level in theirs.items():
         assert torch.equal(ours[name], level)
@@ -63,13 +59,13 @@ def test_a_part_that_fits_nowhere_is_refused():
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     teachers(tmp_path)
     return tmp_path
 
 
-def test_every_row_starts_from_the_stronger_teacher(place, capsys, monkeypatch):
+def test_every_row_starts_from_the_stronger_teacher(folder, capsys, monkeypatch):
     """Rows without a teacher too: otherwise initialisation would count as distillation."""
     starts = {}
 
@@ -82,15 +78,15 @@ def test_every_row_starts_from_the_stronger_teacher(place, capsys, monkeypatch):
     job = [*TINY, "student.strides=4,8,16,32", "inherit=neck+head", "jobs=1"]
     status, _, err = call(capsys, "distill", "scenes", *job)
     assert status == 0, err
-    strong = read_tensors(place / "strong.safetensors")
+    strong = read_tensors(folder / "strong.safetensors")
     assert len(starts) == 3
     for state in starts.values():
         for name in ("backbone.fpn.layer_blocks.1.0.weight", "rpn.head.conv.0.0.weight"):
             assert torch.equal(state[name], strong[name].to(state[name].dtype))
-    for record in read_records(place / "runs" / "records.jsonl"):
+    for record in read_records(folder / "runs" / "records.jsonl"):
         assert "rpn.head.conv.0.0.weight" in record["inherited"]
 
 
-def test_a_head_that_does_not_fit_ends_the_job_in_one_line(place, capsys):
+def test_a_head_that_does_not_fit_ends_the_job_in_one_line(folder, capsys):
     job = [*TINY, "student.kind=retinanet", "student.strides=8,16,32", "inherit=neck+head"]
     assert "from a FasterRCNN to a RetinaNet" in refused(capsys, "distill", "scenes", *job)

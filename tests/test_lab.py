@@ -99,9 +99,8 @@ def test_without_true_boxes_the_detector_gives_its_own(detector, image, monkeypa
 
 
 def test_a_detector_may_find_nothing(detector, image):
-    scene = capture_scene(
-        detector, image, levels=LEVELS
-    )  # untrained: no score reaches its threshold
+    # untrained: no score reaches its threshold
+    scene = capture_scene(detector, image, levels=LEVELS)
     found = mask_maps(scene, MaskSettings(8, regions="boxes"))
     assert torch.equal(found["energy"], torch.zeros(8, 12))
     torch.testing.assert_close(found["enhanced"], found["attention"])

@@ -35,16 +35,20 @@ def saved(path, state, **meta):
     return path
 
 
-def arithmetic(options):
-    """The options that `mm.features` takes of those that `mm.shapes` takes."""
-    return {key: value for key, value in options.items() if key not in ("base", "width", "heads")}
-
-
 def worst(found, expected):
     """Largest relative error of any level; the levels must agree in number and shape."""
     found = list(found.values())
     assert [level.shape for level in found] == [level.shape for level in expected]
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True))
+
+
+@torch.no_grad()
+def loaded_as_defined(path, state, images, trunk, options, how=None, **asked):
+    """The teacher of a file with `state`; its levels are those of the definitions."""
+    teacher = load_mmdet(path, **asked)
+    expected = mm.features(state, images, trunk=trunk, **(how or {}), **options)
+    assert worst(teacher(images), expected) < 1e-5
+    return teacher
 
 
 # --- Swin
@@ -55,15 +59,11 @@ def worst(found, expected):
     [(160, 160), (97, 131), (64, 150), (33, 30)],
     ids=["even", "odd", "one side in a window", "all in a window"],
 )
-@torch.no_grad()
 def test_swin_gives_the_levels_of_the_definitions(tmp_path, size):
     state = mm.random_state(mm.shapes("swin", channels=16, **TINY))
-    teacher = load_mmdet(saved(tmp_path / "swin.pth", state))
-    images = torch.randn(2, 3, *size)
-    expected = mm.features(state, images, trunk="swin", **TINY)
-    found = teacher(images)
-    assert list(found) == [4, 8, 16, 32, 64]
-    assert worst(found, expected) < 1e-5
+    path = saved(tmp_path / "swin.pth", state)
+    teacher = loaded_as_defined(path, state, torch.randn(2, 3, *size), "swin", TINY)
+    assert teacher.strides == [4, 8, 16, 32, 64]
 
 
 @torch.no_grad()
@@ -94,27 +94,22 @@ def original(state):
     return found
 
 
-@torch.no_grad()
 def test_checkpoints_of_swins_own_repository(tmp_path):
     state = mm.random_state(mm.shapes("swin", channels=16, **TINY))
     theirs = original(state)
     assert "backbone.layers.0.blocks.0.mlp.fc1.weight" in theirs
-    teacher = load_mmdet(saved(tmp_path / "swin.pth", theirs))
-    images = torch.randn(1, 3, 70, 90)
-    expected = mm.features(state, images, trunk="swin", **TINY)
-    assert worst(teacher(images), expected) < 1e-5
+    path = saved(tmp_path / "swin.pth", theirs)
+    teacher = loaded_as_defined(path, state, torch.randn(1, 3, 70, 90), "swin", TINY)
     assert teacher.report["left"] == {"rpn_head": 2}
 
 
-@torch.no_grad()
 def test_parallel_training_and_half_precision_leave_no_trace(tmp_path):
     state = mm.random_state(mm.shapes("swin", channels=16, **TINY))
-    halves = {f"module.{k}": v.half() if v.is_floating_point() else v for k, v in state.items()}
-    teacher = load_mmdet(saved(tmp_path / "swin.pth", halves))
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    path = saved(tmp_path / "swin.pth", {f"module.{k}": v for k, v in halves.items()})
+    rounded = {k: v.float() if v.is_floating_point() else v for k, v in halves.items()}
+    teacher = loaded_as_defined(path, rounded, torch.randn(1, 3, 64, 64), "swin", TINY)
     assert {p.dtype for p in teacher.parameters()} == {torch.float32}
-    images = torch.randn(1, 3, 64, 64)
-    rounded = {k: v.half().float() if v.is_floating_point() else v for k, v in state.items()}
-    assert worst(teacher(images), mm.features(rounded, images, trunk="swin", **TINY)) < 1e-5
 
 
 # --- ResNet
@@ -122,26 +117,20 @@ def test_parallel_training_and_half_precision_leave_no_trace(tmp_path):
 
 @pytest.mark.parametrize("style", ["pytorch", "caffe"])
 @pytest.mark.parametrize("name", RESNETS)
-@torch.no_grad()
 def test_resnet_gives_the_levels_of_the_definitions(tmp_path, name, style):
     options = RESNETS[name]
     state = mm.random_state(mm.shapes("resnet", channels=16, **options))
     pixels = RGB | {"order": "rgb"} if style == "caffe" else {}
     asked = {} if name == "basic" else {"style": style} | pixels
-    teacher = load_mmdet(saved(tmp_path / "resnet.pth", state), **asked)
-    images = torch.randn(1, 3, 75, 98)
-    expected = mm.features(state, images, trunk="resnet", style=style, **options)
-    assert worst(teacher(images), expected) < 1e-5
+    path, images = saved(tmp_path / "resnet.pth", state), torch.randn(1, 3, 75, 98)
+    loaded_as_defined(path, state, images, "resnet", options, {"style": style}, **asked)
 
 
-@torch.no_grad()
 def test_a_file_of_old_without_counters(tmp_path):
     state = mm.random_state(mm.shapes("resnet", channels=16, **SHALLOW))
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    teacher = load_mmdet(saved(tmp_path / "resnet.pth", old), style="pytorch")
-    images = torch.randn(1, 3, 64, 64)
-    expected = mm.features(state, images, trunk="resnet", **SHALLOW)
-    assert worst(teacher(images), expected) < 1e-5
+    path, images = saved(tmp_path / "resnet.pth", old), torch.randn(1, 3, 64, 64)
+    loaded_as_defined(path, state, images, "resnet", SHALLOW, style="pytorch")
 
 
 @torch.no_grad()
@@ -166,44 +155,36 @@ def test_bgr_pixels_become_rgb(tmp_path):
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("source", ["input", "output"])
 @pytest.mark.parametrize("trunk", ["swin", "resnet"])
-@torch.no_grad()
 def test_retinanet_levels_both_ways(tmp_path, trunk, source, relu):
     options = (TINY if trunk == "swin" else SHALLOW) | {"outputs": (1, 2, 3)}
     named = {"channels": 16, "extras": 2, "source": source, "head": "bbox_head"}
     state = mm.random_state(mm.shapes(trunk, **named, **options))
     asked = {"relu": relu} | ({"style": "pytorch"} if trunk == "resnet" else {})
-    teacher = load_mmdet(saved(tmp_path / "retinanet.pth", state), **asked)
-    images = torch.randn(1, 3, 130, 97)
+    path, images = saved(tmp_path / "retinanet.pth", state), torch.randn(1, 3, 130, 97)
     how = {"extras": 2, "source": source, "relu": relu}
-    expected = mm.features(state, images, trunk=trunk, **how, **options)
-    found = teacher(images)
-    assert list(found) == [8, 16, 32, 64, 128]
-    assert worst(found, expected) < 1e-5
+    teacher = loaded_as_defined(path, state, images, trunk, options, how, **asked)
+    assert list(teacher(images)) == [8, 16, 32, 64, 128]
 
 
-@torch.no_grad()
 def test_a_trunk_as_wide_as_the_pyramid_asks_for_the_source(tmp_path):
     options = TINY | {"outputs": (1, 2, 3)}
     named = {"channels": 64, "extras": 2, "source": "output", "head": "bbox_head"}
     state = mm.random_state(mm.shapes("swin", **named, **options))
-    path = saved(tmp_path / "retinanet.pth", state)
+    path, images = saved(tmp_path / "retinanet.pth", state), torch.randn(1, 3, 64, 64)
     with pytest.raises(ValueError, match=r"source: shapes cannot tell.*input or output"):
         load_mmdet(path, relu=False)
-    images = torch.randn(1, 3, 64, 64)
     for source in ("input", "output"):
-        how = {"extras": 2, "source": source, "relu": False}
-        expected = mm.features(state, images, trunk="swin", **how, **options)
-        assert worst(load_mmdet(path, source=source, relu=False)(images), expected) < 1e-5
+        asked = {"source": source, "relu": False}
+        how = asked | {"extras": 2}
+        loaded_as_defined(path, state, images, "swin", options, how, **asked)
 
 
-@torch.no_grad()
 def test_norms_of_stages_outside_the_pyramid_are_left(tmp_path):
-    state = mm.random_state(mm.shapes("swin", channels=16, **TINY, outputs=(1, 2, 3)))
+    options = TINY | {"outputs": (1, 2, 3)}
+    state = mm.random_state(mm.shapes("swin", channels=16, **options))
     extra = mm.random_state(mm.norm_shapes("backbone.norm0", 8))
-    teacher = load_mmdet(saved(tmp_path / "swin.pth", state | extra))
-    images = torch.randn(1, 3, 64, 64)
-    expected = mm.features(state, images, trunk="swin", **TINY, outputs=(1, 2, 3))
-    assert worst(teacher(images), expected) < 1e-5
+    path, images = saved(tmp_path / "swin.pth", state | extra), torch.randn(1, 3, 64, 64)
+    teacher = loaded_as_defined(path, state, images, "swin", options)
     assert teacher.report["left"] == {"rpn_head": 2, "backbone": 2}
 
 
@@ -215,11 +196,8 @@ def empty(named):
 
 
 def trunk_parameters(model, *heads):
-    return sum(
-        value.numel()
-        for name, value in model.named_parameters()
-        if not name.startswith(tuple(f"{head}." for head in heads))
-    )
+    parts = [part for name, part in model.named_children() if name not in heads]
+    return sum(value.numel() for part in parts for value in part.parameters())
 
 
 PUBLISHED = {
@@ -247,9 +225,8 @@ def test_the_published_configurations_are_recognised(name, detector):
     with torch.device("meta"):
         teacher = build_teacher(recipe)
         family, _, model = other.partition(":")
-        theirs = (torchvision.models.get_model if family == "torchvision" else timm.create_model)(
-            model
-        )
+        get_model = torchvision.models.get_model if family == "torchvision" else timm.create_model
+        theirs = get_model(model)
     # every name and shape of the file is one of ours, and the other way round
     ours = teacher.backbone.state_dict()
     found = {their_name(key, recipe): value for key, value in ours.items()}
@@ -259,15 +236,10 @@ def test_the_published_configurations_are_recognised(name, detector):
         square = key.endswith("relative_position_index")
         assert value.numel() == body[key].numel() if square else value.shape == body[key].shape
     # the written-down list is the model that others know: as many parameters as theirs
-    count = sum(p.numel() for p in teacher.backbone.body.parameters())
-    norms = sum(
-        p.numel()
-        for p in getattr(teacher.backbone.body, "norms", [])
-        and teacher.backbone.body.norms.parameters()
-    )
-    assert count - norms == trunk_parameters(theirs, "head", "fc", "norm")
+    count = trunk_parameters(teacher.backbone.body, "norms")
+    assert count == trunk_parameters(theirs, "head", "fc", "norm")
     strides = [8, 16, 32, 64, 128] if detector == "retinanet" else [4, 8, 16, 32, 64]
-    assert teacher.backbone.strides == strides
+    assert teacher.strides == strides
     assert teacher.backbone.fpn.layer_blocks[0][0].weight.shape == (256, 256, 3, 3)
 
 

@@ -12,6 +12,7 @@ from command_line import TINY, call, everything, refused, teachers
 from tiny import tiny_detector, tiny_images
 
 from dfmsd.align import alignment_loss
+from dfmsd.detectors.checkpoints import read_tensors
 from dfmsd.detectors.features import feature_channels
 from dfmsd.detectors.saved import save_detector
 from dfmsd.distill import Distiller
@@ -57,7 +58,7 @@ def test_level_statistics_by_hand():
 def test_collected_features_are_what_the_method_compares():
     distiller, (images, targets) = pair(), tiny_images(1)
     torch.manual_seed(0)
-    ours, theirs = collect_features(distiller.student, distiller.teacher, [(images[0], targets[0])])
+    ours, theirs = collect_features(distiller, [(images[0], targets[0])])
     losses = distiller.train()(images, targets)
     by_hand = [
         alignment_loss(distiller.method.adapters[str(s)](ours[s][0]), theirs[s][0])
@@ -115,11 +116,11 @@ def test_throughput_counts_images_and_waiting():
 
 
 def test_the_steps_are_made_as_the_settings_say(place, monkeypatch):
-    monkeypatch.setattr(preflight, "evaluate", lambda *_, **__: {"AP": 1.0})
+    monkeypatch.setattr(preflight.build, "evaluate", lambda *_, **__: {"AP": 1.0})
     forward, sizes, layouts = Distiller.forward, [], set()
 
     def seen(self, images, targets=None):
-        if self.weights:  # not that which looks at the levels
+        if torch.is_grad_enabled():  # not while the levels are looked at
             sizes.append(len(images))
             kernel = self.student.backbone.body.conv1[0].weight
             layouts.add(kernel.is_contiguous(memory_format=torch.channels_last))
@@ -144,8 +145,26 @@ def test_the_steps_are_made_as_the_settings_say(place, monkeypatch):
     assert layouts == {True, False}
 
 
+@pytest.mark.parametrize("arms", ["none", "two"])
+def test_the_student_inherits_from_the_teacher_of_the_settings(place, monkeypatch, arms):
+    monkeypatch.setattr(preflight.build, "evaluate", lambda *_, **__: {"AP": 1.0})
+    inherit, heads = preflight.inherit, []
+
+    def noted(student, teacher, parts):
+        heads.append(teacher.roi_heads.box_head.fc6.weight.clone())
+        return inherit(student, teacher, parts)
+
+    monkeypatch.setattr(preflight, "inherit", noted)
+    how = ["inherit=neck", "inherit_from=weak", f"arms={arms}"]
+    report = run_preflight(resolve("scenes", [*TINY, *how]), images=2, steps=1)
+    assert not report.reasons
+    (head,) = heads
+    weak = read_tensors(place / "weak.safetensors")["roi_heads.box_head.fc6.weight"]
+    assert torch.equal(head, weak.to(head.dtype))
+
+
 def test_what_the_engine_cannot_do_is_refused(place, monkeypatch):
-    monkeypatch.setattr(preflight, "evaluate", lambda *_, **__: {"AP": 1.0})
+    monkeypatch.setattr(preflight.build, "evaluate", lambda *_, **__: {"AP": 1.0})
     report = run_preflight(resolve("scenes", [*TINY, "engine.accumulate=3"]), images=2, steps=1)
     (reason,) = report.reasons
     assert reason.startswith("steps: ")
@@ -206,7 +225,7 @@ def test_the_whole_report(place, capsys):
     ],
 )
 def test_what_is_wrong_is_named(place, monkeypatch, capsys, settings, part, words):
-    monkeypatch.setattr(preflight, "evaluate", lambda *_, **__: {"AP": 1.0})
+    monkeypatch.setattr(preflight.build, "evaluate", lambda *_, **__: {"AP": 1.0})
     (place / "broken.safetensors").write_bytes(b"no weights")
     report = run_preflight(resolve("scenes", [*TINY, *settings]), images=2, steps=1)
     assert any(r.startswith(part) and words in r for r in report.reasons), report
@@ -236,7 +255,7 @@ def test_a_long_job_begins_with_it_and_a_continued_one_does_not(place, capsys):
 
 
 def test_levels_without_anything_to_teach_are_named(place, monkeypatch):
-    monkeypatch.setattr(preflight, "evaluate", lambda *_, **__: {"AP": 1.0})
+    monkeypatch.setattr(preflight.build, "evaluate", lambda *_, **__: {"AP": 1.0})
     real = preflight.collect_features
 
     def doctored(*arguments):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -18,6 +19,7 @@ from several import alone, in_parallel, launch
 from tiny import Line, LineDetector, TinyBatches, tiny_detector, tiny_images
 
 from dfmsd.baselines import BASELINES
+from dfmsd.data.batches import Batches
 from dfmsd.data.scenes import SceneDataset
 from dfmsd.detectors.checkpoints import load_weights, save_weights
 from dfmsd.detectors.features import feature_channels
@@ -302,6 +304,19 @@ def test_the_process_that_is_left_says_so_in_one_line_and_has_its_checkpoint(tmp
 def test_other_errors_stay_what_they_are():
     with pytest.raises(RuntimeError, match="gloo"), peer_errors():
         raise RuntimeError("gloo, but there is one process only")
+
+
+def lose_a_loader_process():
+    batches = Batches(SceneDataset(8, size=32), 2, seed=0, workers=1).iterate()
+    with peer_errors():
+        next(batches)
+        multiprocessing.active_children()[0].kill()
+        time.sleep(20)
+
+
+def test_a_loader_process_that_dies_between_two_batches_is_one_line():
+    with pytest.raises(ChildProcessError, match=r"^a loader process was lost: .* continues from"):
+        lose_a_loader_process()
 
 
 # --- launched as a user does

@@ -172,7 +172,7 @@ def interrupt(monkeypatch, owner, name, *, at):
         (steps, "total_loss", 2),  # in the first stage
         (steps, "total_loss", 4),  # in the second
         (training, "save_detector", 4),  # a student beside a checkpoint
-        (training, "evaluate", 3),  # the second stage is trained, its student not saved yet
+        (training.build, "evaluate", 3),  # the second stage is trained, its student not saved yet
         (training, "append_record", 1),  # saved, not recorded yet
     ],
 )
@@ -365,7 +365,7 @@ def test_val_images_limits_the_photographs_too(fresh, monkeypatch):
         counted.append(len(dataset.truth()["images"][:limit]))
         return dict.fromkeys(KEYS, 0.0)
 
-    monkeypatch.setattr(training, "evaluate", counting)
+    monkeypatch.setattr(training.build, "evaluate", counting)
     texts = ["scale=smoke", "data.root=photos", "data.size=64", "arms=none", "out=runs"]
     texts += ["student.trunk=timm:resnet10t", "train.steps=1", "data.curve_images=1"]
     for limit, expected in ((2, 2), (0, 3)):

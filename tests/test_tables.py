@@ -42,7 +42,6 @@ RECORDS = read_folder(Path(__file__).parent.parent / "data/results")
 METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 PLAN = Experiment(
     "Does anything help?",
-    "scenes",
     {
         "none": Row("no distillation", "none"),
         "pkd": Row("PKD", "one"),
@@ -234,7 +233,7 @@ def test_only_records_of_the_row_count_and_the_newest_of_a_seed():
 
 def test_a_row_may_share_the_runs_of_another(monkeypatch):
     rows = {"none": Row("again", "none", recorded=("plan", "none"))}
-    monkeypatch.setitem(EXPERIMENTS, "second", Experiment("?", "scenes", rows, (0, 1)))
+    monkeypatch.setitem(EXPERIMENTS, "second", Experiment("?", rows, (0, 1)))
     assert results_frame("second", full())["AP"].tolist() == pytest.approx([10, 20])
 
 

@@ -59,12 +59,8 @@ def test_bars_show_mean_spread_and_every_seed():
     figure = bars_figure(rows, xlabel="AP in %", title="arms")
     (axes,) = figure.axes
     assert [bar.get_width() for bar in axes.patches] == [39.0, 41.5]
-    dots = [
-        xy[0]
-        for group in axes.collections
-        if isinstance(group, PathCollection)
-        for xy in group.get_offsets().tolist()
-    ]
+    groups = [group for group in axes.collections if isinstance(group, PathCollection)]
+    dots = [x for group in groups for x, _ in group.get_offsets().tolist()]
     assert sorted(dots) == [38.0, 39.0, 40.0, 41.5]
     words = [text.get_text() for text in axes.texts]
     assert words == ["39.0 ± 1.0  (3 seeds)", "41.5  (1 seed)", "not run"]
@@ -81,12 +77,8 @@ def test_charts_refuse_nothing_to_draw():
         curves_figure({}, xlabel="step", ylabel="loss")
 
 
-ROWS = {
-    "above": (2.0, (1.0, 3.0)),
-    "holds 0": (-0.5, (-2.0, 1.0)),
-    "one seed": (4.0, None),
-    "nothing": None,
-}
+ROWS = {"above": (2.0, (1.0, 3.0)), "holds 0": (-0.5, (-2.0, 1.0))}
+ROWS |= {"one seed": (4.0, None), "nothing": None}
 
 
 def test_differences_stand_where_they_belong():
@@ -123,10 +115,8 @@ def test_tradeoff_stands_where_it_belongs():
     assert up.get_segments()[0].tolist() == [[10.0, 1.0], [10.0, 2.5]]
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert names == ["1 a", "2 b", "3 c: not run"]
-    assert [(text.get_text(), text.xy) for text in axes.texts] == [
-        ("1", places[0]),
-        ("2", places[1]),
-    ]
+    assert [text.get_text() for text in axes.texts] == ["1", "2"]
+    assert [text.xy for text in axes.texts] == places
     assert_readable(figure)
 
 

@@ -12,7 +12,8 @@ from figures import assert_readable, frames, images
 
 from dfmsd import viz
 from dfmsd.viz.boxes import ink
-from dfmsd.viz.panels import value_range, wrap
+from dfmsd.viz.checks import value_range
+from dfmsd.viz.panels import wrap
 
 BOXES = torch.tensor([[4.0, 6.0, 20.0, 30.0], [30.0, 8.0, 60.0, 40.0]])
 NAN = float("nan")
@@ -37,7 +38,7 @@ def test_keep_masks_black_out_the_masked_cells_and_count_them():
     assert_readable(figure)
 
 
-def test_long_names_of_panels_are_wrap():
+def test_long_names_of_panels_are_wrapped():
     keeps = {f"attended, stride {k}": torch.ones(80, 80) for k in range(4)}
     figure = viz.keep_masks_figure(images(1)[0], keeps, title="a long title " * 20)
     assert all("\n" in axes.get_title() for axes in figure.axes)

@@ -1,9 +1,8 @@
 """Published feature distillation methods beside `DFMSDLoss`, called the same way.
 
-Each is built from channel counts by stride and called `method(student, teacher, context)`; it
-returns named, unweighted scalars in per-element units, and `weights` holds the published weights
-converted to those units. On a batch without padding each is its publication's formula; padding is
-never hidden and never scored. No gradient reaches the teacher.
+Each is built and called as `Baseline` says; it returns named, unweighted scalars in per-element
+units, and `weights` holds the published weights converted to those units. On a batch without
+padding each is its publication's formula; padding is never hidden and never scored.
 """
 
 from __future__ import annotations

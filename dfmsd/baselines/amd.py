@@ -25,7 +25,6 @@ class AMD(Masked):
     With select="random" and gate=False it is `MGD` with mask="count" and over="levels".
 
     Args:
-        student_channels, teacher_channels, adapter, match: see `Baseline`.
         ratio: share of cells to hide, 0..1.
         select: hide the most attended ("high"), the least ("low") or any ("random", from torch's
             global generator).
@@ -33,9 +32,6 @@ class AMD(Masked):
         gate: rescale the student's channels, see `ChannelGate`.
         generator_width: of the generators as a fraction of C_t, rounded up, > 0.
         weight: on the mean squared error, > 0.
-
-    Raises:
-        ValueError: when an argument is out of range, or no level is in common.
     """
 
     def __init__(
@@ -52,7 +48,6 @@ class AMD(Masked):
         match: Match = "stride",
         weight: float = MGD_WEIGHT,
     ) -> None:
-        """See the class."""
         sides = (student_channels, teacher_channels, adapter, match)
         super().__init__(*sides, weight, generator_width, channel=False)
         check_selection(ratio, None, select)
@@ -78,13 +73,9 @@ class ChannelGate(nn.Module):
 
     `F · sigmoid(W_2 relu(W_1 mean_hw F))`. Source: squeeze-and-excitation (Hu et al., CVPR 2018),
     a sixteenth of the channels inside. Choice: the mean is over valid cells.
-
-    Args:
-        channels: C of input and output.
     """
 
     def __init__(self, channels: int) -> None:
-        """See the class."""
         super().__init__()
         inside = ceil(channels / 16)
         self.block = nn.Sequential(

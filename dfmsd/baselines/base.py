@@ -26,6 +26,7 @@ from dfmsd.generate import DualGenerator, reconstruction_loss
 ONE_STAGE_CELLS = 100 * 152 + 50 * 76 + 25 * 38 + 13 * 19 + 7 * 10  # P3–P7
 CHANNELS = 256
 MGD_WEIGHT = 2e-5 * CHANNELS * ONE_STAGE_CELLS  # MGD's for one-stage detectors
+Keeps = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass
@@ -58,17 +59,17 @@ class Baseline(nn.Module):
     """The base of all baselines; a subclass says in `compare` what one level costs.
 
     Called with features by stride and a `Context`, it returns its terms, unweighted means over the
-    levels. `weights` holds the weights of the terms.
+    levels. `weights` holds the weights of the terms. No gradient reaches the teacher.
 
     Args:
-        student_channels: stride → C_s.
-        teacher_channels: stride → C_t.
+        student_channels, teacher_channels: stride → C.
         adapter: "conv", "identity" or "auto", see `dfmsd.align.Adapter`.
         match: "stride" or "index", see `dfmsd.align.pair_strides`.
         weights: term → weight, ≥ 0; a term of weight 0 is off.
 
     Raises:
-        ValueError: when an argument is out of range, no level is in common, or every term is off.
+        ValueError: when an argument is out of range, no level is in common, or every term or
+            branch is off; so do the subclasses.
     """
 
     def __init__(
@@ -79,7 +80,6 @@ class Baseline(nn.Module):
         match: Match,
         weights: dict[str, float],
     ) -> None:
-        """See the class."""
         super().__init__()
         self.weights = positive_weights(**weights)
         self.match = match
@@ -112,16 +112,12 @@ class Baseline(nn.Module):
         method was not built for are ignored. ValueError when one it was built for is missing.
         """
         matched = match_levels(student, teacher, self.match, pairs=self.pairs)
-        levels = [
-            Level(
-                str(stride),
-                widen(self.adapters[str(stride)](feature)),
-                widen(goal.detach()),
-                context.valid(goal) if context.padded else None,
-                context,
-            )
-            for stride, feature, goal in matched
-        ]
+        levels = []
+        for stride, feature, goal in matched:
+            adapted, valid = self.adapters[str(stride)](feature), None
+            if context.padded:
+                valid = context.valid(goal)
+            levels.append(Level(str(stride), widen(adapted), widen(goal.detach()), valid, context))
         losses = [self.compare(level) for level in levels]
         terms = {}
         for name in self.weights:
@@ -142,14 +138,9 @@ class Masked(Baseline):
     `keep`, or in `keeps` when it has both branches.
 
     Args:
-        student_channels, teacher_channels, adapter, match: see `Baseline`.
         weight: on the mean squared error, > 0.
         generator_width: of the generators as a fraction of C_t, rounded up, > 0.
         branches: arguments of `DualGenerator`; one branch has the same names in the state dict.
-
-    Raises:
-        ValueError: when an argument is out of range, no level is in common, or neither branch is
-            wanted.
     """
 
     def __init__(
@@ -162,16 +153,12 @@ class Masked(Baseline):
         generator_width: float,
         **branches: bool | float | str,
     ) -> None:
-        """See the class."""
-        weights = {"reconstruction": weight}
-        super().__init__(student_channels, teacher_channels, adapter, match, weights)
+        sides = (student_channels, teacher_channels, adapter, match)
+        super().__init__(*sides, {"reconstruction": weight})
         check("generator_width", generator_width, generator_width > 0, "more than 0")
-        self.generators = nn.ModuleDict(
-            {
-                key: DualGenerator(count, ceil(generator_width * count), **branches)
-                for key, count in self.channels.items()
-            }
-        )
+        self.generators = nn.ModuleDict()
+        for key, count in self.channels.items():
+            self.generators[key] = DualGenerator(count, ceil(generator_width * count), **branches)
 
     def compare(self, level: Level) -> dict[str, Tensor]:
         """{"reconstruction": unweighted scalar} of one level."""
@@ -179,8 +166,6 @@ class Masked(Baseline):
         rebuilt = self.generators[level.key](level.student, *keeps, level.valid)
         return {"reconstruction": reconstruction_loss(rebuilt, level.teacher, valid=level.valid)}
 
-    def keeps(
-        self, teacher: Tensor, valid: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def keeps(self, teacher: Tensor, valid: Tensor | None = None) -> Keeps:
         """Keep masks over cells (N, 1, H, W) and channels (N, C, 1, 1); None for a branch off."""
         return self.keep(teacher, valid), None

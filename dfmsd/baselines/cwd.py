@@ -15,14 +15,11 @@ class CWD(Baseline):
 
     Source: Shu et al., ICCV 2021; for detection tau = 1 and 10 times the sum over five levels. Here
     it is the mean over the levels, so the weight is that of the sum times the number of levels.
+    Published: no adapter.
 
     Args:
-        student_channels, teacher_channels, adapter, match: see `Baseline`; published: no adapter.
         tau: temperature, > 0; high softens.
         weight: on the mean divergence of a channel, > 0.
-
-    Raises:
-        ValueError: when an argument is out of range, or no level is in common.
     """
 
     def __init__(
@@ -35,7 +32,6 @@ class CWD(Baseline):
         match: Match = "stride",
         weight: float = 10.0 * 5,
     ) -> None:
-        """See the class."""
         super().__init__(student_channels, teacher_channels, adapter, match, {"divergence": weight})
         check("tau", tau, tau > 0, "more than 0")
         self.tau = tau

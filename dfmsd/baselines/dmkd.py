@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from dfmsd.align import Fit, Match, check
-from dfmsd.baselines.base import MGD_WEIGHT, Masked
+from dfmsd.baselines.base import MGD_WEIGHT, Keeps, Masked
 from dfmsd.masking import Select, channel_attention, check_selection, keep_mask, spatial_attention
 
 
@@ -26,21 +26,14 @@ class DMKD(Masked):
     attention_on="raw" and generator_width=1 is DMKD. Their state dicts have the same names.
 
     Args:
-        student_channels, teacher_channels, adapter, match: see `Baseline`.
-        spatial: use the spatial branch.
-        channel: use the channel branch.
-        ratio_spatial: share of cells to hide, 0..1.
-        ratio_channel: share of channels to hide, 0..1.
+        spatial, channel: use the branch, at least one.
+        ratio: share to hide, of the cells and of the channels, 0..1.
         select: hide the most attended ("high"), the least ("low") or any ("random", from torch's
             global generator, cells before channels).
         temperature: of both attentions, > 0.
         share: of the spatial branch, 0..1, or "learned" per level, starting at a half.
         generator_width: of the generators as a fraction of C_t, rounded up, > 0.
         weight: on the mean squared error, > 0.
-
-    Raises:
-        ValueError: when an argument is out of range, no level is in common, or neither branch is
-            wanted.
     """
 
     def __init__(
@@ -50,8 +43,7 @@ class DMKD(Masked):
         *,
         spatial: bool = True,
         channel: bool = True,
-        ratio_spatial: float = 0.5,
-        ratio_channel: float = 0.5,
+        ratio: float = 0.5,
         select: Select = "high",
         temperature: float = 0.5,
         share: Literal["learned"] | float = "learned",
@@ -60,26 +52,21 @@ class DMKD(Masked):
         match: Match = "stride",
         weight: float = MGD_WEIGHT,
     ) -> None:
-        """See the class."""
         branches = {"spatial": spatial, "channel": channel, "share": share}
         sides = (student_channels, teacher_channels, adapter, match)
         super().__init__(*sides, weight, generator_width, **branches)
-        for ratio in (ratio_spatial, ratio_channel):
-            check_selection(ratio, None, select)
+        check_selection(ratio, None, select)
         check("temperature", temperature, temperature > 0, "more than 0")
-        self.spatial, self.channel = spatial, channel
-        self.ratio_spatial, self.ratio_channel = ratio_spatial, ratio_channel
+        self.spatial, self.channel, self.ratio = spatial, channel, ratio
         self.select, self.temperature = select, temperature
 
-    def keeps(
-        self, teacher: Tensor, valid: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Keep masks over cells (N, 1, H, W) and channels (N, C, 1, 1); None for a branch off."""
+    def keeps(self, teacher: Tensor, valid: Tensor | None = None) -> Keeps:
+        """See `Masked.keeps`."""
         cells = channels = None
         if self.spatial:
             attention = spatial_attention(teacher, temperature=self.temperature, valid=valid)
-            cells = keep_mask(attention, ratio=self.ratio_spatial, select=self.select, valid=valid)
+            cells = keep_mask(attention, ratio=self.ratio, select=self.select, valid=valid)
         if self.channel:
             attention = channel_attention(teacher, temperature=self.temperature, valid=valid)
-            channels = keep_mask(attention, ratio=self.ratio_channel, select=self.select)
+            channels = keep_mask(attention, ratio=self.ratio, select=self.select)
         return cells, channels

@@ -28,21 +28,12 @@ class FGD(Baseline):
     - attention_channel: mean over channels and levels: 0.64
     - relation: mean over all valid elements of the pyramid: 25.9
 
-    Two-stage detectors (P2–P5) have α = γ = 5e-5, β = 2.5e-5, λ = 5e-7.
+    Two-stage detectors (P2–P5) have α = γ = 5e-5, β = 2.5e-5, λ = 5e-7. Published: adapter="auto".
 
     Args:
-        student_channels, teacher_channels, adapter, match: see `Baseline`; published:
-            adapter="auto".
         temperature: of the attentions, > 0.
-        foreground_weight: ≥ 0, 0 is off; so are the others.
-        background_weight: on the background.
-        attention_spatial_weight: on the difference of the attentions over cells.
-        attention_channel_weight: on the difference of the attentions over channels.
-        relation_weight: on the features with their global context; without it there is no
-            `GlobalContext`.
-
-    Raises:
-        ValueError: when an argument is out of range, no level is in common, or every term is off.
+        foreground_weight, ..., relation_weight: of the terms, ≥ 0; 0 is off. Without `relation`
+            there is no `GlobalContext`.
     """
 
     def __init__(
@@ -59,7 +50,6 @@ class FGD(Baseline):
         attention_channel_weight: float = 5e-4 * CHANNELS * LEVELS,
         relation_weight: float = 5e-6 * CHANNELS * ONE_STAGE_CELLS,
     ) -> None:
-        """See the class."""
         weights = {
             "foreground": foreground_weight,
             "background": background_weight,
@@ -131,7 +121,6 @@ def box_masks(
 
 
 def _boxes(context: Context) -> list[Tensor]:
-    """The boxes of each image."""
     count, targets = len(context.sizes), context.targets
     check("context.targets", targets, targets is not None, "one dict with boxes per image")
     check("len(context.targets)", len(targets), len(targets) == count, f"{count}, one per image")
@@ -159,13 +148,9 @@ class GlobalContext(nn.Module):
     conv1x1 → softmax over cells → pooled (N, C, 1, 1) → conv1x1 to C/2, LayerNorm, ReLU, conv1x1 to
     C, added. The last convolution starts at zero, so at first nothing is added.
     Source: FGD, after GCNet. Choice: the softmax runs over valid cells only.
-
-    Args:
-        channels: C of input and output.
     """
 
     def __init__(self, channels: int) -> None:
-        """See the class."""
         super().__init__()
         half = max(1, channels // 2)
         self.where = nn.Conv2d(channels, 1, 1)

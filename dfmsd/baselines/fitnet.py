@@ -15,13 +15,6 @@ class FitNet(Baseline):
     `mean (A(F_s) − F_t)²`, A a 1x1 convolution even where the counts agree, the levels summed,
     times 5 (RetinaNet), 10 (FCOS) or 1 (Faster R-CNN). Here it is the mean over the levels, so the
     weight is that of the sum times the number of levels: 25 for a RetinaNet with five.
-
-    Args:
-        student_channels, teacher_channels, adapter, match: see `Baseline`.
-        weight: on the mean squared difference, > 0.
-
-    Raises:
-        ValueError: when an argument is out of range, or no level is in common.
     """
 
     def __init__(
@@ -33,7 +26,6 @@ class FitNet(Baseline):
         match: Match = "stride",
         weight: float = 5.0 * 5,
     ) -> None:
-        """See the class."""
         super().__init__(student_channels, teacher_channels, adapter, match, {"imitation": weight})
 
     def compare(self, level: Level) -> dict[str, Tensor]:

@@ -19,15 +19,13 @@ class MGD(Masked):
     all elements of all levels, one generator per level, α = 2e-5 and ratio 0.65 for one-stage
     detectors on P3–P7, α = 5e-7 and ratio 0.45 for two-stage ones on P2–P5. Here it is the mean
     over all elements; at 800 x 1216 pixels with 256 channels these α are weights of 103.8 and 10.3.
-    Masks are drawn anew at each call, from torch's global generator.
+    Published: adapter="auto". Masks are drawn anew at each call, from torch's global generator.
 
     With `mask="count"` and `over="levels"` it is `AMD` with select="random" and no gate; the state
     dicts of MGD, `AMD` without gate, `DMKD` without channel branch and `DFMSDLoss` have the same
     names, so that one loads into the next.
 
     Args:
-        student_channels, teacher_channels, adapter, match: see `Baseline`; published:
-            adapter="auto".
         ratio: share of cells to hide, 0..1.
         mask: "bernoulli", each cell on its own, as published; "count", exactly
             `round(ratio · valid cells)` of each image, from the same draws.
@@ -35,9 +33,6 @@ class MGD(Masked):
             level's mean.
         generator_width: of the generators as a fraction of C_t, rounded up, > 0; published: 1.
         weight: on the mean squared error, > 0.
-
-    Raises:
-        ValueError: when an argument is out of range, or no level is in common.
     """
 
     def __init__(
@@ -53,7 +48,6 @@ class MGD(Masked):
         match: Match = "stride",
         weight: float = MGD_WEIGHT,
     ) -> None:
-        """See the class."""
         sides = (student_channels, teacher_channels, adapter, match)
         super().__init__(*sides, weight, generator_width, channel=False)
         check("ratio", ratio, 0 <= ratio <= 1, "in 0..1")

@@ -20,13 +20,6 @@ class PKD(Baseline):
     counts).
 
     `alignment_loss` is the same but for population statistics and where its `eps` stands.
-
-    Args:
-        student_channels, teacher_channels, adapter, match: see `Baseline`.
-        weight: on half the mean squared difference, > 0.
-
-    Raises:
-        ValueError: when an argument is out of range, or no level is in common.
     """
 
     def __init__(
@@ -38,7 +31,6 @@ class PKD(Baseline):
         match: Match = "stride",
         weight: float = 10.0 * 4,
     ) -> None:
-        """See the class."""
         super().__init__(student_channels, teacher_channels, adapter, match, {"alignment": weight})
 
     def compare(self, level: Level) -> dict[str, Tensor]:

@@ -1,11 +1,8 @@
-"""Training batches as a function of the step: augmented, grouped by shape, resumable at any step.
-
-Nothing here keeps random state. What comes at a step follows from the seed, the step and the rank
-alone, so a run that starts again at step k sees exactly what it would have seen.
-"""
+"""Training batches as a function of seed, step and rank alone, hence resumable at any step."""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -21,6 +18,7 @@ from torchvision.transforms import v2
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
 Batch = tuple[list[Tensor], list[Target]]
+Share = list[tuple[int, int]]
 
 
 def augmentation(
@@ -43,27 +41,25 @@ def augmentation(
         colour: strength of brightness, contrast and saturation jitter, 0 to 1.
 
     Raises:
-        ValueError: when an argument is out of range.
+        ValueError: an argument is out of range.
     """
     for name, value in (("flip", flip), ("vflip", vflip), ("colour", colour)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must lie in 0..1, got {value}")
     if scale is not None and not 0 < scale[0] <= scale[1]:
         raise ValueError(f"scale must be (low, high) with 0 < low <= high, got {scale}")
-    steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip(flip), v2.RandomVerticalFlip(vflip)]
+    steps: list[Callable] = [v2.RandomHorizontalFlip(flip), v2.RandomVerticalFlip(vflip)]
     if colour:
         steps.append(v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour))
-    clean = v2.Compose([v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
-    change = v2.Compose(steps)
+    if scale is not None:
+        steps.append(functools.partial(_rescale, scale=scale))
+    change = v2.Compose([*steps, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
 
     def apply(image: Tensor, target: Target) -> Sample:
         canvas = tuple(image.shape[-2:])
         boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=canvas)
         image, moved = change(tv_tensors.Image(image), {"boxes": boxes, "labels": target["labels"]})
-        if scale is not None:
-            image, moved = _rescale(image, moved, scale)
-        image, moved = clean(image, moved)
-        moved = {"boxes": moved["boxes"].as_subclass(Tensor), "labels": moved["labels"]}
+        moved["boxes"] = moved["boxes"].as_subclass(Tensor)
         return image.as_subclass(Tensor), target | moved
 
     return apply
@@ -83,10 +79,7 @@ def _rescale(image: Tensor, target: Target, scale: tuple[float, float]) -> Sampl
 
 
 class Augmented(Dataset):
-    """`dataset[index]` changed by `transform`, as a function of (seed, epoch, index).
-
-    `transform` changes (image, target) with torch's global generator; None for no change.
-    """
+    """`dataset[index]` changed by `transform`, if any, as a function of (seed, epoch, index)."""
 
     def __init__(self, dataset: Any, transform: Callable | None, *, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
@@ -94,14 +87,14 @@ class Augmented(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Image and target of `key` = (epoch, index); the caller's random state stays."""
         epoch, index = key
-        image, target = self.dataset[index]
+        sample = self.dataset[index]
         if self.transform is None:
-            return image, target
+            return sample
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed: it would seed the caller's GPUs too
             seed = ((self.seed * 1_000_003 + epoch) * 1_000_003 + index) % 2**63
             torch.default_generator.manual_seed(seed)
-            return self.transform(image, target)
+            return self.transform(*sample)
 
 
 class StepSampler:
@@ -112,7 +105,7 @@ class StepSampler:
     that every batch is full and every epoch as long.
 
     Args:
-        groups: the group of each image; anything that can be compared.
+        groups: the group of each image, hashable.
         batch_size: images per batch, over all processes.
         seed: of the permutations.
 
@@ -135,7 +128,7 @@ class StepSampler:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in one epoch: steps in which every image comes once (rounded up)."""
+        """Steps in which every image comes once (rounded up)."""
         return sum(-(-len(group) // self.batch_size) for group in self.groups)
 
     def epoch(self, number: int) -> list[list[int]]:
@@ -145,13 +138,11 @@ class StepSampler:
         for group in self.groups:
             order = group[torch.randperm(len(group), generator=generator)]
             full = -(-len(order) // self.batch_size) * self.batch_size
-            order = order.repeat(-(-full // len(order)))[:full]
+            order = order[torch.arange(full) % len(order)]
             batches += order.view(-1, self.batch_size).tolist()
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def shares(
-        self, start: int = 0, rank: int = 0, world: int = 1
-    ) -> Iterator[list[tuple[int, int]]]:
+    def shares(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Share]:
         """From step `start` on, without end: the (epoch, index) of process `rank` of `world`.
 
         Raises:
@@ -169,8 +160,7 @@ class StepSampler:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """A list of images and a list of targets."""
-    images, targets = zip(*samples, strict=True)
-    return list(images), list(targets)
+    return tuple(map(list, zip(*samples, strict=True)))
 
 
 def _obey_parent_only(_worker: int) -> None:
@@ -228,7 +218,7 @@ class Batches:
 
         Raises:
             ValueError: a batch that `world` processes cannot share; what the data set raises.
-            ChildProcessError: a loader process was lost; RuntimeError if between two batches.
+            ChildProcessError: a loader process was lost; torch's RuntimeError between two batches.
         """
         loader = DataLoader(
             self.dataset,

@@ -23,11 +23,7 @@ _OFFICIAL_FLAT = {918: [296.65, 388.33, 1.03, 0.0], 2206849: [9.98, 188.56, 5.54
 
 
 def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
-    """The image folder and the annotation file of a split, in the official or the plain layout.
-
-    Args:
-        root: the COCO-format folder.
-        split: "train" or "val".
+    """Image folder and annotation file of "train" or "val", in the official or the plain layout.
 
     Raises:
         FileNotFoundError: no such folder, or neither layout in it; the message names both.
@@ -44,17 +40,22 @@ def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
     raise FileNotFoundError(f"{root}: no {split} split; looked for {' and for '.join(tried)}")
 
 
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file; DataError when it is none (cut off, say)."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        where = f", line {error.lineno}, column {error.colno}" if hasattr(error, "lineno") else ""
+        raise DataError(f"{path}{where}: not JSON ({getattr(error, 'msg', error)})") from error
+
+
 def read_annotations(path: str | Path) -> dict[str, Any]:
     """The content of an annotation file, its three lists present.
 
     Raises:
-        DataError: not JSON (cut off, say), or a list is missing.
+        DataError: not JSON, or a list is missing.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        where = f", line {error.lineno}, column {error.colno}" if hasattr(error, "lineno") else ""
-        raise DataError(f"{path}{where}: not JSON ({getattr(error, 'msg', error)})") from error
+    content = read_json(path)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{path}: no list {key!r}")
@@ -64,9 +65,7 @@ def read_annotations(path: str | Path) -> dict[str, Any]:
 def problems(content: dict[str, Any], images: Path) -> list[str]:
     """What is wrong with the entries of an annotation file, a line each; no image is opened.
 
-    Args:
-        content: see `read_annotations`.
-        images: the folder that should hold the image files.
+    `images` is the folder of the image files.
     """
     with os.scandir(images) as listing:
         files = {entry.name for entry in listing if entry.is_file()}
@@ -74,7 +73,7 @@ def problems(content: dict[str, Any], images: Path) -> list[str]:
     for image in _objects(content, "images"):
         if _is_integer(image.get("id")):
             # an image that is wrong itself is no reason to complain about its boxes too
-            usable = _field_problem(image, "image") is None
+            usable = field_problem(image, "image") is None
             sizes.setdefault(image["id"], (image["width"], image["height"]) if usable else None)
     categories = {c["id"] for c in _objects(content, "categories") if _is_integer(c.get("id"))}
 
@@ -98,7 +97,6 @@ def problems(content: dict[str, Any], images: Path) -> list[str]:
 
 
 def _objects(content: dict[str, Any], key: str) -> list[Entry]:
-    """The entries of a list that are objects."""
     return [entry for entry in content[key] if isinstance(entry, dict)]
 
 
@@ -119,12 +117,13 @@ _INTEGER = (_is_integer, "an integer")
 _TEXT = (lambda value: isinstance(value, str), "a text")
 _SIDE = (lambda value: _is_number(value) and value > 0, "a number above 0")
 _AREA = (lambda value: _is_number(value) and value >= 0, "a number from 0 up")
+_REGION = {"image_id": _INTEGER, "category_id": _INTEGER, "bbox": (_is_box, "four finite numbers")}
+_CROWD = (lambda value: value in (0, 1), "0 or 1")
 _FIELDS = {
     "image": {"id": _INTEGER, "file_name": _TEXT, "width": _SIDE, "height": _SIDE},
     "category": {"id": _INTEGER, "name": _TEXT},
-    "annotation": {"id": _INTEGER, "image_id": _INTEGER, "category_id": _INTEGER}
-    | {"bbox": (_is_box, "four finite numbers"), "area": _AREA}
-    | {"iscrowd": (lambda value: value in (0, 1), "0 or 1")},
+    "annotation": {"id": _INTEGER} | _REGION | {"area": _AREA, "iscrowd": _CROWD},
+    "detection": _REGION | {"score": (_is_number, "a finite number")},
 }
 
 
@@ -132,7 +131,7 @@ def _lines(kind: str, entries: list[Any], rule: Callable[[Entry], str | None]) -
     """A line for each entry whose fields are wrong, or to which `rule` objects."""
     seen: set[int] = set()
     for number, entry in enumerate(entries):
-        wrong = _field_problem(entry, kind)
+        wrong = field_problem(entry, kind)
         if wrong is None:
             wrong = "id appears twice" if entry["id"] in seen else rule(entry)
             seen.add(entry["id"])
@@ -141,8 +140,8 @@ def _lines(kind: str, entries: list[Any], rule: Callable[[Entry], str | None]) -
             yield f"{kind} {entry['id'] if known else f'number {number}'}: {wrong}"
 
 
-def _field_problem(entry: Any, kind: str) -> str | None:
-    """No object, a missing field, or a value of another kind than it should be."""
+def field_problem(entry: Any, kind: str) -> str | None:
+    """No object, a missing field, or a value of another kind than a `kind` should have."""
     fields = _FIELDS[kind]
     if not isinstance(entry, dict):
         return f"expected an object, got {entry!r}"
@@ -172,7 +171,7 @@ def _box_problem(entry: Entry, size: tuple[float, float] | None) -> str | None:
 
 @dataclass
 class Report:
-    """What `check` found: counts per split, and everything that is wrong, a line each."""
+    """What a folder holds, counted per split, and everything that is wrong, a line each."""
 
     root: Path
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -196,9 +195,7 @@ class Report:
 def check(root: str | Path, split: str | None = None) -> Report:
     """Everything wrong with a COCO-format folder, and what it holds; every image is decoded.
 
-    Args:
-        root: the folder.
-        split: "train" or "val"; every split that is there when None.
+    `split` is "train" or "val"; None checks every split that is there.
 
     Raises:
         FileNotFoundError: no such split.
@@ -213,8 +210,8 @@ def check(root: str | Path, split: str | None = None) -> Report:
                 raise
             continue
         content = read_annotations(annotations)
-        lines = [*problems(content, images), *_undecodable(content, images)]
-        report.problems += [f"{annotations}: {line}" for line in lines]
+        for line in (*problems(content, images), *_undecodable(content, images)):
+            report.problems.append(f"{annotations}: {line}")
         report.splits[name] = _counts(content)
         names = {str(c.get("id")): str(c.get("name")) for c in _objects(content, "categories")}
         ids = (str(entry.get("category_id")) for entry in _objects(content, "annotations"))
@@ -236,16 +233,14 @@ def _undecodable(content: dict[str, Any], images: Path) -> Iterator[str]:
 
 
 def _counts(content: dict[str, Any]) -> dict[str, int]:
-    """How many images and boxes of which kind."""
     entries, images = _objects(content, "annotations"), _objects(content, "images")
-    boxes = [entry for entry in entries if not entry.get("iscrowd", 0)]
-    areas = [_area(entry) for entry in boxes]
+    areas = [_area(entry) for entry in entries if not entry.get("iscrowd", 0)]
     annotated = {str(entry.get("image_id")) for entry in entries}
     return {
         "images": len(images),
         "without boxes": sum(str(image.get("id")) not in annotated for image in images),
-        "boxes": len(boxes),
-        "crowds": len(entries) - len(boxes),
+        "boxes": len(areas),
+        "crowds": len(entries) - len(areas),
         "small": sum(area < 32**2 for area in areas),
         "medium": sum(32**2 <= area < 96**2 for area in areas),
         "large": sum(area >= 96**2 for area in areas),

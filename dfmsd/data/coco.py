@@ -60,7 +60,7 @@ class CocoDataset(Dataset):
             image, (height, width) = self.images[index], self.sizes[index]
             across, down = width / image["width"], height / image["height"]
             x, y, w, h = entry["bbox"]
-            known = {
+            values = {
                 "id": entry["id"],
                 "image_id": entry["image_id"],
                 "category_id": labels[entry["category_id"]],
@@ -68,7 +68,7 @@ class CocoDataset(Dataset):
                 "area": entry.get("area", w * h) * across * down,
                 "iscrowd": int(entry.get("iscrowd", 0)),
             }
-            entries[index].append(known)
+            entries[index].append(values)
         return entries
 
     def __len__(self) -> int:

@@ -14,7 +14,6 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -44,28 +43,19 @@ class Archive(NamedTuple):
     count: int
 
 
+_ANNOTATIONS_SHA = "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268"
+_VAL_SHA = "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"
+_TRAIN_SHA = "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929"
 ARCHIVES = {
     "annotations": Archive(
-        "annotations/annotations_trainval2017.zip",
-        252_907_541,
-        "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
-        "annotations/instances_*2017.json",
-        2,
+        path="annotations/annotations_trainval2017.zip",
+        size=252_907_541,
+        sha256=_ANNOTATIONS_SHA,
+        pattern="annotations/instances_*2017.json",
+        count=2,
     ),
-    "val": Archive(
-        "zips/val2017.zip",
-        815_585_330,
-        "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
-        "val2017/*.jpg",
-        5_000,
-    ),
-    "train": Archive(
-        "zips/train2017.zip",
-        19_336_861_798,
-        "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
-        "train2017/*.jpg",
-        118_287,
-    ),
+    "val": Archive("zips/val2017.zip", 815_585_330, _VAL_SHA, "val2017/*.jpg", 5_000),
+    "train": Archive("zips/train2017.zip", 19_336_861_798, _TRAIN_SHA, "train2017/*.jpg", 118_287),
 }
 ANNOTATIONS = {"train": 860_001, "val": 36_781}
 
@@ -82,7 +72,7 @@ def get_coco(
         root: the folder, made if need be.
         source: http(s) address below which the archives lie as below `SOURCE`, its default.
         train: also the training images (19 GB).
-        keep: keep the archives; else each goes when it is unpacked.
+        keep: keep the archives that are unpacked.
 
     Raises:
         DownloadError: an archive cannot be had or is not the official one.
@@ -94,7 +84,8 @@ def get_coco(
         raise DownloadError(f"source {source!r}: must begin with http:// or https://")
     root.mkdir(parents=True, exist_ok=True)
     splits = ("val", "train") if train else ("val",)
-    for archive in (ARCHIVES[key] for key in ("annotations", *splits)):
+    for key in ("annotations", *splits):
+        archive = ARCHIVES[key]
         if len(list(root.glob(archive.pattern))) >= archive.count:
             continue
         file = root / PurePosixPath(archive.path).name
@@ -111,8 +102,8 @@ def get_coco(
 def download(url: str, file: Path, archive: Archive) -> None:
     """Bring an archive to `file`; until all of it is verified, `file.part` holds what has come.
 
-    A cut connection is taken up again where it ended, in this call or in the next; from the
-    beginning if the server has no ranges.
+    A cut connection is taken up where it ended (from the beginning if the server has no ranges), in
+    this call or in the next.
 
     Raises:
         DownloadError: the server has no such file or one of another size, several tries in a row
@@ -191,40 +182,30 @@ def _append(url: str, part: Path, size: int, bar: tqdm) -> str:
             wrong = f"the server's file has {start + length} bytes, expected {size}"
             raise DownloadError(f"{url}: {wrong}; it is another file")
         with part.open("ab" if start else "wb") as out:
-            for chunk in _chunks(response):
+            while chunk := _read(response):
                 out.write(chunk)
                 bar.update(len(chunk))
     return "the connection was cut" if _size(part) < size else ""
 
 
-def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The pieces of an answer, up to where it ends or is cut; the caller counts the bytes."""
-    while True:
-        try:
-            chunk = response.read1(1 << 20)  # read() would lose what came before a reset
-        except (OSError, http.client.HTTPException):
-            return
-        if not chunk:
-            return
-        yield chunk
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """The next bytes of an answer, none where it ends or is cut."""
+    try:
+        return response.read1(1 << 20)  # read() would lose what came before a reset
+    except (OSError, http.client.HTTPException):
+        return b""
 
 
 def _size(file: Path) -> int:
-    """Bytes of a file, 0 when it is not there."""
     return file.stat().st_size if file.exists() else 0
 
 
 def _complete(root: Path, split: str) -> tuple[int, int]:
-    """Numbers of images and annotations of a split, every image of which is there.
-
-    Raises:
-        DataError: numbers other than the official ones, or an image that is missing.
-    """
+    """Numbers of images and annotations of a split; DataError unless it is the official one."""
     file = root / "annotations" / f"instances_{split}2017.json"
     content = read_annotations(file)
     counts = len(content["images"]), len(content["annotations"])
-    official = ARCHIVES[split].count, ANNOTATIONS[split]
-    if counts != official:
+    if counts != (official := (ARCHIVES[split].count, ANNOTATIONS[split])):
         numbers = f"has {counts} images and annotations, the official file {official}"
         raise DataError(f"{file}: {numbers}; move it away")
     for problem in problems(content, root / f"{split}2017"):

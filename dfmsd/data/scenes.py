@@ -19,9 +19,6 @@ TEXTURES = ("striped", "checked")
 SHAPES = ("disc", "square", "triangle")
 CLASSES = tuple(f"{texture} {shape}" for texture in TEXTURES for shape in SHAPES)
 
-_MAX_OVERLAP = 0.25
-_VAL_SEED_OFFSET = 1_000_000
-
 
 @functools.lru_cache(maxsize=32)
 def _upsample(size: int, cells: int) -> np.ndarray:
@@ -50,9 +47,10 @@ def _gabor(size: int, rng: np.random.Generator) -> np.ndarray:
     x0, y0 = rng.uniform(0, size, 2)
     angle, phase = rng.uniform(0, math.pi), rng.uniform(0, 2 * math.pi)
     sigma, period = size * rng.uniform(0.05, 0.12), size * rng.uniform(0.04, 0.12)
-    x, y = np.arange(size, dtype=np.float32) - x0, np.arange(size, dtype=np.float32) - y0
-    window = np.exp(-(y[:, None] ** 2) / (2 * sigma**2)) * np.exp(-(x[None] ** 2) / (2 * sigma**2))
-    along = math.cos(angle) * x[None] + math.sin(angle) * y[:, None]
+    pixels = np.arange(size, dtype=np.float32)
+    x, y = pixels[None] - x0, pixels[:, None] - y0
+    window = np.exp(-(y**2) / (2 * sigma**2)) * np.exp(-(x**2) / (2 * sigma**2))
+    along = math.cos(angle) * x + math.sin(angle) * y
     wave = window * np.cos(2 * math.pi / period * along + phase)
     return (rng.uniform(0.1, 0.25, (3, 1, 1)) * wave).astype(np.float32)
 
@@ -80,10 +78,8 @@ def draw_object(
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
     """Colours (3, k, k), alpha (k, k) in 0..1 and tight box (xyxy, window pixels) of one object.
 
-    Args:
-        label: class, 1..6, in the order of `CLASSES`.
-        extent: diameter in pixels, before the aspect (0.75-1) squeezes one axis.
-        rng: source of rotation, aspect, period, contrast and colours.
+    `label` is 1..6, in the order of `CLASSES`; `extent` is the diameter in pixels, before the
+    aspect (0.75-1) squeezes one axis.
     """
     texture, shape = TEXTURES[(label - 1) // 3], SHAPES[(label - 1) % 3]
     radius, angle, aspect = extent / 2, rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1)
@@ -109,13 +105,11 @@ def _free_corner(
 ) -> tuple[int, int] | None:
     """Top left corner (x, y) at which the box overlaps no other by over 25 % of the smaller."""
     xs, ys = (rng.integers(0, size - side + 1, 24) for side in (width, height))
-    if not boxes:
-        return int(xs[0]), int(ys[0])
-    x1, y1, x2, y2 = np.array(boxes).T[:, :, None]
+    x1, y1, x2, y2 = np.array(boxes, int).reshape(-1, 4).T[:, :, None]
     wide = np.clip(np.minimum(xs + width, x2) - np.maximum(xs, x1), 0, None)
     high = np.clip(np.minimum(ys + height, y2) - np.maximum(ys, y1), 0, None)
     smaller = np.minimum(width * height, (x2 - x1) * (y2 - y1))
-    fits = np.flatnonzero((wide * high <= _MAX_OVERLAP * smaller).all(0))
+    fits = np.flatnonzero((wide * high <= 0.25 * smaller).all(0))
     return (int(xs[fits[0]]), int(ys[fits[0]])) if len(fits) else None
 
 
@@ -131,8 +125,7 @@ def render(
     canvas = background(size, rng)
     count = int(rng.integers(1, max_objects + 1))
     extents = np.sort(np.exp(rng.uniform(math.log(8), math.log(44), count)))[::-1] * size / 96
-    boxes: list[list[int]] = []
-    labels: list[int] = []
+    boxes, labels = [], []
     for extent in extents:
         label = int(rng.integers(1, len(CLASSES) + 1))
         colours, alpha, (left, top, right, bottom) = draw_object(label, float(extent), rng)
@@ -147,9 +140,8 @@ def render(
         labels.append(label)
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     slope = rng.uniform(-0.3, 0.3, 2).astype(np.float32)
-    light = np.float32(rng.uniform(0.65, 1.15)) * (
-        1 + slope[0] * ramp[None] + slope[1] * ramp[:, None]
-    )
+    tilt = 1 + slope[0] * ramp[None] + slope[1] * ramp[:, None]
+    light = np.float32(rng.uniform(0.65, 1.15)) * tilt
     noise = rng.standard_normal((3, size, size), np.float32) * np.float32(rng.uniform(1, 6))
     image = np.clip(255 * canvas * light + noise, 0, 255).astype(np.uint8)
     return image, np.array(boxes, np.float32), np.array(labels, np.int64)
@@ -159,8 +151,7 @@ class SceneDataset(torch.utils.data.Dataset):
     """Scenes rendered once into memory; item i is `(image float32 (3, H, W) in 0..1, target)`.
 
     The target holds `boxes` (n, 4) xyxy absolute pixels, `labels` (n,) 1..6 and `image_id` = i.
-    Scene i of a seed is the same whatever `count` is. Six classes, `classes`; image heights and
-    widths in `sizes`.
+    Scene i of a seed is the same whatever `count` is. `classes` are six names, `sizes` (H, W).
     """
 
     def __init__(self, count: int, *, size: int = 96, seed: int = 0, max_objects: int = 5) -> None:
@@ -169,34 +160,28 @@ class SceneDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: count < 0, size < 32, seed < 0 or max_objects < 1.
         """
-        limits = {"count": 0, "size": 32, "seed": 0, "max_objects": 1}
-        values = (count, size, seed, max_objects)
-        for (name, least), value in zip(limits.items(), values, strict=True):
+        values = {"count": count, "size": size, "seed": seed, "max_objects": max_objects}
+        for (name, value), least in zip(values.items(), (0, 32, 0, 1), strict=True):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.classes = list(CLASSES)
         self.sizes = [(size, size)] * count
-        images = np.empty((count, 3, size, size), np.uint8)
-        self._boxes: list[Tensor] = []
-        self._labels: list[Tensor] = []
+        self.images = torch.empty(count, 3, size, size, dtype=torch.uint8)
+        self._objects: list[tuple[Tensor, Tensor]] = []
         for index in range(count):
             rng = np.random.Generator(np.random.PCG64([seed, index]))
-            images[index], boxes, labels = render(size, rng, max_objects=max_objects)
-            self._boxes.append(torch.from_numpy(boxes))
-            self._labels.append(torch.from_numpy(labels))
-        self.images = torch.from_numpy(images)
+            image, boxes, labels = map(torch.from_numpy, render(size, rng, max_objects=max_objects))
+            self.images[index] = image
+            self._objects.append((boxes, labels))
 
     def __len__(self) -> int:
         """Number of scenes."""
-        return len(self._boxes)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
         """`(image, target)` of scene `index`."""
-        target = {
-            "boxes": self._boxes[index].clone(),
-            "labels": self._labels[index].clone(),
-            "image_id": index % len(self),
-        }
+        boxes, labels = (values.clone() for values in self._objects[index])
+        target = {"boxes": boxes, "labels": labels, "image_id": index % len(self)}
         return self.images[index].float() / 255, target
 
     def truth(self) -> dict:
@@ -205,7 +190,7 @@ class SceneDataset(torch.utils.data.Dataset):
         for index, (height, width) in enumerate(self.sizes):
             name = f"{index:06d}.png"
             images.append({"id": index, "file_name": name, "height": height, "width": width})
-            boxes, labels = self._boxes[index].tolist(), self._labels[index].tolist()
+            boxes, labels = (values.tolist() for values in self._objects[index])
             for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True):
                 box = [x1, y1, x2 - x1, y2 - y1]
                 entry = {"id": len(annotations) + 1, "image_id": index, "category_id": label}
@@ -227,17 +212,16 @@ def write_coco(
     """
     root = Path(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(
-            f"{root} exists and is not an empty folder; choose another or remove it"
-        )
+        wrong = "exists and is not an empty folder; choose another or remove it"
+        raise FileExistsError(f"{root} {wrong}")
     # in the nearest folder there is: a failure shall not leave the new parents behind either
     near = next(parent for parent in root.absolute().parents if parent.is_dir())
     build = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=near))
     try:
-        (build / "annotations").mkdir()
-        for split, count, offset in (("train", train, 0), ("val", val, _VAL_SEED_OFFSET)):
+        for folder in ("annotations", "train", "val"):
+            (build / folder).mkdir()
+        for split, count, offset in (("train", train, 0), ("val", val, 1_000_000)):
             scenes = SceneDataset(count, size=size, seed=seed + offset, max_objects=max_objects)
-            (build / split).mkdir()
             truth = scenes.truth()
             for entry, image in zip(truth["images"], scenes.images.numpy(), strict=True):
                 picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))

@@ -1,9 +1,4 @@
-"""A torchvision or timm trunk with a feature pyramid: image batch -> feature maps by level.
-
-The tensors of CNN trunks are named as in torchvision's `BackboneWithFPN`, so that their weights
-load into plain torchvision (and timm) classes; Swin and other timm trunks go through a small body
-of ours that gives channels-first maps. Strides are measured by running the trunk.
-"""
+"""Trunks with a feature pyramid; CNNs name tensors as torchvision's `BackboneWithFPN` does."""
 
 from __future__ import annotations
 
@@ -26,13 +21,13 @@ from dfmsd.detectors.features import frozen_modes
 from dfmsd.detectors.pretrained import load_trunk
 
 _PROBE = 256  # pixels
+Body = tuple[nn.Module, list[int]]  # a trunk that gives maps "0", "1", ..., and their channels
 
 
 def conv_stem(embed_dim: int) -> nn.Sequential:
     """A stride-4 convolutional stem (N, 3, H, W) -> (N, H/4, W/4, embed_dim) for a Swin.
 
-    Choice: in place of the 4x4 patch embedding, because a small Swin then learns from scratch
-    within a few hundred iterations (measured in the feasibility study).
+    Choice: with it a small Swin learns from scratch within a few hundred iterations (measured).
     """
     half = embed_dim // 2
     return nn.Sequential(
@@ -49,13 +44,12 @@ def conv_stem(embed_dim: int) -> nn.Sequential:
 
 
 class SwinBody(nn.Module):
-    """A torchvision Swin's stages, one LayerNorm an output, as channels-first maps.
+    """A torchvision Swin up to the last of `levels` (stride -> name, channels), channels first.
 
     Source: mmdetection's output norms (`norm0` .. `norm3`), as the blocks are pre-norm.
     """
 
     def __init__(self, features: nn.Sequential, levels: Mapping[int, tuple[str, int]]) -> None:
-        """Keep the children of `features` up to the last of `levels` (stride -> name, channels)."""
         super().__init__()
         last = max(int(name) for name, _ in levels.values())
         self.features = features[: last + 1]
@@ -76,27 +70,22 @@ class SwinBody(nn.Module):
 class TimmBody(nn.Module):
     """A timm `features_only` trunk as channels-first maps."""
 
-    def __init__(self, features: nn.Module, channels_last: bool) -> None:
-        """Wrap `features`; `channels_last` says that its maps are (N, H, W, C)."""
+    def __init__(self, features: nn.Module) -> None:
         super().__init__()
         self.features = features
-        self.channels_last = channels_last
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Maps "0", "1", ... (N, C, H/stride, W/stride) of images (N, 3, H, W)."""
         maps = self.features(images)
-        if self.channels_last:
+        if getattr(self.features, "output_fmt", None) == "NHWC":
             maps = [level.permute(0, 3, 1, 2).contiguous() for level in maps]
         return OrderedDict((str(index), level) for index, level in enumerate(maps))
 
 
-def measure_children(
-    module: nn.Module, *, channels_last: bool = False
-) -> dict[int, tuple[str, int]]:
-    """Stride -> (name, channels) of the last child of `module` at each stride.
+def measure_children(module: nn.Module, *, axis: int = 1) -> dict[int, tuple[str, int]]:
+    """Stride -> (name, channels) of the last child of `module` at each stride, up to the pooling.
 
-    The children are run in turn on a zero image, up to the pooling. `channels_last` says that they
-    give (N, H, W, C).
+    `axis` is that of the channels in what the children give.
     """
     x = torch.zeros(1, 3, _PROBE, _PROBE)
     levels: dict[int, tuple[str, int]] = {}
@@ -105,21 +94,18 @@ def measure_children(
             x = child(x)
             if x.dim() != 4 or x.shape[2] == 1:
                 break
-            levels[_PROBE // x.shape[2]] = (name, x.shape[-1 if channels_last else 1])
+            levels[_PROBE // x.shape[2]] = (name, x.shape[axis])
     return levels
 
 
 def _select(levels: Mapping[int, Any], strides: Sequence[int], trunk: str) -> dict[int, Any]:
-    """The entries of `levels` at `strides`, in that order; ValueError when one lacks."""
-    absent = [stride for stride in strides if stride not in levels]
-    if absent or not strides or list(strides) != sorted(set(strides)):
+    if not strides or list(strides) != sorted(levels.keys() & set(strides)):
         offer = f"increasing strides out of {sorted(levels)}"
         raise ValueError(f"strides={tuple(strides)} of trunk {trunk!r}: expected {offer}")
     return {stride: levels[stride] for stride in strides}
 
 
 def _swin(arguments: Mapping[str, Any]) -> SwinTransformer:
-    """A SwinTransformer of torchvision, with our defaults and, when asked for, `stem="conv"`."""
     settings = {"patch_size": [4, 4], "stochastic_depth_prob": 0.05, **arguments}
     stem = settings.pop("stem", "patch")
     if stem not in ("patch", "conv"):
@@ -132,31 +118,19 @@ def _swin(arguments: Mapping[str, Any]) -> SwinTransformer:
     return model
 
 
-def _timm_body(
-    name: str, strides: Sequence[int], arguments: Mapping[str, Any]
-) -> tuple[nn.Module, list[int]]:
-    """Body and channels by level of any timm trunk that offers `features_only`."""
+def _timm_body(name: str, strides: Sequence[int], arguments: Mapping[str, Any]) -> Body:
     settings = {"pretrained": False, "features_only": True, **arguments}
     try:  # timm's Swin takes other input sizes only when told so at its construction
-        features = timm.create_model(name, strict_img_size=False, **settings)
+        info = timm.create_model(name, strict_img_size=False, **settings).feature_info
         settings["strict_img_size"] = False
     except TypeError:
-        features = timm.create_model(name, **settings)
-    with frozen_modes(features):
-        shapes = [level.shape for level in features(torch.zeros(1, 3, _PROBE, _PROBE))]
-    channels = features.feature_info.channels()
-    last = all(s[1] == s[2] and s[3] == c for s, c in zip(shapes, channels, strict=True))
-    levels = {_PROBE // shape[2]: index for index, shape in enumerate(shapes)}
-    chosen = _select(levels, strides, f"timm:{name}").values()
-    indices = tuple(features.feature_info.out_indices[index] for index in chosen)
-    features = timm.create_model(name, out_indices=indices, **settings)
-    return TimmBody(features, last), [channels[index] for index in chosen]
+        info = timm.create_model(name, **settings).feature_info
+    levels = zip(info.reduction(), zip(info.out_indices, info.channels(), strict=True), strict=True)
+    indices, channels = zip(*_select(dict(levels), strides, f"timm:{name}").values(), strict=True)
+    return TimmBody(timm.create_model(name, out_indices=indices, **settings)), list(channels)
 
 
-def _body(
-    trunk: str, strides: Sequence[int], arguments: Mapping[str, Any]
-) -> tuple[nn.Module, list[int]]:
-    """The trunk, cut to its levels at `strides`, and their channels."""
+def _body(trunk: str, strides: Sequence[int], arguments: Mapping[str, Any]) -> Body:
     family, _, name = trunk.partition(":")
     if trunk == "swin":
         model: nn.Module = _swin(arguments)
@@ -168,11 +142,9 @@ def _body(
         model = timm.create_model(name, pretrained=False, **arguments)
     else:
         raise ValueError(f"trunk={trunk!r}: expected 'swin', torchvision:NAME or timm:NAME, known")
-    swin = isinstance(model, SwinTransformer)
-    layers = (
-        model.features if isinstance(getattr(model, "features", None), nn.Sequential) else model
-    )
-    levels = _select(measure_children(layers, channels_last=swin), strides, trunk)
+    swin, layers = isinstance(model, SwinTransformer), getattr(model, "features", model)
+    layers = layers if isinstance(layers, nn.Sequential) else model
+    levels = _select(measure_children(layers, axis=-1 if swin else 1), strides, trunk)
     names = {name: str(index) for index, (name, _) in enumerate(levels.values())}
     body = SwinBody(layers, levels) if swin else IntermediateLayerGetter(layers, names)
     return body, [channels for _, channels in levels.values()]
@@ -190,18 +162,13 @@ def build_backbone(
 ) -> nn.Module:
     """A backbone (N, 3, H, W) -> OrderedDict of maps (N, channels, H/stride, W/stride).
 
-    Args:
-        trunk: "torchvision:NAME", "timm:NAME", or "swin" (torchvision's SwinTransformer from
-            `trunk_arguments`: embed_dim, depths, num_heads, window_size, stem="patch"|"conv").
-        strides: the trunk's strides that enter the pyramid, increasing.
-        channels: of every pyramid level; also the attribute `out_channels`.
-        extra: "pool" adds one level by subsampling, "p6p7" two by convolution of the last level.
-        trunk_arguments: passed on to the trunk's constructor.
-        weights: file with the state dict of the trunk's classifier, or "hub" to fetch it.
-        frozen_norm: turn the trunk's batch norms into FrozenBatchNorm2d (small batches).
+    `trunk` is "torchvision:NAME", "timm:NAME", or "swin" (torchvision's, from `trunk_arguments`:
+    embed_dim, depths, num_heads, window_size, stem="patch"|"conv"); its increasing `strides` enter
+    the pyramid. `extra` "pool" adds one level by subsampling, "p6p7" two by convolution of the
+    last. `weights` is a file with the state dict of the trunk's classifier, or "hub" to fetch it.
+    `frozen_norm` turns the trunk's batch norms into FrozenBatchNorm2d (small batches).
 
-    Raises:
-        ValueError: unknown trunk, stride or extra; a weight file that does not cover the trunk.
+    Raises ValueError for an unknown trunk, stride or extra, or weights that leave a tensor open.
     """
     if extra not in (None, "pool", "p6p7"):
         raise ValueError(f"extra={extra!r}: expected 'pool', 'p6p7' or None")

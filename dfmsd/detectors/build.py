@@ -1,8 +1,4 @@
-"""Faster R-CNN, RetinaNet and FCOS over any backbone, and torchvision's stock detectors.
-
-All are torchvision's own classes, scaled: a 96-pixel image needs smaller anchors, fewer proposals
-and lighter heads than an 800-pixel one. Ours resize their images only when told to; stock ones do.
-"""
+"""torchvision's detectors: its classes over any backbone, scaled to the images, or as they come."""
 
 from __future__ import annotations
 
@@ -10,15 +6,19 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import detection
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign
 
 from dfmsd.detectors.backbones import build_backbone, measure_children
-from dfmsd.detectors.heads import faster_rcnn, one_stage
-from dfmsd.detectors.recipe import Recipe
+from dfmsd.detectors.recipe import BIG, Recipe, anchor_sizes
 
 
 class KeepSizeTransform(detection.transform.GeneralizedRCNNTransform):
@@ -27,33 +27,74 @@ class KeepSizeTransform(detection.transform.GeneralizedRCNNTransform):
     Choice: the data set fixes the size once, so that student and teacher see the same pixels.
     """
 
-    def resize(
-        self, image: Tensor, target: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def resize(self, image: Tensor, target: dict | None = None) -> tuple[Tensor, dict | None]:
         """`image` (3, H, W) and `target` as they are."""
         return image, target
+
+
+def _arguments(recipe: Recipe) -> dict[str, Any]:
+    extras = {None: 0, "pool": 1, "p6p7": 2}[recipe.extra]
+    strides = [*recipe.strides, *(recipe.strides[-1] * 2 ** (n + 1) for n in range(extras))]
+    sizes = anchor_sizes(recipe.kind, strides, anchor_scale=recipe.anchor_scale)
+    ratios = (1.0,) if recipe.kind == "fcos" else (0.5, 1.0, 2.0)
+    generator = "rpn_anchor_generator" if recipe.kind == "faster_rcnn" else "anchor_generator"
+    anchors = AnchorGenerator(sizes, (ratios,) * len(sizes))
+    limits = {"min_size": recipe.image_size, "max_size": recipe.max_size}
+    return {generator: anchors} | limits | recipe.detector_arguments
+
+
+def faster_rcnn(backbone: nn.Module, recipe: Recipe) -> nn.Module:
+    """A Faster R-CNN whose RoIs read the trunk's levels; light below 512 pixels."""
+    small, hidden = recipe.image_size < BIG, recipe.head_channels
+    names, side = [str(level) for level in range(len(recipe.strides))], 5 if small else 7
+    scale, level = (recipe.image_size // 4, 3) if small else (224, 4)
+    pool = MultiScaleRoIAlign(names, side, 2, canonical_scale=scale, canonical_level=level)
+    counts = {"rpn_batch_size_per_image": 64, "box_batch_size_per_image": 48}
+    for phase in ("train", "test"):
+        counts |= {f"rpn_pre_nms_top_n_{phase}": 300, f"rpn_post_nms_top_n_{phase}": 100}
+    return detection.FasterRCNN(
+        backbone,
+        box_roi_pool=pool,
+        box_head=TwoMLPHead(backbone.out_channels * side**2, hidden),
+        box_predictor=FastRCNNPredictor(hidden, recipe.num_classes + 1),
+        **(counts if small else {}) | _arguments(recipe),
+    )
+
+
+def one_stage(backbone: nn.Module, recipe: Recipe) -> nn.Module:
+    """A RetinaNet (group norm below 512 pixels) or an FCOS.
+
+    Choice: FCOS samples centres within 1.5 strides at every anchor scale and reports scores from
+    0.05 on like the others (torchvision: 0.2): AP needs the low ones.
+    """
+    channels, slots, convs = backbone.out_channels, recipe.num_classes + 1, recipe.head_convs
+    arguments = _arguments(recipe)
+    if recipe.kind == "fcos":
+        head = detection.fcos.FCOSHead(channels, 1, slots, num_convs=convs)
+        radius = {"center_sampling_radius": 1.5 / recipe.anchor_scale}
+        arguments = radius | {"score_thresh": 0.05} | arguments
+    else:
+        norm = partial(nn.GroupNorm, 8) if recipe.image_size < BIG else None
+        count = arguments["anchor_generator"].num_anchors_per_location()[0]
+        head = detection.retinanet.RetinaNetHead(channels, count, slots, norm_layer=norm)
+        for branch in (head.classification_head, head.regression_head):
+            branch.conv = branch.conv[:convs]  # torchvision always builds four
+    with torch.no_grad():  # sigmoid heads need no slot 0: never give label 0, even untrained
+        head.classification_head.cls_logits.bias[::slots] = -20
+    kind = detection.FCOS if recipe.kind == "fcos" else detection.RetinaNet
+    return kind(backbone, slots, head=head, **arguments)
 
 
 def build_detector(recipe: Recipe, *, weights: str | os.PathLike[str] | None = None) -> nn.Module:
     """The torchvision detector of a recipe, which it keeps as a dict in the attribute `recipe`.
 
-    Args:
-        recipe: its trunk, pyramid and head.
-        weights: file with the trunk's state dict, or "hub" to fetch it.
-
-    Raises:
-        ValueError: a trunk or stride that does not exist; a file that does not cover the trunk.
+    `weights` and the errors are those of `build_backbone`.
     """
-    backbone = build_backbone(
-        recipe.trunk,
-        strides=recipe.strides,
-        channels=recipe.fpn_channels,
-        extra=recipe.extra,
-        trunk_arguments=recipe.trunk_arguments,
-        weights=weights,
-        frozen_norm=recipe.frozen_norm,
-    )
-    freeze(backbone.body, recipe.frozen_stride)
+    names = ("strides", "extra", "trunk_arguments", "frozen_norm")
+    options = {name: getattr(recipe, name) for name in names} | {"weights": weights}
+    backbone = build_backbone(recipe.trunk, channels=recipe.fpn_channels, **options)
+    if recipe.frozen_stride:
+        freeze(backbone.body, recipe.frozen_stride)
     model = (faster_rcnn if recipe.kind == "faster_rcnn" else one_stage)(backbone, recipe)
     if not recipe.resize:
         stock = model.transform
@@ -65,13 +106,7 @@ def build_detector(recipe: Recipe, *, weights: str | os.PathLike[str] | None = N
 
 
 def freeze(body: nn.Module, stride: int) -> None:
-    """Switch off the gradients of a trunk's children up to `stride`, e.g. 4: stem and first stage.
-
-    Raises:
-        ValueError: the trunk has no such stride.
-    """
-    if not stride:
-        return
+    """Switch off the gradients of a trunk's children up to `stride`, 4: stem and first stage."""
     levels = measure_children(body)
     if stride not in levels:
         raise ValueError(f"frozen_stride={stride}: the trunk has strides {sorted(levels)}")
@@ -84,8 +119,7 @@ def freeze(body: nn.Module, stride: int) -> None:
 def stock_detector(name: str, **arguments: Any) -> nn.Module:
     """`torchvision.models.detection.NAME` without weights, its `recipe` as an attribute.
 
-    `arguments` go to torchvision's function, whose `num_classes` counts the background. Raises
-    ValueError with the nearest names when `name` is unknown.
+    `arguments` are torchvision's; its `num_classes` counts the background. Raises ValueError.
     """
     names = torchvision.models.list_models(detection)
     if name not in names:
@@ -98,10 +132,9 @@ def stock_detector(name: str, **arguments: Any) -> nn.Module:
 
 def rebuild(recipe: Mapping[str, Any]) -> nn.Module:
     """A fresh detector from the attribute `recipe` of another, of ours or a stock one."""
-    if "stock" not in recipe:
-        return build_detector(Recipe(**recipe))
-    arguments = {key: value for key, value in recipe.items() if key != "stock"}
-    return stock_detector(recipe["stock"], **arguments)
+    if "stock" in recipe:
+        return stock_detector(recipe["stock"], **{k: v for k, v in recipe.items() if k != "stock"})
+    return build_detector(Recipe(**recipe))
 
 
 def parameter_count(module: nn.Module, *, trainable: bool = False) -> int:

@@ -1,8 +1,4 @@
-"""Files that are whole or absent: atomic writing, safe reading, strict loading with one clear line.
-
-Weights to ship go into safetensors with JSON metadata; the engine's training state (optimiser,
-counters, generators) into one `torch.save` file. Nothing is read by unpickling code.
-"""
+"""Weights (safetensors) and training states (`torch.save`): atomic writing, safe reading."""
 
 from __future__ import annotations
 
@@ -26,11 +22,28 @@ _METADATA = "dfmsd"  # the one safetensors metadata key, holding JSON
 _STATISTICS = ("running_mean", "running_var")
 _TORCH_SAVE = (".pth", ".pt", ".bin", ".tar")
 _UNREADABLE = (RuntimeError, OSError, EOFError, ValueError)
-_UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile)
+_UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, safetensors.SafetensorError)
 
 
 class CheckpointError(ValueError):
     """A file that cannot be read, or whose tensors do not fit the model."""
+
+
+@contextmanager
+def one_line_errors(path: PathLike, failure: str) -> Iterator[None]:
+    """Context in which an error is a CheckpointError of one line, "`path`: `failure` (reason)"."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except _UNREADABLE as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if code:
+            reason = f"it asks for {code[1]}; only tensors, numbers and text are taken"
+        raise CheckpointError(f"{path}: {failure} ({reason})") from error
 
 
 @contextmanager
@@ -46,10 +59,9 @@ def named(path: PathLike) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: PathLike) -> Iterator[BinaryIO]:
-    """Context with a binary handle whose content replaces file `path` at the end.
+    """Context with a binary handle whose content replaces file `path` at the end, on the disk.
 
-    The content is on the disk before the name changes; an error leaves the old file as it was.
-    Missing folders are made.
+    An error leaves the old file as it was. Missing folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +94,7 @@ def save_state(state: Mapping[str, Any], path: PathLike) -> None:
 
 
 class Placeholder:
-    """Stands for an object of a file that is of no use here; it keeps nothing and runs nothing."""
+    """Stands for an object of a file that is of no use here; it keeps and runs nothing."""
 
     def __new__(cls, *_arguments: Any) -> Placeholder:
         """A new one, whatever the file would have built it from."""
@@ -95,45 +107,24 @@ class Placeholder:
 def load_state(path: PathLike, *, ignored: tuple[str, ...] = ()) -> dict[str, Any]:
     """The dict in a `torch.save` file, on the CPU; nothing of the file is run.
 
-    Args:
-        path: the file.
-        ignored: dotted names of classes and functions whose objects come back as `Placeholder`;
-            any other that is not plain data is refused.
-
-    Raises:
-        CheckpointError: the file is absent, cut short, asks for code, or holds no dict.
+    `ignored` are dotted names of classes and functions whose objects come back as `Placeholder`;
+    any other that is not plain data is refused. Raises CheckpointError when the file is absent, cut
+    short, asks for code, or holds no dict.
     """
-    try:
-        _check_sums(path)
+    with one_line_errors(path, "not a readable state"):
+        if zipfile.is_zipfile(path):  # `torch.load` does not look at the sums
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} is damaged")
         with torch.serialization.safe_globals([(Placeholder, name) for name in ignored]):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except _UNREADABLE as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if code:
-            reason = f"it asks for {code[1]}; only tensors, numbers and text are taken"
-        raise CheckpointError(f"{path}: not a readable state ({reason})") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: expected a dict, found {type(state).__name__}")
+        if not isinstance(state, dict):
+            raise CheckpointError(f"expected a dict, found {type(state).__name__}")
     return state
 
 
-def _check_sums(path: PathLike) -> None:
-    """Raise ValueError when a part of the file is damaged, which `torch.load` does not look at."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{damaged} is damaged")
-
-
 def unwrap_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict inside {"state_dict": ...} or {"model": ...}, or `state` itself.
-
-    Raises CheckpointError when it holds other values than tensors.
-    """
+    """The tensors in {"state_dict": ...}, {"model": ...} or `state` itself, or CheckpointError."""
     for key in ("state_dict", "model"):
         state = state[key] if isinstance(state.get(key), dict) else state
     foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
@@ -143,35 +134,21 @@ def unwrap_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def read_tensors(path: PathLike) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a `torch.save` file (`.pth`), on the CPU.
-
-    Raises CheckpointError when the file is absent, cut short or something else.
-    """
-    if Path(path).suffix in _TORCH_SAVE:
-        state = load_state(path)
-        try:
-            return unwrap_state_dict(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from None
-    try:
-        return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    """The tensors of a safetensors or `torch.save` file (`.pth`), on the CPU; see `load_state`."""
+    if Path(path).suffix not in _TORCH_SAVE:
+        with one_line_errors(path, "not a readable safetensors file"):
+            return safetensors.torch.load_file(path)
+    state = load_state(path)
+    with one_line_errors(path, "not a readable state"):
+        return unwrap_state_dict(state)
 
 
 def read_metadata(path: PathLike) -> dict[str, Any]:
     """The metadata given to `save_weights`; {} for a `.pth` or a file of other origin."""
     if Path(path).suffix in _TORCH_SAVE:
         return {}
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: no readable metadata ({error})") from error
+    with one_line_errors(path, "no readable metadata"), safetensors.safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
 
 
 def save_weights(
@@ -179,55 +156,41 @@ def save_weights(
 ) -> None:
     """Write the state dict of `model` to safetensors file `path`, atomically.
 
-    Args:
-        model: any module.
-        path: the file, usually `.safetensors`.
-        metadata: anything JSON can hold (recipe, classes, hashes), given back by `read_metadata`.
-        half: store float32 tensors as float16, running statistics excepted: their variances span
-            more than fp16 does. Loading gives float32 again.
-
-    Raises:
-        ValueError: metadata that JSON cannot hold, or values too big for `half`.
+    `metadata` is what JSON can hold, for `read_metadata`. `half` stores float32 tensors as float16,
+    running statistics excepted: their variances span more than fp16 does. Loading gives float32
+    again. Raises ValueError for other metadata, or values too big for `half`.
     """
     try:
         text = json.dumps(dict(metadata))
     except TypeError as error:
         raise ValueError(f"metadata: expected JSON values, {error}") from error
-    tensors = {key: _to_store(key, value, half) for key, value in model.state_dict().items()}
+    tensors = {}
+    for key, value in model.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        shrink = half and value.dtype == torch.float32 and not key.endswith(_STATISTICS)
+        if shrink and value.numel() and value.abs().max() > torch.finfo(torch.float16).max:
+            raise ValueError(f"half=True: {key} holds values beyond fp16, expected at most 65504")
+        tensors[key] = value.half() if shrink else value.clone()  # tied tensors are stored twice
     write_atomic(path, safetensors.torch.save(tensors, {"format": "pt", _METADATA: text}))
-
-
-def _to_store(key: str, value: Tensor, half: bool) -> Tensor:
-    """The tensor to write; fp16 only where asked and where the numbers bear it."""
-    value = value.detach().cpu().contiguous()
-    if not half or value.dtype != torch.float32 or key.endswith(_STATISTICS):
-        return value.clone()
-    if value.numel() and value.abs().max() > torch.finfo(torch.float16).max:
-        raise ValueError(f"half=True: {key} holds values beyond fp16, expected at most 65504")
-    return value.half()
 
 
 def state_dict_diff(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     """One line on how two state dicts differ in keys and shapes, None when they agree."""
-    shapes = [
-        f"{key} (expected {tuple(value.shape)}, found {tuple(given[key].shape)})"
-        for key, value in expected.items()
-        if key in given and given[key].shape != value.shape
-    ]
     groups = {
         "missing": [key for key in expected if key not in given],
         "unexpected": [key for key in given if key not in expected],
-        "of another shape": shapes,
+        "of another shape": [
+            f"{key} (expected {tuple(value.shape)}, found {tuple(given[key].shape)})"
+            for key, value in expected.items()
+            if key in given and given[key].shape != value.shape
+        ],
     }
     parts = [f"{len(keys)} {name}: {', '.join(keys[:3])}" for name, keys in groups.items() if keys]
     return "; ".join(parts) or None
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: PathLike) -> None:
-    """Load a state dict into `model`, every key and shape exactly.
-
-    Raises CheckpointError, on one line beginning with `origin`, before `model` is touched.
-    """
+    """Load all `tensors` of `origin` into `model`, or raise CheckpointError before touching it."""
     difference = state_dict_diff(model.state_dict(), tensors)
     if difference:
         raise CheckpointError(f"{origin}: does not fit {type(model).__name__}: {difference}")
@@ -235,11 +198,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: PathLi
 
 
 def load_weights(model: nn.Module, path: PathLike) -> dict[str, Any]:
-    """Load the file's tensors into `model`, every key and shape exactly; its metadata comes back.
-
-    Reads what `save_weights` wrote, and `.pth` state dicts. Raises CheckpointError, on one line
-    with the file and the first keys, before `model` is touched.
-    """
+    """The file's metadata, its tensors loaded into `model` as by `read_tensors`, `load_tensors`."""
     tensors, metadata = read_tensors(path), read_metadata(path)
     load_tensors(model, tensors, path)
     return metadata

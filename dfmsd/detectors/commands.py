@@ -9,6 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 Triple = tuple[float, float, float]
+_WRITTEN = "written: {0}; a preset takes it by strong_file={0} or weak_file={0}"
 
 
 def import_mmdet(
@@ -42,7 +43,7 @@ def import_mmdet(
     out = out or file.with_suffix(".safetensors")
     save_detector(teacher, out, classes=[], source=file.name, report=teacher.report)
     print(json.dumps({"recipe": teacher.recipe["mmdet"], "report": teacher.report}))
-    _print_written(out)
+    print(_WRITTEN.format(out))
 
 
 def import_torchvision(
@@ -51,8 +52,7 @@ def import_torchvision(
     """Turn a COCO detector of torchvision into a teacher.
 
     Args:
-        name: of torchvision.models.detection, e.g. fasterrcnn_resnet50_fpn_v2; those of `_v2` (the
-            older ones freeze their norms).
+        name: e.g. fasterrcnn_resnet50_fpn_v2; without `_v2` the norms are frozen and not taken.
         weights: its weights as torchvision publishes them; fetched from the hub unless given.
         out: the teacher's file; NAME.safetensors here unless given.
     """
@@ -71,12 +71,7 @@ def import_torchvision(
     save_detector(model, out, classes=published["categories"][1:], source=source)
     ap = published["_metrics"]["COCO-val2017"]["box_map"]
     print(f"{name}: {len(tensors)} tensors used, none left out; COCO val2017 AP {ap} as published")
-    _print_written(out)
-
-
-def _print_written(out: Path) -> None:
-    """Say where a teacher is and how it is used."""
-    print(f"written: {out}; a preset takes it by strong_file={out} or weak_file={out}")
+    print(_WRITTEN.format(out))
 
 
 COMMANDS = {"import-mmdet": import_mmdet, "import-torchvision": import_torchvision}

@@ -1,8 +1,4 @@
-"""What a torchvision detector sees and computes: its batch, and its feature maps by stride.
-
-Hooks read the batch that the detector's own transform made and the maps that its own backbone
-computed, so nothing of torchvision is rewritten.
-"""
+"""What a torchvision detector sees and computes: its batch, and its feature maps by stride."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +29,7 @@ def frozen_modes(module: nn.Module) -> Iterator[nn.Module]:
 
 @dataclass
 class Captured:
-    """What a detector saw and computed during one forward pass, filled in by `capture_features`."""
+    """What a detector saw and computed during one forward pass."""
 
     images: ImageList | None = None
     targets: list[dict[str, Tensor]] | None = None
@@ -41,48 +38,31 @@ class Captured:
 
 @contextmanager
 def capture_features(detector: nn.Module) -> Iterator[Captured]:
-    """A `Captured` that fills while `detector` runs in the `with` block; the hooks always go again.
-
-    Args:
-        detector: a torchvision detector (has `.transform` and `.backbone`).
-    """
+    """Context with what `transform` and `backbone` of a torchvision detector give when it runs."""
     seen = Captured()
+    transform, backbone = detector.transform, detector.backbone
 
-    def read_transform(_module: nn.Module, _inputs: tuple, output: tuple) -> None:
-        seen.images, seen.targets = output
+    def keep(module: nn.Module, _inputs: tuple, output: Any) -> None:
+        if module is backbone:
+            seen.features = to_levels(output)
+        else:
+            seen.images, seen.targets = output
 
-    def read_backbone(_module: nn.Module, _inputs: tuple, output: object) -> None:
-        seen.features = to_levels(output)
-
-    hooks = [
-        detector.transform.register_forward_hook(read_transform),
-        detector.backbone.register_forward_hook(read_backbone),
-    ]
-    try:
+    with transform.register_forward_hook(keep), backbone.register_forward_hook(keep):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def to_levels(features: object) -> OrderedDict[str, Tensor]:
     """A backbone's output as an ordered dict; a single map becomes one level."""
-    if isinstance(features, Tensor):
-        return OrderedDict([("0", features)])
-    return OrderedDict(features)
+    return OrderedDict({"0": features} if isinstance(features, Tensor) else features)
 
 
 def strided_levels(detector: nn.Module, *, size: int = 512) -> dict[int, tuple[str, int]]:
     """Stride → (name, channels) of the feature maps of `detector.backbone`, finest first.
 
-    A blank image of `size` x `size` pixels is run through the backbone once, in eval mode; the
-    modes are put back and no buffer changes. Strides are rounded to powers of two. Of two maps of
-    one size (torchvision's MobileNetV3 pyramid has such) the deeper one counts; a smaller map
-    whose stride rounds to one that is taken gets the next power.
-
-    Args:
-        detector: a torchvision detector.
-        size: side of the blank image, pixels.
+    Measured on one blank image of `size` x `size` pixels; strides are rounded to powers of two. Of
+    two maps of one size (torchvision's MobileNetV3 pyramid has such) the deeper one counts; a
+    smaller map whose stride rounds to one that is taken gets the next power.
     """
     weight = next(detector.backbone.parameters())
     with frozen_modes(detector.backbone) as backbone:
@@ -92,8 +72,7 @@ def strided_levels(detector: nn.Module, *, size: int = 512) -> dict[int, tuple[s
     strides: dict[int, tuple[str, int]] = {}
     last = 0
     for width, level in by_width.items():
-        nearest = 2 ** round(math.log2(size / width))
-        last = nearest if nearest > last else 2 * last
+        last = max(2 ** round(math.log2(size / width)), 2 * last)
         strides[last] = level
     return strides
 

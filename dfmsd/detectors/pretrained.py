@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from typing import Literal
 
 import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from dfmsd.detectors.checkpoints import read_tensors
-
-HUB = "hub"
-"""In place of a file: fetch the published weights."""
+from dfmsd.detectors.checkpoints import PathLike, read_tensors
 
 
 def hub_state(model: str) -> dict[str, Tensor]:
     """The published state dict of "torchvision:NAME" or "timm:NAME", fetched once.
 
     Choice: the first that torchvision published (IMAGENET1K_V1), which the detectors of the
-    literature start from; timm's names carry their own tag ("timm:resnet50.a1_in1k").
-
-    Raises:
-        ValueError: another name, or the hub cannot be reached.
+    literature start from; timm's names carry their own tag ("timm:resnet50.a1_in1k"). Raises
+    ValueError for another name, or when the hub cannot be reached.
     """
     family, _, name = model.partition(":")
     try:
@@ -40,18 +33,13 @@ def hub_state(model: str) -> dict[str, Tensor]:
     raise ValueError(f"{model}: on no hub; expected torchvision:NAME or timm:NAME")
 
 
-def load_trunk(body: nn.Module, weights: str | os.PathLike[str], trunk: str = "") -> None:
-    """Load into `body` its part of a whole classifier's state dict; the rest is left out.
+def load_trunk(body: nn.Module, weights: PathLike, trunk: str = "") -> None:
+    """Load into trunk `body` its part of a whole classifier's state dict; the rest is left out.
 
-    Args:
-        body: the trunk.
-        weights: file, see `read_tensors`; "hub" fetches those of `trunk`.
-        trunk: "torchvision:NAME" or "timm:NAME".
-
-    Raises:
-        ValueError: a tensor of `body` is not there in its shape, or the file cannot be read.
+    `weights` is a file for `read_tensors`, or "hub" for `hub_state(trunk)`. Raises ValueError when
+    a tensor of `body` is not there in its shape, or the file cannot be read.
     """
-    state = hub_state(trunk) if weights == HUB else read_tensors(weights)
+    state = hub_state(trunk) if weights == "hub" else read_tensors(weights)
     # timm flattens "layers.0" to "layers_0", torchvision's trunks sit under "features."
     state = {key.removeprefix("features.").replace(".", "_"): value for key, value in state.items()}
     filled, missing = body.state_dict(), []
@@ -68,41 +56,27 @@ def load_trunk(body: nn.Module, weights: str | os.PathLike[str], trunk: str = ""
 
 
 @torch.no_grad()
-def inherit(
-    student: nn.Module, teacher: nn.Module, parts: Iterable[Literal["neck", "head"]]
-) -> list[str]:
+def inherit(student: nn.Module, teacher: nn.Module, parts: Iterable[str]) -> list[str]:
     """Names of the tensors of `student` that now hold the values of `teacher`'s.
 
-    A tensor is copied when both detectors have it under one name and in one shape, so the head of a
-    two-stage teacher does not fit a one-stage student. The neck is the feature pyramid.
-
-    Args:
-        student: a detector; changed in place.
-        teacher: another.
-        parts: of the detector that are inherited.
-
-    Raises:
-        ValueError: a part of which no tensor fits.
+    A tensor of `parts` ("neck", the feature pyramid, and "head") is copied when both have it under
+    one name and in one shape. Raises ValueError for a part of which no tensor fits.
 
     Source: the "inheriting strategy" of Kang et al. 2021 (arXiv 2110.12724); FGD and MGD copy all
     but the trunk when both heads are alike.
     """
     tensors, source = student.state_dict(), teacher.state_dict()
     fitting = [k for k, v in tensors.items() if k in source and source[k].shape == v.shape]
+    fitting_parts = {
+        "neck": [name for name in fitting if name.startswith("backbone.fpn.")],
+        "head": [name for name in fitting if not name.startswith("backbone.")],
+    }
     copied: list[str] = []
     for part in parts:
-        names = [name for name in fitting if _part_of(name) == part]
-        if not names:
+        if not fitting_parts[part]:
             kinds = f"a {type(teacher).__name__} to a {type(student).__name__}"
             raise ValueError(f"no tensor of the {part} fits from {kinds}; try another `inherit`")
-        copied += names
+        copied += fitting_parts[part]
     for name in copied:
         tensors[name].copy_(source[name])
     return copied
-
-
-def _part_of(name: str) -> str:
-    """The part of a detector that its tensor `name` belongs to."""
-    if not name.startswith("backbone."):
-        return "head"
-    return "neck" if name.startswith("backbone.fpn.") else "trunk"

@@ -22,48 +22,41 @@ def default_anchor_scale(kind: str, image_size: int) -> float:
     return 1.0 if image_size >= BIG else max(lowest, image_size / BIG)
 
 
+def anchor_sizes(kind: str, strides: Sequence[int], *, anchor_scale: float) -> tuple[tuple, ...]:
+    """The anchor sizes in pixels of every level, for torchvision's AnchorGenerator.
+
+    Source: torchvision's COCO settings, times `anchor_scale`; integers when that is 1.
+    """
+    factor, steps = {"faster_rcnn": (8, 1), "retinanet": (4, 3), "fcos": (1, 1)}[kind]
+    bases = [factor * anchor_scale * stride for stride in strides]
+    cut = int if anchor_scale == 1 else float
+    return tuple(tuple(cut(base * 2 ** (k / 3)) for k in range(steps)) for base in bases)
+
+
 @dataclass
 class Recipe:
     """What a detector is built from; `None` and "auto" become what fits kind and image size.
 
-    `asdict` gives JSON, from which `Recipe(**values)` is the same again.
-
-    Raises:
-        ValueError: unknown kind, a number out of range, or arguments that JSON cannot hold.
+    `asdict` gives JSON, from which `Recipe(**values)` is the same again. Raises ValueError for an
+    unknown kind, a number out of range, or arguments that JSON cannot hold.
     """
 
     kind: Literal["faster_rcnn", "retinanet", "fcos"]
-    trunk: str
-    """see `dfmsd.detectors.backbones.build_backbone`"""
-    num_classes: int
-    """K real classes with labels 1..K; 0 is background, so heads have K + 1 slots"""
-    image_size: int = 96
-    """short side in pixels of the images to come; sets the defaults of what follows"""
-    max_size: int | None = None
-    """largest long side in pixels, where images are resized; by default 5/3 of the short one"""
-    strides: Sequence[int] | None = None
-    """of the trunk's levels; by default (4, 8, 16, 32), one-stage (8, 16, 32)"""
-    extra: str | None = "auto"
-    """levels on top; "auto": None below 512 pixels, else "pool" (one-stage "p6p7")"""
-    fpn_channels: int | None = None
-    """64 below 512 pixels, else 256; a multiple of 8 (RetinaNet) or 32 (FCOS)"""
-    anchor_scale: float | None = None
-    """factor on torchvision's anchor sizes, see `default_anchor_scale`"""
-    head_channels: int | None = None
-    """width of Faster R-CNN's two linear layers: 256 below 512 pixels, else 1024"""
-    head_convs: int | None = None
-    """convolutions of a one-stage head, at most 4: 2 below 512 pixels, else 4"""
-    trunk_arguments: Mapping[str, Any] | None = None
-    """passed on to the trunk's constructor"""
-    detector_arguments: Mapping[str, Any] | None = None
-    """passed on to torchvision's class (thresholds, counts); they win"""
-    frozen_norm: bool = False
-    """freeze the trunk's batch norms"""
-    frozen_stride: int = 0
-    """the trunk's layers up to this stride are not trained; 0 for none"""
-    resize: bool = False
-    """let torchvision's transform bring the images to `image_size` and `max_size`, and the
-    detections back; by default images stay as the data set gives them"""
+    trunk: str  # see `dfmsd.detectors.backbones.build_backbone`
+    num_classes: int  # K real classes, labels 1..K; 0 is background, so heads have K + 1 slots
+    image_size: int = 96  # short side in pixels of the images to come
+    max_size: int | None = None  # largest long side in pixels when resized; 5/3 of the short one
+    strides: Sequence[int] | None = None  # of the trunk's levels; 4 to 32, one-stage 8 to 32
+    extra: str | None = "auto"  # levels on top: none below 512 pixels, "pool", one-stage "p6p7"
+    fpn_channels: int | None = None  # 64 below 512 pixels, else 256; multiple of `_GROUPS`
+    anchor_scale: float | None = None  # factor on torchvision's sizes, see `default_anchor_scale`
+    head_channels: int | None = None  # of Faster R-CNN's linear layers: 256 below 512, else 1024
+    head_convs: int | None = None  # of a one-stage head, 1 to 4: 2 below 512 pixels, else 4
+    trunk_arguments: Mapping[str, Any] | None = None  # passed on to the trunk's constructor
+    detector_arguments: Mapping[str, Any] | None = None  # passed on to torchvision's class; win
+    frozen_norm: bool = False  # of the trunk
+    frozen_stride: int = 0  # the trunk's layers up to this stride are not trained; 0 for none
+    resize: bool = False  # bring images to `image_size` and `max_size`, and detections back
 
     def __post_init__(self) -> None:
         """Fill in what is left open, then check."""
@@ -80,15 +73,6 @@ class Recipe:
         self.head_convs = self.head_convs or (2 if small else 4)
         self.trunk_arguments = dict(self.trunk_arguments or {})
         self.detector_arguments = dict(self.detector_arguments or {})
-        self._check()
-        try:  # tuples become lists, as when the recipe comes from a file
-            vars(self).update(json.loads(json.dumps(vars(self))))
-        except TypeError as error:
-            names = "trunk_arguments, detector_arguments"
-            raise ValueError(f"{names}: expected JSON, {error}") from error
-
-    def _check(self) -> None:
-        """Raise ValueError that names the first number out of range."""
         groups = _GROUPS[self.kind]
         checks = {
             "num_classes": (self.num_classes >= 1, "at least 1"),
@@ -100,3 +84,8 @@ class Recipe:
         for name, (fits, expected) in checks.items():
             if not fits:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
+        try:  # tuples become lists, as when the recipe comes from a file
+            vars(self).update(json.loads(json.dumps(vars(self))))
+        except TypeError as error:
+            names = "trunk_arguments, detector_arguments"
+            raise ValueError(f"{names}: expected JSON, {error}") from error

@@ -15,12 +15,8 @@ from dfmsd.detectors.mmdet.teacher import build_teacher
 def load_detector(path: str | Path, *, head: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """A detector or a teacher of features that dfmsd saved, in eval mode, and its file's metadata.
 
-    Args:
-        path: the file.
-        head: refuse a teacher of features, which finds no boxes.
-
-    Raises:
-        CheckpointError: not a file of ours, or one of another model.
+    `head` refuses a teacher of features, which finds no boxes. Raises CheckpointError for a file
+    that is not ours, or of another model.
     """
     metadata = read_metadata(path)
     if not {"recipe", "classes"} <= metadata.keys():

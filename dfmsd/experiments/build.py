@@ -23,31 +23,19 @@ from dfmsd.stages import Stage
 from dfmsd.training.evaluation import evaluate_detector
 from dfmsd.training.optim import Schedule
 
-TRAIN_SEED, VAL_SEED = 1, 2
-"""Seeds of the generated scenes; the validation scenes are never trained on."""
+TRAIN_SEED, VAL_SEED = 1, 2  # of the generated scenes
 
 
 def datasets(data: Data) -> tuple[Any, Any]:
-    """Training and validation data of the settings.
-
-    Raises:
-        FileNotFoundError: no such folder, or not one in COCO format.
-    """
+    """Training and validation data; FileNotFoundError without a folder in COCO format."""
     if data.kind == "scenes":
-        return (
-            SceneDataset(data.train_images, size=data.size, seed=TRAIN_SEED),
-            SceneDataset(data.val_images, size=data.size, seed=VAL_SEED),
-        )
+        splits = ((data.train_images, TRAIN_SEED), (data.val_images, VAL_SEED))
+        return tuple(SceneDataset(count, size=data.size, seed=seed) for count, seed in splits)
     if not Path(data.root).is_dir():
-        raise FileNotFoundError(
-            f"data.root={data.root}: no such folder; it must hold images and annotations in COCO "
-            "format"
-        )
-    largest = None if data.short else data.size
-    return tuple(
-        CocoDataset(data.root, split, max_size=largest, cache=data.cache)
-        for split in ("train", "val")
-    )
+        text = "no such folder; it must hold images and annotations in COCO format"
+        raise FileNotFoundError(f"data.root={data.root}: {text}")
+    options = {"max_size": None if data.short else data.size, "cache": data.cache}
+    return tuple(CocoDataset(data.root, split, **options) for split in ("train", "val"))
 
 
 def shown_size(data: Data, height: int, width: int) -> tuple[int, int]:
@@ -63,9 +51,8 @@ def batches(dataset: Any, data: Data, *, batch_size: int, seed: int) -> Batches:
     zoom = None if tuple(data.zoom) == (1.0, 1.0) else tuple(data.zoom)
     flips = {"flip": data.horizontal_flip, "vflip": data.vertical_flip}
     transform = augmentation(**flips, scale=zoom, colour=data.colour)
-    sizes, workers = [shown_size(data, *size) for size in dataset.sizes], data.workers
-    how = {"sizes": sizes, "transform": transform, "workers": workers}
-    return Batches(dataset, batch_size, seed=seed, **how)
+    options = {"sizes": [shown_size(data, *s) for s in dataset.sizes], "workers": data.workers}
+    return Batches(dataset, batch_size, seed=seed, transform=transform, **options)
 
 
 def detector(
@@ -73,21 +60,10 @@ def detector(
 ) -> nn.Module:
     """A fresh detector of the settings; with `max_size` it resizes its images."""
     require("weights", settings.weights)
-    recipe = Recipe(
-        settings.kind,
-        settings.trunk,
-        num_classes=num_classes,
-        image_size=image_size,
-        max_size=max_size,
-        resize=max_size is not None,
-        strides=settings.strides,
-        fpn_channels=settings.fpn_channels,
-        anchor_scale=settings.anchor_scale or None,
-        trunk_arguments=json.loads(settings.trunk_arguments),
-        frozen_norm=settings.frozen_norm,
-        frozen_stride=settings.frozen_stride,
-    )
-    return build_detector(recipe, weights=settings.weights or None)
+    values = asdict(settings) | {"trunk_arguments": json.loads(settings.trunk_arguments)}
+    weights, resize = values.pop("weights") or None, max_size is not None
+    sizes = {"image_size": image_size, "max_size": max_size, "resize": resize}
+    return build_detector(Recipe(num_classes=num_classes, **sizes, **values), weights=weights)
 
 
 def detector_for(settings: Detector, data: Data, *, num_classes: int) -> nn.Module:
@@ -104,32 +80,22 @@ def evaluate(model: nn.Module, dataset: Any, data: Data, **options: Any) -> dict
 def schedule(train: Train, *, steps: int, offset: int = 0, total: int | None = None) -> Schedule:
     """The learning-rate schedule of one stage, or of a part of the run when `total` is given."""
     whole = total or steps
-    return Schedule(
-        steps=steps,
-        lr=train.peak,
-        warmup=round(train.warmup * whole),
-        kind=train.schedule,
-        milestones=(whole * 2 // 3, whole * 8 // 9),
-        offset=offset if total else 0,
-        total=total,
-    )
+    warmup, milestones = round(train.warmup * whole), (whole * 2 // 3, whole * 8 // 9)
+    place = {"offset": offset if total else 0, "total": total}
+    return Schedule(steps, train.peak, warmup, train.schedule, milestones, **place)
 
 
 def scaled_rate(train: Train) -> str:
     """One line on how the learning rate follows from the batch; empty when it does not."""
     if train.peak == train.lr:
         return ""
-    size, meant = train.batch_size, train.batch_of_lr
-    rate = f"learning rate {train.lr:g} × {size} / {meant} = {train.peak:g}"
-    return f"{rate}: batch {size}, recipe for {meant}"
+    size, recipe = train.batch_size, train.batch_of_lr
+    rate = f"learning rate {train.lr:g} × {size} / {recipe} = {train.peak:g}"
+    return f"{rate}: batch {size}, recipe for {recipe}"
 
 
 def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Module:
-    """The distillation of the settings, for the channels of these two detectors.
-
-    Raises:
-        ValueError: when no level takes part.
-    """
+    """The distillation of the settings for two detectors; ValueError when no level takes part."""
     terms = asdict(settings.method)
     name, factor, strides = (terms.pop(key) for key in ("name", "factor", "strides"))
     if name != "dfmsd":
@@ -159,10 +125,8 @@ def arm_stages(
     stages = []
     for number, steps in enumerate(lengths):
         rates = schedule(train, steps=steps, offset=sum(lengths[:number]), total=total)
-        if not names:
-            stages.append(Stage("task only", rates))
-            continue
-        teacher = teachers[names[number]]
-        compares = method(settings, student, teacher)
-        stages.append(Stage(names[number], rates, teacher, compares))
+        stages.append(Stage("task only", rates))
+        if names:
+            teacher = teachers[names[number]]
+            stages[-1] = Stage(names[number], rates, teacher, method(settings, student, teacher))
     return stages

@@ -9,20 +9,12 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-Preset = Positional[
-    Literal[
-        "scenes",
-        "photos",
-        "faster_rcnn_r50_swin_sal",
-        "retinanet_r50_swin_sal",
-        "retinanet_r50_from_faster_rcnn_v2",
-        "fcos_r50",
-    ]
-]
-Overrides = Annotated[
-    Positional[tuple[str, ...]],
-    arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3"),
-]
+from dfmsd.experiments.presets import PRESETS, resolve
+from dfmsd.experiments.settings import flat
+
+Preset = Annotated[Positional[Literal[*PRESETS]], arg(help="the job")]
+_SETTINGS = arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3")
+Overrides = Annotated[Positional[tuple[str, ...]], _SETTINGS]
 
 
 def train(
@@ -36,14 +28,11 @@ def train(
     """Train one detector of a preset without distillation: a teacher, or the student.
 
     Args:
-        preset: the job.
         detector: which of its detectors.
-        overrides: settings.
         save: also write the weights here, in half precision (for shipping).
         seed: of initialisation and data order.
     """
     from dfmsd.detectors.saved import load_detector, save_detector
-    from dfmsd.experiments.presets import resolve
     from dfmsd.experiments.teachers import train_detector
 
     weights, metadata = train_detector(resolve(preset, overrides), detector, seed=seed)
@@ -59,13 +48,10 @@ def distill(
     """Distil the student: every arm with every seed, each recorded; finished runs are skipped.
 
     Args:
-        preset: the job.
-        overrides: settings.
         preflight: `auto` makes it before a job of 5000 steps or more, unless it continues one.
     """
     from dfmsd.experiments.build import scaled_rate
     from dfmsd.experiments.preflight import is_due
-    from dfmsd.experiments.presets import resolve
     from dfmsd.experiments.runs import execute_all, runs
     from dfmsd.experiments.tables import arms_table
 
@@ -74,22 +60,17 @@ def distill(
         _preflight(settings)
     elif line := scaled_rate(settings.train):
         print(line)
-    records = execute_all(runs(settings))
-    last = runs(settings)[-1]
-    print(arms_table(records))
-    print(f"\nrecords: {last.records}\nlast student: {last.weights}")
+    queue = runs(settings)
+    print(arms_table(execute_all(queue)))
+    print(f"\nrecords: {queue[-1].records}\nlast student: {queue[-1].weights}")
 
 
 def preflight(preset: Preset, overrides: Overrides = (), /, images: int = 32) -> None:
     """Look at a job before it runs: files, teachers, levels, balance, memory, speed.
 
     Args:
-        preset: the job.
-        overrides: settings.
         images: how many validation images are looked at.
     """
-    from dfmsd.experiments.presets import resolve
-
     _preflight(resolve(preset, overrides), images=images)
 
 
@@ -108,7 +89,6 @@ def experiment(name: Positional[str], overrides: Overrides = (), /) -> None:
 
     Args:
         name: which one; a wrong name lists them.
-        overrides: settings, e.g. jobs=2.
     """
     from dfmsd.experiments.runs import execute_experiment, experiment_runs, without_record
 
@@ -136,8 +116,9 @@ def evaluate(
         size: longest side to which images are reduced for the detector, pixels.
     """
     from dfmsd.data.coco import CocoDataset
+    from dfmsd.data.detections import read_detections
     from dfmsd.detectors.saved import load_detector
-    from dfmsd.training.evaluation import coco_metrics, evaluate_detector, read_detections
+    from dfmsd.training.evaluation import coco_metrics, evaluate_detector
 
     if (detections is None) == (checkpoint is None):
         raise ValueError("give either --detections FILE or --checkpoint FILE")
@@ -189,23 +170,19 @@ def predict(
         raise ValueError("predict: name at least one image")
     targets = drawings(images, out)
     model, metadata = load_detector(checkpoint, head=True)
-    style = {"classes": metadata["classes"], "score": score, "columns": 1}
     pixels = [read_image(path, max_size=size) for path in images]
     out.mkdir(parents=True, exist_ok=True)
     for path, image, target in zip(images, pixels, targets, strict=True):
         with torch.no_grad():
             detections = model([image])
         count = int((detections[0]["scores"] >= score).sum())
-        detections_figure([image], detections, **style).savefig(target)
+        figure = detections_figure([image], detections, classes=metadata["classes"], score=score)
+        figure.savefig(target)
         print(f"{path}: {count} objects of score ≥ {score}, drawn in {target}")
 
 
 def drawings(images: Sequence[Path], out: Path) -> list[Path]:
-    """The file of each image's drawing: NAME.png in `out`, NAME-2.png for the next of that name.
-
-    Raises:
-        ValueError: a drawing would replace one of the images.
-    """
+    """The drawings' files: NAME.png in `out`, then NAME-2.png; ValueError if one is an image."""
     targets: list[Path] = []
     for path in images:
         names = (path.stem if n == 1 else f"{path.stem}-{n}" for n in itertools.count(1))
@@ -218,9 +195,6 @@ def drawings(images: Sequence[Path], out: Path) -> list[Path]:
 
 def config(preset: Preset, overrides: Overrides = (), /) -> None:
     """Print every setting of a preset as `key=value`."""
-    from dfmsd.experiments.presets import resolve
-    from dfmsd.experiments.settings import flat
-
     for key, value in flat(resolve(preset, overrides)).items():
         print(f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
 
@@ -247,7 +221,5 @@ def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> N
     print(arms_table(rows))
 
 
-COMMANDS = {
-    command.__name__: command
-    for command in (train, preflight, distill, experiment, evaluate, predict, config, table)
-}
+_COMMANDS = (train, preflight, distill, experiment, evaluate, predict, config, table)
+COMMANDS = {command.__name__: command for command in _COMMANDS}

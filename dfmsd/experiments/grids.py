@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-BALANCE = {
-    "dfmsd": 1.0,
-    "fitnet": 0.064,
-    "mgd": 0.0138,
-    "amd": 0.0163,
-    "dmkd": 0.0163,
-    "pkd": 0.284,
-    "fgd": 0.037,
-    "cwd": 0.191,
-}
+BALANCE = dict(
+    dfmsd=1.0, fitnet=0.064, mgd=0.0138, amd=0.0163, dmkd=0.0163, pkd=0.284, fgd=0.037, cwd=0.191
+)
 """Method → factor on its published weights at which its weighted loss, at the first step of the
 scenes, equals that of DFMSD with its defaults: 4.1 times the task loss. Measured on seed 100."""
-MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""What the balance is multiplied by to choose each method's weight: one grid for all."""
-HELD_OUT = 100
-"""Weights are chosen on this seed, which no table reports."""
+MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the balance, to choose each method's weight from
+HELD_OUT = 100  # weights are chosen on this seed, which no table reports
 TITLES = {
     "fitnet": "FitNet",
     "mgd": "MGD",
@@ -32,6 +23,7 @@ TITLES = {
     "dfmsd-two": "DFMSD, two stages (halves)",
     "dfmsd-early": "DFMSD, two stages (a fifth, then the rest)",
 }
+SCENES = ("scale=quick", "train.steps=800")  # the budget of the scenes' tables
 
 
 @dataclass(frozen=True)
@@ -41,10 +33,8 @@ class Row:
     title: str
     arm: str
     settings: tuple[str, ...] = ()
-    base: str = "none"
-    """the row that its gain is counted from"""
-    recorded: tuple[str, str] | None = None
-    """experiment and row under which its runs are recorded, if they are another row's too"""
+    base: str = "none"  # the row that its gain is counted from
+    recorded: tuple[str, str] | None = None  # experiment and row of its runs, if they are another's
 
 
 @dataclass(frozen=True)
@@ -52,51 +42,38 @@ class Experiment:
     """A question, and the runs that answer it: every row with every seed."""
 
     question: str
-    preset: str
     rows: dict[str, Row]
-    seeds: tuple[int, ...]
-    settings: tuple[str, ...] = ()
-    """what all rows share"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    preset: str = "scenes"
+    settings: tuple[str, ...] = SCENES  # what all rows share
 
 
-STAGED = {
-    "dfmsd-two": ("two", ()),
-    "dfmsd-early": ("two-early", ("train.schedule_over=run",)),
-}
+STAGED = {"dfmsd-two": ("two", ()), "dfmsd-early": ("two-early", ("train.schedule_over=run",))}
 """DFMSD in two stages with as many steps in all as the others → its arm and settings."""
-
-
-def _row(key: str, title: str, settings: tuple[str, ...]) -> Row:
-    """A row of the method `key`, in one stage or as `STAGED` says."""
-    arm, staged = STAGED.get(key, ("one", ()))
-    return Row(title, arm, (*settings, *staged))
-
-
-def _weighted(name: str, multiple: float) -> tuple[str, str]:
-    """Settings: the method of a row, at a multiple of its balanced weight."""
-    method = "dfmsd" if name in STAGED else name
-    return (f"method.name={method}", f"method.factor={BALANCE[method] * multiple:.3g}")
-
-
-WEIGHTS = {
-    f"{name}-{multiple:g}": _row(name, f"{title} × {multiple:g}", _weighted(name, multiple))
-    for multiple in MULTIPLES
-    for name, title in TITLES.items()
-}
-"""Every method with every multiple of its balanced weight, DFMSD also in two stages."""
 CHOSEN = dict.fromkeys(TITLES, 1.0) | {"pkd": 3.0, "dfmsd-two": 3.0}
 """Row → the multiple of its balance with the highest AP in `scenes-weights`; a test holds it."""
 
 
-def chosen(name: str) -> tuple[str, str]:
-    """Settings: the method of a row, at the weight that was chosen for it."""
-    return _weighted(name, CHOSEN[name])
+def chosen(name: str, multiple: float | None = None) -> tuple[str, str]:
+    """Settings: the method of a row, at the multiple of its balance, or at the chosen one."""
+    method, multiple = "dfmsd" if name in STAGED else name, multiple or CHOSEN[name]
+    return (f"method.name={method}", f"method.factor={BALANCE[method] * multiple:.3g}")
 
 
+def _row(key: str, title: str, multiple: float | None = None) -> Row:
+    arm, staged = STAGED.get(key, ("one", ()))
+    return Row(title, arm, (*chosen(key, multiple), *staged))
+
+
+WEIGHTS = {
+    f"{name}-{multiple:g}": _row(name, f"{title} × {multiple:g}", multiple)
+    for multiple in MULTIPLES
+    for name, title in TITLES.items()
+}
 METHODS = {
     "none": Row("no distillation", "none"),
-    **{name: _row(name, title, chosen(name)) for name, title in TITLES.items()},
-    "none-long": Row("no distillation, twice the steps", "none-long", (), "none-long"),
+    **{name: _row(name, title) for name, title in TITLES.items()},
+    "none-long": Row("no distillation, twice the steps", "none-long", base="none-long"),
     "dfmsd-long": Row(
         "DFMSD, one stage, twice the steps", "one-long", chosen("dfmsd"), "none-long"
     ),
@@ -104,7 +81,6 @@ METHODS = {
         "DFMSD, two stages, twice the steps", "two-long", chosen("dfmsd-two"), "none-long"
     ),
 }
-"""No distillation, every method with its chosen weight, and stages under both budgets."""
 
 
 def _again(key: str, title: str) -> Row:
@@ -112,8 +88,6 @@ def _again(key: str, title: str) -> Row:
     return replace(METHODS[key], title=title, recorded=("scenes-methods", key))
 
 
-SCENES = ("scale=quick", "train.steps=800")
-"""Generated scenes, 800 steps: the budget of the scenes' tables."""
 ABLATION = {
     "align": ("alignment alone", ("method.reconstruction_weight=0",)),
     "rebuild": ("reconstruction alone", ("method.alignment_weight=0",)),
@@ -138,8 +112,7 @@ ABLATION = {
 }
 """Row → what is changed against DFMSD's defaults in one stage."""
 
-TWICE = ("student.strides=8,16,32", "train.steps=1600")
-"""One-stage students learn more slowly."""
+TWICE = ("student.strides=8,16,32", "train.steps=1600")  # one-stage students learn more slowly
 CNN = ("strong.trunk=timm:resnet18", "strong.trunk_arguments={}", "strong_file=")
 LARGER = (
     'strong.trunk_arguments={"embed_dim": 48, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], '
@@ -151,7 +124,6 @@ LARGER = (
 
 
 def _pairs() -> dict[str, Row]:
-    """Students and teachers of different make."""
     dfmsd, arm, early = chosen("dfmsd"), *STAGED["dfmsd-early"]
     first = ("weak_file=data/teachers/strong.safetensors", *early, *chosen("dfmsd-early"))
     rows = {
@@ -159,10 +131,9 @@ def _pairs() -> dict[str, Row]:
         "swin": _again("dfmsd", "Faster R-CNN, from Swin"),
         "cnn": Row("Faster R-CNN, from a CNN", "one", (*CNN, *dfmsd)),
         "larger": Row("Faster R-CNN, from a much stronger Swin", "one", (*LARGER, *dfmsd)),
-        "larger-early": Row(
-            "Faster R-CNN, from the strong Swin, then the much stronger", arm, (*LARGER, *first)
-        ),
     }
+    title = "Faster R-CNN, from the strong Swin, then the much stronger"
+    rows["larger-early"] = Row(title, arm, (*LARGER, *first))
     for kind, title in (("retinanet", "RetinaNet"), ("fcos", "FCOS")):
         student, base = (f"student.kind={kind}", *TWICE), f"{kind}-none"
         rows[base] = Row(f"{title}, no distillation, twice the steps", "none", student, base)
@@ -173,41 +144,21 @@ def _pairs() -> dict[str, Row]:
     return rows
 
 
+PARTS = {
+    "none": _again("none", "no distillation"),
+    "dfmsd": _again("dfmsd", "DFMSD, one stage"),
+    "stages": _again("dfmsd-early", "+ a first stage (a fifth of the steps)"),
+    **{key: Row(title, "one", changed) for key, (title, changed) in ABLATION.items()},
+}
+PHOTOS = {key: METHODS[key] for key in ("none", "mgd", "dmkd", "pkd", "dfmsd", "dfmsd-early")}
 EXPERIMENTS = {
     "scenes-weights": Experiment(
-        "Which weight does each method want, on a seed that no table reports?",
-        "scenes",
-        WEIGHTS,
-        (HELD_OUT,),
-        SCENES,
+        "Which weight does each method want, on a seed that no table reports?", WEIGHTS, (HELD_OUT,)
     ),
-    "scenes-methods": Experiment(
-        "Does it help, and compared with what?", "scenes", METHODS, (0, 1, 2, 3, 4), SCENES
-    ),
-    "scenes-pairs": Experiment(
-        "Does it matter what student and teacher are made of?",
-        "scenes",
-        _pairs(),
-        (0, 1, 2),
-        SCENES,
-    ),
-    "scenes-ablation": Experiment(
-        "Which part of DFMSD helps?",
-        "scenes",
-        {
-            "none": _again("none", "no distillation"),
-            "dfmsd": _again("dfmsd", "DFMSD, one stage"),
-            "stages": _again("dfmsd-early", "+ a first stage (a fifth of the steps)"),
-            **{key: Row(title, "one", changed) for key, (title, changed) in ABLATION.items()},
-        },
-        (0, 1, 2),
-        SCENES,
-    ),
+    "scenes-methods": Experiment("Does it help, and compared with what?", METHODS, (0, 1, 2, 3, 4)),
+    "scenes-pairs": Experiment("Does it matter what student and teacher are made of?", _pairs()),
+    "scenes-ablation": Experiment("Which part of DFMSD helps?", PARTS),
     "photos-methods": Experiment(
-        "Does it help on real photographs?",
-        "photos",
-        {key: METHODS[key] for key in ("none", "mgd", "dmkd", "pkd", "dfmsd", "dfmsd-early")},
-        (0, 1, 2),
-        ("scale=quick",),
+        "Does it help on real photographs?", PHOTOS, preset="photos", settings=("scale=quick",)
     ),
 }

@@ -15,10 +15,8 @@ from typing import Any, Literal
 from dfmsd.experiments.settings import Settings, SettingsError, flat, nearest
 
 NOT_HASHED = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
-NOT_HASHED |= {"engine.save_minutes", "engine.tensorboard"}
-"""Settings that change no result."""
-FILES = ("_file", "weights", "root")
-"""How the names of settings end that say where a file or folder is."""
+NOT_HASHED |= {"engine.save_minutes", "engine.tensorboard"}  # settings that change no result
+FILES = ("_file", "weights", "root")  # how settings end that say where a file or folder is
 
 
 def split_override(text: str) -> tuple[str, str]:
@@ -41,11 +39,8 @@ def change(settings: Settings, changes: dict[str, str]) -> Settings:
         kind = typing.get_type_hints(type(owner))[name]
         sections.setdefault(section, {})[name] = _parse(kind, key, text)
     top = sections.pop("", {})
-    return replace(
-        settings,
-        **top,
-        **{name: replace(getattr(settings, name), **sections[name]) for name in sections},
-    )
+    top |= {name: replace(getattr(settings, name), **sections[name]) for name in sections}
+    return replace(settings, **top)
 
 
 def _parse(kind: Any, key: str, text: str) -> Any:
@@ -88,5 +83,5 @@ def fingerprint(settings: Settings, *sections: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _content(file: str, _changed: int) -> str:
-    """The hash of a file's content, computed once as long as the file does not change."""
+    """The hash of a file's content, computed once while the file does not change."""
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()

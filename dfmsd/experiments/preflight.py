@@ -1,13 +1,12 @@
-"""Before a long job: does everything load, teach, fit into memory and finish in time?
-
-Nothing is written and no teacher is trained; a fresh student takes a few real steps.
-"""
+"""Before a long job: does everything load, teach, fit into memory and finish in time?"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,32 +17,19 @@ from dfmsd.detectors.build import parameter_count
 from dfmsd.detectors.pretrained import inherit
 from dfmsd.detectors.saved import load_detector
 from dfmsd.distill import Distiller
-from dfmsd.experiments.build import (
-    batches,
-    datasets,
-    detector_for,
-    evaluate,
-    method,
-    scaled_rate,
-    schedule,
-)
+from dfmsd.experiments import build
 from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.profile import collect_features, level_statistics, loss_balance, throughput
 from dfmsd.experiments.records import markdown_table
-from dfmsd.experiments.runs import runs
+from dfmsd.experiments.runs import Run, runs
 from dfmsd.experiments.settings import ARMS, Settings
 from dfmsd.experiments.train import optimizer_options, prepare
 from dfmsd.training.optim import make_optimizer
 from dfmsd.training.steps import parts
 
-LONG = 5000
-"""Steps from which `dfmsd distill` makes the preflight by itself."""
-BALANCE = 4.1
-"""Weighted distillation over task loss at the first step, that of DFMSD on the scenes."""
-CONSTANT = 0.9
-"""Constant share from which a teacher's level has nothing to teach, see `level_statistics`."""
-
-Verdict = Literal["ok", "note", "refused"]
+LONG = 5000  # steps from which `dfmsd distill` makes the preflight by itself
+BALANCE = 4.1  # weighted distillation over task loss at the first step, of DFMSD on the scenes
+CONSTANT = 0.9  # constant share (`level_statistics`) from which a level has nothing to teach
 
 
 @dataclass
@@ -52,13 +38,26 @@ class Preflight:
 
     settings: Settings
     accelerator: Accelerator
-    findings: list[tuple[str, Verdict, str]] = field(default_factory=list)
+    findings: list[tuple[str, str, str]] = field(default_factory=list)
     levels: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
 
-    def add(self, part: str, text: str, verdict: Verdict = "ok") -> None:
-        """Add one finding."""
+    def add(self, part: str, text: str, verdict: str = "ok") -> None:
+        """Add one finding: "ok", a "note", or why the job is "refused"."""
         self.findings.append((part, verdict, text))
+
+    @contextmanager
+    def refuse(self, part: str) -> Iterator[None]:
+        """Context that ends at an error, which becomes a reason against the job."""
+        try:
+            yield
+        except (ValueError, OSError, FloatingPointError) as error:
+            self.add(part, str(error), "refused")
+
+    @property
+    def run(self) -> Run:
+        """The run that is looked at: of those with the most teachers, the longest."""
+        return max(runs(self.settings), key=lambda run: (len(ARMS[run.arm].teachers), run.steps))
 
     @property
     def reasons(self) -> list[str]:
@@ -68,192 +67,166 @@ class Preflight:
     def __str__(self) -> str:
         """The report for a terminal."""
         lines = [f"{verdict:9}{part}: {text}" for part, verdict, text in self.findings]
-        return "\n".join([*lines, *(["", self.levels] if self.levels else [])])
+        return "\n".join(lines) + (f"\n\n{self.levels}" if self.levels else "")
+
+    def check_job(self, train: Any, val: Any, student: nn.Module) -> None:
+        """Counts and lengths of data, job and student."""
+        job, run, weights = self.settings.train, self.run, self.settings.student.weights
+        text = f"{len(train)} training and {len(val)} validation images"
+        self.add("data", f"{text}, {len(train.classes)} classes")
+        rate = build.scaled_rate(job) or f"peak learning rate {job.lr:g}"
+        epochs = f"{run.steps * job.batch_size / len(train):.1f} epochs"
+        self.add(
+            "job", f"{run.arm}, {run.steps} steps of {job.batch_size} images, {epochs}; {rate}"
+        )
+        text = f"{type(student).__name__}, {parameter_count(student) / 1e6:.1f} M parameters, "
+        text += f"{parameter_count(student, trainable=True) / 1e6:.1f} M trained; "
+        text += f"trunk from {weights}, every tensor found" if weights else "trunk from scratch"
+        note = not weights and self.settings.data.kind != "scenes"
+        self.add("student", text, "note" if note else "ok")
+
+    def check_teacher(self, name: str, val: Any, images: int) -> nn.Module | None:
+        """The teacher `name`, loaded strictly and tried on the data; None without one."""
+        part, file = f"teacher {name}", getattr(self.settings, f"{name}_file")
+        if not file:
+            self.add(part, f"{name}_file is empty: the teacher will be trained first", "note")
+            return None
+        with self.refuse(part):
+            require(f"{name}_file", file)
+            model, metadata = load_detector(file)
+            count = f"{parameter_count(model) / 1e6:.1f} M parameters"
+            self.add(part, f"{file}: every tensor in its place, {count}")
+            model.to(self.accelerator.device)
+            if not (hasattr(model, "roi_heads") or hasattr(model, "head")):
+                self.add(part, "has no head: its AP cannot be tried", "note")
+            elif list(metadata["classes"]) != list(val.classes):
+                text = "detects other classes than the data have: its AP cannot be tried"
+                self.add(part, text, "note")
+            else:
+                stated = (metadata.get("metrics") or {}).get("AP", math.nan)
+                ap = build.evaluate(model, val, self.settings.data, limit=images)["AP"]
+                low = ap < (0.02 if math.isnan(stated) else stated / 2)
+                text = f"AP {100 * ap:.1f} on {images} validation images, its file states "
+                text += "none" if math.isnan(stated) else f"{100 * stated:.1f}"
+                text += ": wrong weights or normalisation?" if low else ""
+                self.add(part, text, "refused" if low else "ok")
+            return model
+        return None
+
+    def check_method(
+        self, student: nn.Module, teachers: dict[str, nn.Module], samples: Any
+    ) -> Distiller:
+        """The distiller of the last stage; ValueError when a method does not fit the detectors."""
+        settings, device = self.settings, self.accelerator.device
+        if settings.inherit != "no":
+            teacher = teachers[settings.inherit_from]
+            copied = inherit(student, teacher, settings.inherit.split("+"))
+            layers = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in copied))
+            self.add("inherited", f"{len(copied)} tensors of the {settings.inherit}: {layers}")
+        stage = build.arm_stages(settings, self.run.arm, student, teachers)[-1]
+        distiller = Distiller(student, stage.teacher, stage.method).to(device)
+        if stage.method is not None:
+            levels = collect_features(distiller, send_to_device(samples, device))
+            self.check_levels(levels, stage.method.pairs)
+        return distiller
+
+    def check_levels(self, levels: tuple[Any, Any], pairs: list[tuple[int, int]]) -> None:
+        """What the features of the levels tell, and their table."""
+        keys, rows = ("mean", "sd", "dead"), []
+        for stride, other in pairs:
+            student = level_statistics(levels[0][stride])
+            teacher = level_statistics(levels[1][other])
+            cells = [f"{values[key]:.2g}" for values in (student, teacher) for key in keys]
+            rows.append([stride, *cells, f"{teacher['constant']:.2f}"])
+            part = f"stride {stride}"
+            if not math.isfinite(student["sd"] + teacher["sd"]):
+                self.add(part, "features are not finite", "refused")
+            elif (dead := teacher["dead"]) > 0.5:
+                self.add(part, f"{dead:.0%} of the teacher's channels never change", "note")
+            elif teacher["constant"] > CONSTANT:
+                others = ",".join(str(s) for s, _ in pairs if s != stride)
+                text = "the teacher shows nearly the same picture for every image"
+                self.add(part, f"{text}; leave it out with method.strides={others}", "note")
+        header = [f"{who} {key}" for who in ("student", "teacher") for key in keys]
+        self.levels = markdown_table(["stride", *header, "teacher constant"], rows)
+
+    def check_steps(self, distiller: Distiller, batches: Any, steps: int) -> None:
+        """Balance, speed and memory of steps that `fit` makes, as it will make them in the job."""
+        world, run, size = self.accelerator, self.run, self.settings.train.batch_size
+        accumulate = self.settings.engine.accumulate
+        each = f"{size // world.num_processes // accumulate} images at a time"
+        with self.refuse("steps"):
+            try:
+                numbers = self._measure(distiller, batches, steps)
+            except torch.cuda.OutOfMemoryError:
+                text = f"{each} do not fit; try engine.accumulate={2 * accumulate}"
+                self.add("memory", text, "refused")
+                return
+            hours = run.steps * size / numbers["images_s"] / 3600
+            self.numbers |= numbers | {"hours": hours}
+            text = f"{numbers['images_s']:.2f} images/s, {numbers['waiting']:.0%} of the time "
+            text += (
+                f"waiting for data; about {hours:.1f} hours for {run.arm}, evaluations not counted"
+            )
+            self.add("speed", text, "note" if numbers["waiting"] > 0.05 else "ok")
+            if numbers["peak_gib"]:
+                total = torch.cuda.get_device_properties(world.device).total_memory / 2**30
+                self.add("memory", f"{numbers['peak_gib']:.1f} of {total:.0f} GiB, {each}")
+
+    def _measure(self, distiller: Distiller, batches: Any, steps: int) -> dict[str, float]:
+        """What `throughput` measures; before it the balance of the losses is reported."""
+        settings, world = self.settings, self.accelerator
+        job, teachers = settings.train, [distiller.teacher] if distiller.teacher is not None else []
+        prepare(settings.engine, [distiller.student, *teachers])
+        if teachers:
+            share = next(batches.iterate(0, world.process_index, world.num_processes))
+            batch = send_to_device(next(parts(share, settings.engine.accumulate)), world.device)
+            self.check_balance(loss_balance(distiller, batch, world.autocast))
+        optimizer = make_optimizer(distiller, lr=job.peak, **optimizer_options(job))
+        plan = build.schedule(job, steps=steps + 1, total=max(job.steps, steps + 1))
+        options = {"clip": job.clip, "accumulate": settings.engine.accumulate}
+        return throughput(distiller, optimizer, batches, plan, accelerator=world, **options)
+
+    def check_balance(self, numbers: dict[str, float]) -> None:
+        """How distillation and task weigh against each other."""
+        self.numbers |= numbers
+        ratio, far = numbers["ratio"], not 1 / 3 < numbers["ratio"] / BALANCE < 3
+        text = f"at the first step distillation is {ratio:.2g} times the task loss; gradients on "
+        text += f"the backbone {numbers['gradient_ratio']:.2g} to 1, cosine {numbers['cosine']:.2f}"
+        if far:
+            factor = self.settings.method.factor * BALANCE / ratio
+            text += f"; method.factor={factor:.2g} would give the {BALANCE} of the scenes"
+        verdict = ("note" if far else "ok") if math.isfinite(ratio) else "refused"
+        self.add("balance", text, verdict)
 
 
 def is_due(settings: Settings) -> bool:
     """Whether a job is long and has not begun, so that a preflight is due, on every process."""
-    lengths = [sum(ARMS[arm].lengths) * settings.train.steps for arm in settings.arms]
     begun = any((run.folder / "log.jsonl").exists() for run in runs(settings))
-    return max(lengths) >= LONG and not begun
+    return max(run.steps for run in runs(settings)) >= LONG and not begun
 
 
-def run_preflight(
-    settings: Settings, *, images: int = 32, steps: int = 4, seed: int = 0
-) -> Preflight:
+def run_preflight(settings: Settings, *, images: int = 32, steps: int = 4) -> Preflight:
     """The preflight of a job: of its arm with the most teachers, and of that the last teacher.
 
-    Args:
-        settings: of the job.
-        images: how many validation images are looked at.
-        steps: how many training steps are timed, after one that is not.
-        seed: of student and batches.
+    It looks at `images` validation images and times `steps` training steps after one that it does
+    not. Nothing is written and no teacher is trained; a fresh student takes the steps.
     """
     device = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
-    preflight = Preflight(settings, device)
-    arm = max(settings.arms, key=lambda name: (len(ARMS[name].teachers), sum(ARMS[name].lengths)))
-    torch.manual_seed(seed)
-    try:
-        train, val = datasets(settings.data)
+    preflight, data = Preflight(settings, device), settings.data
+    torch.manual_seed(0)
+    with preflight.refuse("data and student"):
+        train, val = build.datasets(data)
         samples = [val[i] for i in range(min(images, len(val)))]
-        student = detector_for(settings.student, settings.data, num_classes=len(train.classes))
-    except (ValueError, OSError) as error:
-        preflight.add("data and student", str(error), "refused")
+        student = build.detector_for(settings.student, data, num_classes=len(train.classes))
+        preflight.check_job(train, val, student)
+        names = dict.fromkeys([*ARMS[preflight.run.arm].teachers, *preflight.run.teachers])
+        teachers = {name: preflight.check_teacher(name, val, images) for name in names}
+    if preflight.reasons or None in teachers.values():
         return preflight
-    _report_job(preflight, train, val, arm)
-    _report_student(preflight, student)
-    teachers = [_report_teacher(preflight, name, val, images) for name in ARMS[arm].teachers]
-    if preflight.reasons or None in teachers:
-        return preflight
-    distiller = Distiller(student.to(preflight.accelerator.device))
-    if teachers:
-        distiller = _report_method(preflight, student, teachers[-1], samples)
+    with preflight.refuse("method"):
+        distiller = preflight.check_method(student, teachers, samples)
     if not preflight.reasons:
-        data = batches(train, settings.data, batch_size=settings.train.batch_size, seed=seed)
-        _report_steps(preflight, distiller, data, steps=steps, arm=arm)
+        batches = build.batches(train, data, batch_size=settings.train.batch_size, seed=0)
+        preflight.check_steps(distiller, batches, steps)
     return preflight
-
-
-def _report_job(preflight: Preflight, train: Any, val: Any, arm: str) -> None:
-    job = preflight.settings.train
-    text = f"{len(train)} training and {len(val)} validation images, {len(train.classes)} classes"
-    preflight.add("data", text)
-    total, size = round(sum(ARMS[arm].lengths) * job.steps), job.batch_size
-    text = f"{arm}, {total} steps of {size} images, {total * size / len(train):.1f} epochs"
-    preflight.add("job", f"{text}; {scaled_rate(job) or f'peak learning rate {job.lr:g}'}")
-
-
-def _report_student(preflight: Preflight, student: nn.Module) -> None:
-    weights, kind = preflight.settings.student.weights, preflight.settings.data.kind
-    count = f"{parameter_count(student) / 1e6:.1f} M parameters"
-    trained = f"{parameter_count(student, trainable=True) / 1e6:.1f} M trained"
-    origin = f"trunk from {weights}, every tensor found" if weights else "trunk from scratch"
-    verdict = "ok" if weights or kind == "scenes" else "note"
-    preflight.add("student", f"{type(student).__name__}, {count}, {trained}; {origin}", verdict)
-
-
-def _report_teacher(preflight: Preflight, name: str, val: Any, images: int) -> nn.Module | None:
-    """The teacher `name`, loaded strictly and tried on the data; None when there is none yet."""
-    part, file = f"teacher {name}", getattr(preflight.settings, f"{name}_file")
-    if not file:
-        preflight.add(part, f"{name}_file is empty: the teacher will be trained first", "note")
-        return None
-    try:
-        require(f"{name}_file", file)
-        model, metadata = load_detector(file)
-    except (ValueError, OSError) as error:
-        preflight.add(part, str(error), "refused")
-        return None
-    count = f"{parameter_count(model) / 1e6:.1f} M parameters"
-    preflight.add(part, f"{file}: every tensor in its place, {count}")
-    model.to(preflight.accelerator.device)
-    if not (hasattr(model, "roi_heads") or hasattr(model, "head")):
-        preflight.add(part, "has no head: its AP cannot be tried", "note")
-    elif list(metadata["classes"]) != list(val.classes):
-        text = "detects other classes than the data have: its AP cannot be tried"
-        preflight.add(part, text, "note")
-    else:
-        stated = (metadata.get("metrics") or {}).get("AP", math.nan)
-        ap = evaluate(model, val, preflight.settings.data, limit=images)["AP"]
-        low = ap < (0.02 if math.isnan(stated) else stated / 2)
-        text = f"AP {100 * ap:.1f} on {images} validation images, its file states "
-        text += "none" if math.isnan(stated) else f"{100 * stated:.1f}"
-        text += ": wrong weights or normalisation?" if low else ""
-        preflight.add(part, text, "refused" if low else "ok")
-    return model
-
-
-def _report_method(
-    preflight: Preflight, student: nn.Module, teacher: nn.Module, samples: list[tuple[Any, Any]]
-) -> Distiller | None:
-    """The distiller of the job; None when its method does not fit the detectors."""
-    settings, device = preflight.settings, preflight.accelerator.device
-    try:
-        if settings.inherit != "no":
-            copied = inherit(student, teacher, settings.inherit.split("+"))
-            layers = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in copied))
-            preflight.add("inherited", f"{len(copied)} tensors of the {settings.inherit}: {layers}")
-        built = method(settings, student, teacher)
-    except ValueError as error:
-        preflight.add("method", str(error), "refused")
-        return None
-    images, targets = send_to_device(tuple(map(list, zip(*samples, strict=True))), device)
-    levels = collect_features(student, teacher, list(zip(images, targets, strict=True)))
-    _report_levels(preflight, levels, built.pairs)
-    return Distiller(student, teacher, built).to(device)
-
-
-def _report_levels(
-    preflight: Preflight, levels: tuple[Any, Any], pairs: list[tuple[int, int]]
-) -> None:
-    keys, rows = ("mean", "sd", "dead"), []
-    for stride, other in pairs:
-        student, teacher = level_statistics(levels[0][stride]), level_statistics(levels[1][other])
-        cells = [f"{statistics[key]:.2g}" for statistics in (student, teacher) for key in keys]
-        rows.append([str(stride), *cells, f"{teacher['constant']:.2f}"])
-        part = f"stride {stride}"
-        if not (math.isfinite(student["sd"]) and math.isfinite(teacher["sd"])):
-            preflight.add(part, "features are not finite", "refused")
-        elif teacher["dead"] > 0.5:
-            share = f"{teacher['dead']:.0%}"
-            preflight.add(part, f"{share} of the teacher's channels never change", "note")
-        elif teacher["constant"] > CONSTANT:
-            text = "the teacher shows nearly the same picture for every image; leave it out with "
-            text += f"method.strides={','.join(str(s) for s, _ in pairs if s != stride)}"
-            preflight.add(part, text, "note")
-    header = [f"{who} {key}" for who in ("student", "teacher") for key in keys]
-    preflight.levels = markdown_table(["stride", *header, "teacher constant"], rows)
-
-
-def _report_steps(
-    preflight: Preflight, distiller: Distiller, data: Any, *, steps: int, arm: str
-) -> None:
-    """Balance, speed and memory of steps that `fit` makes, as it will make them in the job."""
-    settings, world = preflight.settings, preflight.accelerator
-    accumulate, size = settings.engine.accumulate, settings.train.batch_size
-    each = size // world.num_processes // accumulate
-    try:
-        numbers = _measure(preflight, distiller, data, steps)
-    except torch.cuda.OutOfMemoryError:
-        text = f"{each} images at a time do not fit; try engine.accumulate={2 * accumulate}"
-        preflight.add("memory", text, "refused")
-        return
-    except (ValueError, FloatingPointError) as error:
-        preflight.add("steps", str(error), "refused")
-        return
-    hours = sum(ARMS[arm].lengths) * settings.train.steps * size / numbers["images_s"] / 3600
-    preflight.numbers |= numbers | {"hours": hours}
-    text = f"{numbers['images_s']:.2f} images/s, {numbers['waiting']:.0%} of the time "
-    text += f"waiting for data; about {hours:.1f} hours for {arm}, evaluations not counted"
-    preflight.add("speed", text, "note" if numbers["waiting"] > 0.05 else "ok")
-    if numbers["peak_gib"]:
-        total = torch.cuda.get_device_properties(world.device).total_memory / 2**30
-        peak = f"{numbers['peak_gib']:.1f} of {total:.0f} GiB"
-        preflight.add("memory", f"{peak}, {each} images at a time")
-
-
-def _measure(preflight: Preflight, distiller: Distiller, data: Any, steps: int) -> dict[str, float]:
-    """What `throughput` measures; before it the balance of the losses is reported."""
-    settings, world = preflight.settings, preflight.accelerator
-    job, teachers = settings.train, [distiller.teacher] if distiller.teacher is not None else []
-    prepare(settings.engine, [distiller.student, *teachers])
-    if teachers:
-        share = next(data.iterate(0, world.process_index, world.num_processes))
-        batch = send_to_device(next(parts(share, settings.engine.accumulate)), world.device)
-        _report_balance(preflight, loss_balance(distiller, batch, world.autocast))
-    optimizer = make_optimizer(distiller, lr=job.peak, **optimizer_options(job))
-    plan = schedule(job, steps=steps + 1, total=max(job.steps, steps + 1))
-    options = {"clip": job.clip, "accumulate": settings.engine.accumulate}
-    return throughput(distiller, optimizer, data, plan, accelerator=world, **options)
-
-
-def _report_balance(preflight: Preflight, numbers: dict[str, float]) -> None:
-    preflight.numbers |= numbers
-    ratio, far = numbers["ratio"], not 1 / 3 < numbers["ratio"] / BALANCE < 3
-    text = f"at the first step distillation is {ratio:.2g} times the task loss; gradients "
-    text += f"on the backbone {numbers['gradient_ratio']:.2g} to 1, cosine {numbers['cosine']:.2f}"
-    if far:
-        factor = preflight.settings.method.factor * BALANCE / ratio
-        text += f"; method.factor={factor:.2g} would give the {BALANCE} of the scenes"
-    verdict = "note" if far else "ok"
-    preflight.add("balance", text, verdict if math.isfinite(ratio) else "refused")

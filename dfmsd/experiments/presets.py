@@ -1,7 +1,6 @@
-"""The presets at three scales.
+"""The presets: jobs at three scales.
 
-A preset is a job (generated scenes, photographs); a scale says how much of it is run: `smoke` in
-under a minute, `quick` in minutes on two cores, `full` on GPUs.
+`smoke` takes less than a minute, `quick` minutes on two cores, `full` is for GPUs.
 """
 
 from __future__ import annotations
@@ -35,30 +34,20 @@ def scenes(scale: str) -> Settings:
         student=Detector(trunk_arguments='{"channels": [32, 64, 128, 256]}'),
         weak=replace(swin, trunk_arguments=_swin((1, 1, 1, 1))),
         strong=swin,
-        weak_file="data/teachers/weak.safetensors",
-        strong_file="data/teachers/strong.safetensors",
+        **{f"{name}_file": f"data/teachers/{name}.safetensors" for name in ("weak", "strong")},
         teach=Train(steps=1500, batch_size=16, lr=1.5e-3),
         jobs=2,
     )
+    few = replace(quick.data, train_images=64, val_images=32, curve_images=16)
+    many = replace(quick.data, train_images=6000, val_images=2000)
+    short = replace(quick.train, steps=20, save_every=10, evaluations=2)
+    long = replace(quick.train, steps=8000, batch_size=16, save_every=1000)
+    teachers = {"teach": replace(quick.teach, steps=10), "weak_steps": 5, "teacher_images": 64}
+    arms = ("none", "one", "two")
     return {
-        "smoke": replace(
-            quick,
-            arms=("none", "one", "two"),
-            data=replace(quick.data, train_images=64, val_images=32, curve_images=16),
-            train=replace(quick.train, steps=20, save_every=10, evaluations=2),
-            teach=replace(quick.teach, steps=10),
-            weak_steps=5,
-            teacher_images=64,
-            jobs=1,
-        ),
+        "smoke": replace(quick, arms=arms, data=few, train=short, jobs=1, **teachers),
         "quick": quick,
-        "full": replace(
-            quick,
-            seeds=(0, 1, 2, 3, 4),
-            data=replace(quick.data, train_images=6000, val_images=2000),
-            train=replace(quick.train, steps=8000, batch_size=16, save_every=1000),
-            jobs=1,
-        ),
+        "full": replace(quick, seeds=(0, 1, 2, 3, 4), data=many, train=long, jobs=1),
     }[scale]
 
 
@@ -68,22 +57,16 @@ def photos(scale: str) -> Settings:
     Choice: pilots on 448 photographs. A RetinaNet at 3e-4 learns nothing in 800 steps; Faster R-CNN
     has 7.3 AP after 400 steps at 1e-3, 8.0 at 2e-3, both with 1e-4 for the trunk, 6.4 with 3e-4.
     """
-    trunk = Detector(
-        trunk="torchvision:mobilenet_v2",
-        strides=(8, 16, 32),
-        fpn_channels=96,
-        anchor_scale=0.4,
-        frozen_norm=True,
-    )
+    pyramid = {"strides": (8, 16, 32), "fpn_channels": 96, "anchor_scale": 0.4}
+    trunk = Detector(trunk="torchvision:mobilenet_v2", frozen_norm=True, **pyramid)
     train = Train(steps=600, batch_size=4, lr=2e-3, trunk=0.05, evaluations=2)
-    smallest = replace(train, steps=6, batch_size=2, evaluations=1)
-    longest = replace(train, steps=10_000, batch_size=16, save_every=1000)
+    short = replace(train, steps=6, batch_size=2, evaluations=1)
+    long = replace(train, steps=10_000, batch_size=16, save_every=1000)
+    data = Data("coco", "data/coco", size=320, colour=0.3, zoom=(0.7, 1.4), val_images=0)
     quick = Settings(
         seeds=(0, 1),
         arms=("none", "one"),
-        data=Data(
-            kind="coco", root="data/coco", size=320, colour=0.3, zoom=(0.7, 1.4), val_images=0
-        ),
+        data=data,
         student=replace(trunk, fpn_channels=48),
         weak=trunk,
         strong=trunk,
@@ -92,25 +75,14 @@ def photos(scale: str) -> Settings:
         weak_steps=1000,
         jobs=2,
     )
+    few = replace(data, size=160, val_images=8, curve_images=4)
+    large = replace(data, size=640, workers=4)
     return {
         "smoke": replace(
-            quick,
-            seeds=(0,),
-            data=replace(quick.data, size=160, val_images=8, curve_images=4),
-            train=smallest,
-            teach=smallest,
-            weak_steps=3,
-            jobs=1,
+            quick, data=few, train=short, teach=short, weak_steps=3, jobs=1, seeds=(0,)
         ),
         "quick": quick,
-        "full": replace(
-            quick,
-            data=replace(quick.data, size=640, workers=4),
-            train=longest,
-            teach=longest,
-            weak_steps=3000,
-            jobs=1,
-        ),
+        "full": replace(quick, data=large, train=long, teach=long, weak_steps=3000, jobs=1),
     }[scale]
 
 
@@ -120,52 +92,35 @@ PRESETS = {"scenes": scenes, "photos": photos, **presets_coco.PRESETS}
 
 def _swin(depths: tuple[int, int, int, int]) -> str:
     """Arguments of a narrow Swin: head dimension 16, window 6 (divides 24, 12, 6), conv stem."""
-    heads = [2, 4, 8, 16]
-    arguments = {"embed_dim": 32, "depths": list(depths), "num_heads": heads, "window_size": [6, 6]}
-    return json.dumps(arguments | {"stem": "conv"})
+    arguments = {"embed_dim": 32, "depths": depths, "num_heads": [2, 4, 8, 16]}
+    return json.dumps(arguments | {"window_size": [6, 6], "stem": "conv"})
 
 
 def default_scale() -> str:
-    """The scale named by DFMSD_SCALE, smoke unless set.
+    """The scale named by DFMSD_SCALE, smoke unless set; SettingsError when it is not a scale."""
+    return _valid(os.environ.get("DFMSD_SCALE", "smoke"), "DFMSD_SCALE")
 
-    Raises:
-        SettingsError: when it is not a scale.
-    """
-    scale = os.environ.get("DFMSD_SCALE", "smoke")
+
+def _valid(scale: str, name: str) -> str:
     if scale not in SCALES:
-        raise SettingsError(f"DFMSD_SCALE={scale}: no such scale{nearest(scale, SCALES)}")
+        raise SettingsError(f"{name}={scale}: no such scale{nearest(scale, SCALES)}")
     return scale
 
 
 def resolve(
-    preset: str,
-    overrides: Sequence[str] = (),
-    *,
-    scale: str | None = None,
-    root: str | Path = ".",
+    preset: str, overrides: Sequence[str] = (), *, scale: str | None = None, root: str | Path = "."
 ) -> Settings:
     """The settings of a preset with `key=value` overrides; `scale=…` among them chooses the scale.
 
-    Args:
-        preset: one of `PRESETS`.
-        overrides: `key=value` texts.
-        scale: "smoke", "quick" or "full"; DFMSD_SCALE unless given.
-        root: the project's folder as seen from here, for the preset's own files (notebooks: "..").
-
-    Raises:
-        SettingsError: unknown preset, scale or key, or a value that the key cannot take.
+    Without any, it is `default_scale`. `root` is the project's folder as seen from here, for the
+    preset's own files (notebooks: ".."). SettingsError for an unknown name or a wrong value.
     """
     if preset not in PRESETS:
         raise SettingsError(f"{preset}: no such preset{nearest(preset, list(PRESETS))}")
-    pairs = [split_override(text) for text in overrides]
-    scale = next((value for key, value in reversed(pairs) if key == "scale"), scale)
-    scale = scale or default_scale()
-    if scale not in SCALES:
-        raise SettingsError(f"scale={scale}: no such scale{nearest(scale, SCALES)}")
-    for key, value in pairs:
-        if key == "preset" and value != preset:
-            raise SettingsError(f"preset={value}: contradicts the preset {preset} named first")
-    changes = {key: value for key, value in pairs if key not in ("scale", "preset")}
+    changes = dict(map(split_override, overrides))
+    scale = _valid(changes.pop("scale", scale) or default_scale(), "scale")
+    if (other := changes.pop("preset", preset)) != preset:
+        raise SettingsError(f"preset={other}: contradicts the preset {preset} named first")
     settings = replace(PRESETS[preset](scale), preset=preset, scale=scale)
     return change(_rooted(settings, Path(root)), changes)
 
@@ -173,10 +128,10 @@ def resolve(
 def _rooted(settings: Settings, root: Path) -> Settings:
     """The settings with every file and folder of the preset as seen from where `root` is."""
 
-    def moved(part: Any, *names: str) -> Any:
+    def move(part: Any, *names: str) -> Any:
         paths = {name: getattr(part, name) for name in names}
         return replace(part, **{name: str(root / path) for name, path in paths.items() if path})
 
-    settings = moved(settings, "out", "weak_file", "strong_file")
-    data, student = moved(settings.data, "root"), moved(settings.student, "weights")
-    return replace(settings, data=data, student=student)
+    data, student = move(settings.data, "root"), move(settings.student, "weights")
+    settings = replace(settings, data=data, student=student)
+    return move(settings, "out", "weak_file", "strong_file")

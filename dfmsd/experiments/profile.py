@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,42 +21,27 @@ from dfmsd.training.steps import Batch
 Levels = dict[int, list[Tensor]]
 
 
-class _Recorder(nn.Module):
-    """A method without losses that keeps the features it is given, image by image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: dict[str, float] = {}
-        self.levels: tuple[Levels, Levels] = ({}, {})
-
-    def forward(
-        self, student: dict[int, Tensor], teacher: dict[int, Tensor], _context: object
-    ) -> dict[str, Tensor]:
-        """Keep both detectors' features; no losses."""
-        for levels, features in zip(self.levels, (student, teacher), strict=True):
-            for stride, feature in features.items():
-                levels.setdefault(stride, []).append(feature.float().cpu())
-        return {}
-
-
 @torch.no_grad()
 def collect_features(
-    student: nn.Module, teacher: nn.Module, samples: Sequence[tuple[Tensor, dict[str, Any]]]
+    distiller: Distiller, samples: Sequence[tuple[Tensor, dict[str, Any]]]
 ) -> tuple[Levels, Levels]:
-    """Student's and teacher's features of each image: stride → list of (1, C, H, W).
+    """What the method is given of student and teacher: stride → list of (1, C, H, W), on the CPU.
 
-    The images go one by one, so that there is no padding, the way that training takes them.
-
-    Args:
-        student: a torchvision detector; its batch norms see the images.
-        teacher: the teacher.
-        samples: (image (3, H, W), target) on the student's device.
+    The samples, (image (3, H, W), target) on the distiller's device, go one by one as in training,
+    so that there is no padding; the student's batch norms see them.
     """
-    recorder = _Recorder()
-    distiller = Distiller(student, teacher, recorder).train()
-    for image, target in samples:
-        distiller([image], [target])
-    return recorder.levels
+    levels: tuple[Levels, Levels] = ({}, {})
+
+    def keep(_method: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for maps, features in zip(levels, inputs[:2], strict=True):
+            for stride, feature in features.items():
+                maps.setdefault(stride, []).append(feature.float().cpu())
+
+    distiller.train()
+    with distiller.method.register_forward_pre_hook(keep):
+        for image, target in samples:
+            distiller([image], [target])
+    return levels
 
 
 def level_statistics(features: Sequence[Tensor]) -> dict[str, float]:
@@ -63,10 +49,7 @@ def level_statistics(features: Sequence[Tensor]) -> dict[str, float]:
 
     A channel is dead when its standard deviation is under a thousandth of the level's. The constant
     share is how much of the variance over cells the mean picture of all images explains, 0..1; NaN
-    with fewer than two images, or with images of several sizes.
-
-    Args:
-        features: (1, C, H, W) of each image.
+    with fewer than two images, or with images of several sizes. `features`: (1, C, H, W) of each.
     """
     cells = torch.cat([feature.flatten(2)[0] for feature in features], 1)  # (C, all cells)
     constant = float("nan")
@@ -87,12 +70,8 @@ def loss_balance(
 ) -> dict[str, float]:
     """Weighted distillation against task: ratio of the losses, and of the trunk's gradients.
 
-    `cosine` is that of the two gradients, 1 where both pull the same way.
-
-    Args:
-        distiller: with a method.
-        batch: images and targets on its device.
-        autocast: context of the forward pass.
+    `cosine` is that of the two gradients, 1 where both pull the same way. The batch is on the
+    distiller's device; `autocast` gives the context of the forward pass.
     """
     with autocast():
         losses = distiller.train()(*batch)
@@ -104,8 +83,6 @@ def loss_balance(
     gradients = [torch.autograd.grad(loss, trunk, **options) for loss in (method, task)]
     method_pull, task_pull = (torch.cat([part.flatten() for part in g]) for g in gradients)
     return {
-        "task": float(task.detach()),
-        "distillation": float(method.detach()),
         "ratio": float((method / task).detach()),
         "gradient_ratio": float(method_pull.norm()) / max(float(task_pull.norm()), 1e-12),
         "cosine": float(torch.cosine_similarity(method_pull, task_pull, dim=0)),
@@ -113,18 +90,18 @@ def loss_balance(
 
 
 def _now(device: torch.device) -> float:
-    """The time in seconds, after everything that the GPU was told to do."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)  # what the GPU was told to do counts
     return time.perf_counter()
 
 
+@dataclass
 class _TimedBatches:
     """Batches that note when each was asked for, how long that took and how many images came."""
 
-    def __init__(self, batches: Batches, device: torch.device) -> None:
-        self.batches, self.device = batches, device
-        self.notes: list[tuple[float, float, int]] = []
+    batches: Batches
+    device: torch.device
+    notes: list[tuple[float, float, int]] = field(default_factory=list)
 
     def iterate(self, *position: int) -> Iterator[Batch]:
         """The batches from `position` on: start, rank, world."""
@@ -147,20 +124,9 @@ def throughput(
 ) -> dict[str, float]:
     """Images per second, share of the time spent waiting for data, and peak GPU memory in GiB.
 
-    The steps are those of `fit`; the first is not timed. On several processes the images of all
-    count. Peak memory is 0 without a GPU.
-
-    Args:
-        distiller: what is trained; its weights change.
-        optimizer: over its parameters.
-        batches: the training data.
-        schedule: as many steps as are made, at least 2.
-        accelerator: device, precision and processes.
-        options: passed on to `fit`.
-
-    Raises:
-        torch.cuda.OutOfMemoryError: the batch does not fit.
-        NonFiniteLossError: a loss is NaN or infinite.
+    The steps are those of `fit`, which takes the same arguments and raises the same errors; there
+    are at least 2, because the first is not timed. On several processes the images of all count.
+    Peak memory is 0 without a GPU.
     """
     device, gpu = accelerator.device, accelerator.device.type == "cuda"
     if gpu:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -23,12 +24,9 @@ class RecordError(ValueError):
     """A record file that cannot be read; the message names file, line and cause."""
 
 
-@functools.cache
+@functools.cache  # asked when the code is loaded: the tree may move on under a long run
 def commit() -> str:
-    """The commit of the source tree (with `+` when files differ from it), or "unknown".
-
-    Asked once per process, when its code is loaded: the tree may move on under a long run.
-    """
+    """The commit of the source tree (with `+` when files differ from it), or "unknown"."""
     options = {"cwd": Path(__file__).parent.parent, "capture_output": True, "timeout": 10}
     head, changes = ["rev-parse", "--short=12", "HEAD"], ["diff", "--quiet", "HEAD", "--", "."]
     try:
@@ -40,37 +38,29 @@ def commit() -> str:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        return next(names, platform.machine())
-    except OSError:
-        return platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        if name := re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M):
+            return name[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def environment() -> dict[str, Any]:
     """Where a run took place: versions, hardware, commit; no host or user names."""
     import torch
 
-    versions = {"python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in PACKAGES}
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    packages = {name: metadata.version(name) for name in PACKAGES}
     return {
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **packages},
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "accelerators": gpus,
+        "accelerators": [*map(torch.cuda.get_device_name, range(torch.cuda.device_count()))],
         "commit": commit(),
     }
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, oldest first; none when the file is not there.
-
-    Raises:
-        RecordError: when a line is no JSON object; it names the file and the line.
-    """
+    """The records of a JSON-lines file, oldest first; none without it. Raises RecordError."""
     path = Path(path)
     if not path.exists():
         return []
@@ -87,13 +77,8 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_folder(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of every JSON-lines file of a folder, the newest last: experiments share runs.
-
-    Raises:
-        RecordError: as `read_records`.
-    """
-    files = sorted(Path(folder).glob("*.jsonl"))
-    records = [record for file in files for record in read_records(file)]
+    """The records of every JSON-lines file of a folder, the newest last: experiments share runs."""
+    records = [r for file in sorted(Path(folder).glob("*.jsonl")) for r in read_records(file)]
     return sorted(records, key=lambda record: record.get("finished", ""))
 
 
@@ -101,10 +86,7 @@ def append_record(path: str | Path, record: dict[str, Any]) -> None:
     """Add one record; readers see the old file or the new one, never a part of a line.
 
     NaN becomes null, so that every JSON reader takes the file. Processes that append at the same
-    time wait for each other.
-
-    Raises:
-        RecordError: when the file that is there cannot be read; it is left as it was.
+    time wait for each other. A file that cannot be read is left as it was (RecordError).
     """
     from dfmsd.detectors.checkpoints import write_atomic
 
@@ -127,9 +109,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
 
 
-def mean_losses(rows: list[dict[str, Any]], parts: int = 40) -> list[dict[str, float]]:
-    """The logged losses of a run averaged over at most `parts` stretches, for learning curves."""
-    length = max(1, -(-len(rows) // parts))
+def mean_losses(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The logged losses of a run averaged over at most 40 stretches, for learning curves."""
+    length = max(1, -(-len(rows) // 40))
     means = []
     for first in range(0, len(rows), length):
         part = [row for row in rows[first : first + length] if row["stage"] == rows[first]["stage"]]

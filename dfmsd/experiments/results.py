@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -47,11 +48,9 @@ def results_frame(name: str, records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """The runs of an experiment: a line for every row and seed that it asks for, NaN where not run.
 
     Experiments share records: give those of the whole folder (`records.read_folder`), newest last.
-
-    Returns:
-        frame by row and seed: `title`, `base` (title of the row that gains are counted from),
-        `record`, `steps`, the metrics and their gains (`AP`, `gain AP`) in points (0..100), `cpu_s`
-        (NaN for an interrupted run: it knows only its last piece) and `extra CPU` in per cent.
+    Columns: `title`, `base` (title of the row that gains are counted from), `record`, `steps`, the
+    metrics and their gains (`AP`, `gain AP`) in points (0..100), `cpu_s` (NaN for an interrupted
+    run: it knows only its last piece) and `extra CPU` in per cent.
     """
     plan = EXPERIMENTS[name]
     known = {(r.get("experiment"), r.get("row"), r.get("seed")): r for r in records}
@@ -86,8 +85,8 @@ def newest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records with the settings of the newest one (preset, scale and fingerprint)."""
     runs = [record for record in records if record.get("arm") in ARMS]
     last = max(runs, key=lambda record: record["finished"], default={})
-    keys = ("preset", "scale", "fingerprint")
-    return [record for record in runs if all(record[key] == last[key] for key in keys)]
+    same = itemgetter("preset", "scale", "fingerprint")
+    return [record for record in runs if same(record) == same(last)]
 
 
 def _frame(runs: Mapping[tuple[str, int], Any], titles: Mapping[str, str]) -> pd.DataFrame:

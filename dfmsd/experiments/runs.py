@@ -19,7 +19,7 @@ from dfmsd.experiments.build import records_file
 from dfmsd.experiments.grids import EXPERIMENTS
 from dfmsd.experiments.overrides import FILES, NOT_HASHED, fingerprint, split_override
 from dfmsd.experiments.presets import resolve
-from dfmsd.experiments.records import commit, read_records
+from dfmsd.experiments.records import commit, read_folder, read_records
 from dfmsd.experiments.settings import ARMS, Settings, SettingsError, nearest
 from dfmsd.experiments.teachers import teacher, teacher_run
 from dfmsd.experiments.train import stage_file, train_and_record
@@ -35,14 +35,18 @@ class Run:
     arm: str
     seed: int
     experiment: str = ""
-    row: str = ""
-    """of the experiment, under which it is recorded"""
+    row: str = ""  # of the experiment, under which it is recorded
 
     @property
     def folder(self) -> Path:
         """Where its checkpoint, log and weights live."""
         name = f"{self.settings.preset}-{self.settings.scale}-{fingerprint(self.settings)}"
         return Path(self.settings.out) / name / f"{self.arm}-seed{self.seed}"
+
+    @property
+    def steps(self) -> int:
+        """Steps of all its stages."""
+        return round(sum(ARMS[self.arm].lengths) * self.settings.train.steps)
 
     @property
     def weights(self) -> Path:
@@ -63,11 +67,10 @@ class Run:
     @property
     def labels(self) -> dict[str, Any]:
         """What its record is found by: the row of an experiment, or else its settings."""
+        labels = {"arm": self.arm, "seed": self.seed}
         if self.experiment:
-            key = {"experiment": self.experiment, "row": self.row}
-        else:
-            key = {"fingerprint": fingerprint(self.settings)}
-        return {"arm": self.arm, "seed": self.seed, **key}
+            return labels | {"experiment": self.experiment, "row": self.row}
+        return labels | {"fingerprint": fingerprint(self.settings)}
 
     def record(self) -> dict[str, Any] | None:
         """The newest record of this very run, or None."""
@@ -75,7 +78,8 @@ class Run:
 
     def among(self, records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
         """The newest of the records that are of this very run, or None."""
-        same = [r for r in records if self.labels.items() <= r.items()]
+        labels = self.labels.items()
+        same = [record for record in records if labels <= record.items()]
         return max(same, key=lambda r: r["finished"], default=None)
 
     def done(self) -> bool:
@@ -84,15 +88,10 @@ class Run:
 
 
 def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
-    """Every row of an experiment with every seed, seed by seed.
+    """Every row of an experiment with every seed, seed by seed; SettingsError without such a name.
 
-    Args:
-        name: one of `EXPERIMENTS`.
-        overrides: settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
-            under one that changes what a row is are no runs of the experiment.
-
-    Raises:
-        SettingsError: no such experiment, or a setting that does not exist.
+    `overrides` are settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
+    under one that changes what a row is are no runs of the experiment.
     """
     if name not in EXPERIMENTS:
         raise SettingsError(f"{name}: no such experiment{nearest(name, list(EXPERIMENTS))}")
@@ -101,13 +100,13 @@ def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
     shared.append(f"seeds={','.join(map(str, plan.seeds))}")
     keys = {split_override(text)[0] for text in overrides} - NOT_HASHED
     changed = any(not key.endswith(FILES) for key in keys)
-    listed = [
+    rows = (
         Run(settings, row.arm, seed, *(() if changed else row.recorded or (name, key)))
         for key, row in plan.rows.items()
         for settings in [resolve(plan.preset, [*shared, *row.settings, *overrides])]
         for seed in settings.seeds
-    ]
-    return sorted(listed, key=lambda run: run.seed)
+    )
+    return sorted(rows, key=lambda run: run.seed)
 
 
 def runs(settings: Settings) -> list[Run]:
@@ -116,97 +115,75 @@ def runs(settings: Settings) -> list[Run]:
 
 
 def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
-    """The record of a run, after training it; a killed one continues, a finished one is kept.
-
-    Raises:
-        CheckpointError: the run's folder holds a checkpoint of another run.
-        FileNotFoundError: a teacher's file is missing.
-    """
+    """The record of a run, after training it; a killed one continues, a finished one is kept."""
     if run.done():
         return run.record()
     teachers = {name: teacher(run.settings, name, show=show) for name in run.teachers}
     labels = run.labels | {"fingerprint": fingerprint(run.settings)}
-    how = {"folder": run.folder, "labels": labels, "show": show}
-    return train_and_record(run.settings, run.arm, teachers, **how)
+    options = {"folder": run.folder, "labels": labels, "show": show}
+    return train_and_record(run.settings, run.arm, teachers, **options)
 
 
-def execute_all(listed: Sequence[Run], *, show: bool = True) -> list[dict[str, Any]]:
+def execute_all(queue: Sequence[Run], *, show: bool = True) -> list[dict[str, Any]]:
     """The records of the runs, `settings.jobs` at a time; their teachers are made before them."""
     needed = {
         (name, teacher_run(run.settings, name)[1]): run.settings
-        for run in listed
+        for run in queue
         for name in run.teachers
         if not run.done()
     }
     for (name, _), settings in sorted(needed.items(), key=lambda item: item[0]):
         teacher(settings, name, show=show)
-    jobs = listed[0].settings.jobs
+    jobs = queue[0].settings.jobs
     if jobs == 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's processes share each run
-        return [execute(run, show=show) for run in listed]
-    return _execute_parallel(listed, jobs, show=show)
+        return [execute(run, show=show) for run in queue]
+    return _execute_parallel(queue, jobs, show=show)
 
 
 def execute_experiment(
     name: str, overrides: Sequence[str] = (), *, show: bool = True
 ) -> list[dict[str, Any]]:
-    """The records of an experiment, after the runs that have none yet, wherever it was begun.
-
-    Arguments and errors of `experiment_runs`.
-    """
-    listed = experiment_runs(name, overrides)
-    missing = without_record(listed)
-    if missing:
+    """The records of an experiment (see `experiment_runs`), after the runs that have none yet."""
+    queue = experiment_runs(name, overrides)
+    if missing := without_record(queue):
         execute_all(missing, show=show)
-    known = _neighbours(listed)
-    return [run.among(known) for run in listed]
+    known = read_folder(queue[0].records.parent)
+    return [run.among(known) for run in queue]
 
 
-def without_record(listed: list[Run]) -> list[Run]:
+def without_record(queue: list[Run]) -> list[Run]:
     """The runs of an experiment that neither it nor an experiment beside it has recorded."""
-    known = _neighbours(listed)
-    return [run for run in listed if run.among(known) is None]
+    known = read_folder(queue[0].records.parent)
+    return [run for run in queue if run.among(known) is None]
 
 
-def _neighbours(listed: list[Run]) -> list[dict[str, Any]]:
-    """Every record in the folder of an experiment's records: experiments share runs."""
-    files = sorted(listed[0].records.parent.glob("*.jsonl"))
-    return [record for file in files for record in read_records(file)]
-
-
-def _execute_parallel(listed: Sequence[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
-    """The records of the runs, `jobs` worker processes sharing them; one progress line for all.
-
-    Ctrl-C, SIGTERM and SIGUSR1 end the workers with a SIGTERM, at which a training saves.
-    """
-    lengths = [round(sum(ARMS[run.arm].lengths) * run.settings.train.steps) for run in listed]
-    title, done = f"{len(listed)} runs, {jobs} at a time", _steps_done(listed, lengths)
-    progress = Progress(title, sum(lengths), start=done, show=show)
+def _execute_parallel(queue: Sequence[Run], jobs: int, *, show: bool) -> list[dict[str, Any]]:
+    """The records of the runs, `jobs` worker processes sharing them; one progress line for all."""
+    title, steps = f"{len(queue)} runs, {jobs} at a time", sum(run.steps for run in queue)
+    progress = Progress(title, steps, start=_steps_done(queue), show=show)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    longest_first = sorted(range(len(listed)), key=lambda i: (listed[i].seed, -lengths[i]))
+    longest_first = sorted(queue, key=lambda run: (run.seed, -run.steps))
     # one task per process: its peak memory is then the peak of its one run
-    how = {"initializer": _prepare_worker, "max_tasks_per_child": 1}
-    others, pool = set(active_children()), ProcessPoolExecutor(jobs, get_context("spawn"), **how)
+    once = {"initializer": _prepare_worker, "max_tasks_per_child": 1}
+    others, pool = set(active_children()), ProcessPoolExecutor(jobs, get_context("spawn"), **once)
     try:
         with stop_signals():
-            waiting = {pool.submit(execute, listed[i], show=False) for i in longest_first}
+            waiting = {pool.submit(execute, run, show=False) for run in longest_first}
             while waiting:
                 finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()  # a failure ends the pool
-                note = f"{len(listed) - len(waiting)} runs finished"
-                progress.update(_steps_done(listed, lengths), note)
+                progress.update(_steps_done(queue), f"{len(queue) - len(waiting)} runs finished")
     except BrokenProcessPool as error:
-        raise ChildProcessError(
-            "a worker process was killed (out of memory?); the same command continues, "
-            "with jobs=1 in the least memory"
-        ) from error
-    except (KeyboardInterrupt, PreemptedError):
+        text = "a worker process was killed (out of memory?); the same command continues, "
+        raise ChildProcessError(f"{text}with jobs=1 in the least memory") from error
+    except (KeyboardInterrupt, PreemptedError):  # a training saves at the workers' SIGTERM
         for worker in set(active_children()) - others:
             worker.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-    return [run.record() for run in listed]
+    return [run.record() for run in queue]
 
 
 def _prepare_worker() -> None:
@@ -222,11 +199,11 @@ def _prepare_worker() -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def _steps_done(listed: Sequence[Run], lengths: list[int]) -> int:
+def _steps_done(queue: Sequence[Run]) -> int:
     """Steps in the logs of all runs, at most the length of each."""
     total = 0
-    for run, length in zip(listed, lengths, strict=True):
+    for run in queue:
         log = run.folder / "log.jsonl"
-        logged = sum('"loss"' in line for line in log.open()) if log.exists() else 0
-        total += min(logged * run.settings.train.log_every, length)
+        logged = log.read_text().count('"loss"') if log.exists() else 0
+        total += min(logged * run.settings.train.log_every, run.steps)
     return total

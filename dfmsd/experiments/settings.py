@@ -26,13 +26,11 @@ class Data:
 
     kind: Literal["scenes", "coco"] = "scenes"  # generated scenes, or a COCO-format folder
     root: str = ""  # the COCO-format folder; unused for scenes
-    # number of generated training scenes; 0 = all, for a folder always all
-    train_images: int = 1000
+    train_images: int = 1000  # generated scenes for training; a folder gives all it has
     val_images: int = 400  # number of validation images; 0 = all
     curve_images: int = 100  # validation images for the evaluations during training
     size: int = 96  # side of a scene, or the longest side to which photographs are reduced, pixels
-    # the detector brings the shorter side to this, the longer to `size` at most; 0 = neither
-    short: int = 0
+    short: int = 0  # shorter side in the detector, the longer at most `size`; 0 = as it is
     horizontal_flip: float = 0.5  # probability
     vertical_flip: float = 0.0  # probability
     zoom: tuple[float, float] = (1.0, 1.0)  # random rescaling of the image, from and to
@@ -53,8 +51,7 @@ class Detector:
     weights: str = ""  # file with the state dict of an ImageNet trunk; `hub` fetches it
     strides: tuple[int, ...] = (4, 8, 16, 32)  # strides of the pyramid levels taken from the trunk
     fpn_channels: int = 64  # channels of the pyramid
-    # factor on torchvision's anchor sizes; 0 chooses it by the image size
-    anchor_scale: float = 0.0
+    anchor_scale: float = 0.0  # factor on torchvision's anchor sizes; 0 = by the image size
     frozen_norm: bool = False  # batch norm keeps the statistics and scales of the trunk's weights
     frozen_stride: int = 0  # the trunk is not trained up to this stride; 0 = all of it is
 
@@ -74,15 +71,12 @@ class Train:
     batch_size: int = 8  # images per step, over all processes
     optimizer: Literal["adamw", "sgd"] = "adamw"  # AdamW (0.9, 0.99) or SGD (momentum 0.9)
     lr: float = 2e-3  # peak learning rate
-    # batch that `lr` is meant for, scaled linearly for another `batch_size`; 0 = any
-    batch_of_lr: int = 0
+    batch_of_lr: int = 0  # batch that `lr` is for, scaled linearly to `batch_size`; 0 = any
     trunk: float = 1.0  # share of the learning rate for the trunk
     weight_decay: float = 0.05  # not applied to vectors
     warmup: float = 0.1  # share of the steps with linear warm-up
-    # cosine to 0, or x0.1 at 2/3 and 8/9 of the steps
-    schedule: Literal["cosine", "step"] = "cosine"
-    # the learning rate restarts with each stage, or runs over all of them
-    schedule_over: Literal["stage", "run"] = "stage"
+    schedule: Literal["cosine", "step"] = "cosine"  # to 0, or x0.1 at 2/3 and 8/9 of the steps
+    schedule_over: Literal["stage", "run"] = "stage"  # restarts with each stage, or runs on
     clip: float = 5.0  # largest gradient norm
     save_every: int = 100  # steps between checkpoints
     log_every: int = 1  # steps between rows of the log
@@ -99,12 +93,9 @@ class Train:
 class Engine:
     """How a run is computed, divided and kept."""
 
-    # minutes between checkpoints, beside `train.save_every`; 0 = none by the clock
-    save_minutes: float = 0.0
-    # parts in which each process works through its images of a step, to need less memory
-    accumulate: int = 1
-    # memory layout of the convolutions (faster on GPUs in bf16 and fp16)
-    channels_last: bool = False
+    save_minutes: float = 0.0  # between checkpoints, beside `train.save_every`; 0 = no clock
+    accumulate: int = 1  # parts of each process's images of a step, to need less memory
+    channels_last: bool = False  # memory layout, faster on GPUs in bf16 and fp16
     compile: bool = False  # compile trunk and pyramid with torch.compile
     tensorboard: bool = False  # scalars for TensorBoard too, in `tensorboard` of the run's folder
 
@@ -121,25 +112,20 @@ class Method:
     ratio_spatial: float = 0.5  # share of the cells that is hidden
     ratio_channel: float = 0.5  # share of the channels that is hidden
     temperature: float = 0.5  # of the attention
-    # the teacher's feature that spatial attention looks at
-    attention_on: Literal["standardised", "raw"] = "standardised"
-    # hide the most attended, the least attended, or any cells
-    select: Literal["high", "low", "random"] = "high"
+    attention_on: Literal["standardised", "raw"] = "standardised"  # the teacher's feature
+    select: Literal["high", "low", "random"] = "high"  # hide the most, the least attended, or any
     target: Literal["standardised", "raw"] = "standardised"  # what is rebuilt
     masked_only: bool = False  # count the error on hidden cells only
     fusion: Literal["learned"] | float = "learned"  # share of the spatial branch, learned or fixed
     cutoff: float = 0.25  # radial cut-off of the high-pass filter, share of Nyquist
     strength: float = 1.0  # of the frequency enhancement; 0 = off
     regions: Literal["cells", "boxes"] = "cells"  # enhance by cell or by candidate box
-    # 1x1 convolution on the student's features, or none
-    adapter: Literal["conv", "identity"] = "conv"
+    adapter: Literal["conv", "identity"] = "conv"  # 1x1 on the student's features, or none
     generator_width: float = 0.5  # width of the generators, share of the channels
     match: Literal["stride", "index"] = "stride"  # how pyramid levels pair
-    # levels of the student and the teacher that take part; none named: all
-    strides: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()  # levels of the pyramids that take part; none named: all
     reconstruction_weight: float = 1.0  # per element
-    # of 1 - Pearson, which is half the mean squared difference of standardised features
-    alignment_weight: float = 10.0
+    alignment_weight: float = 10.0  # of 1 - Pearson: half the squared standardised difference
 
 
 @dataclass(frozen=True)
@@ -181,20 +167,16 @@ class Settings:
     train: Train = field(default_factory=Train)  # training of the student
     teach: Train = field(default_factory=Train)  # training of the teachers, by `dfmsd train`
     weak_steps: int = 800  # steps of the weaker teacher
-    # parts of a teacher that the student of every row starts from
-    inherit: Literal["no", "neck", "neck+head"] = "no"
-    # whose neck and head the student of every row starts from
-    inherit_from: Literal["weak", "strong"] = "strong"
-    # generated scenes for the teachers; the student's are the first of them
-    teacher_images: int = 6000
+    inherit: Literal["no", "neck", "neck+head"] = "no"  # what every row's student starts from,
+    inherit_from: Literal["weak", "strong"] = "strong"  # and of which teacher
+    teacher_images: int = 6000  # generated scenes for the teachers; the first are the student's
     method: Method = field(default_factory=Method)  # the distillation
     out: str = "data/runs"  # folder of checkpoints and weights
     records: str = ""  # JSON-lines file that takes the records; OUT/records.jsonl when empty
     device: Literal["auto", "cpu"] = "auto"  # the GPU when there is one, or the CPU
     precision: Literal["no", "bf16", "fp16"] = "no"  # mixed precision
     engine: Engine = field(default_factory=Engine)  # how a run is computed, divided and kept
-    # runs at a time, one CPU thread each when more than one; with torchrun one after another
-    jobs: int = 1
+    jobs: int = 1  # runs at a time, one CPU thread each when several; one with torchrun
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""

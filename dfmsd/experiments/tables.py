@@ -14,13 +14,6 @@ from dfmsd.experiments.settings import ARMS
 
 SIZES = METRICS[3:]
 NBSP = "\N{NO-BREAK SPACE}"  # a cell of a table stays on one line
-PAPER_FIGURE_3 = {
-    "Faster R-CNN R50, no distillation": "38.4",
-    "stage 1: from Swin-T": "42.2",
-    "stage 2: then from Swin-S": "42.9",
-    "straight from Swin-S": "42.3",
-}
-"""COCO val2017 AP as figure 3 of the paper states it."""
 
 
 def mean_sd(values: Iterable[float | None], digits: int = 1) -> str:
@@ -39,6 +32,10 @@ def format_gain(gain: Gain | None, digits: int = 1) -> str:
     return (text + " *" * gain.significant).replace(" ", NBSP)
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number > 1)}"
+
+
 def _table(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     """Markdown: one row per row of the frame, the columns by their headers (see `_cell`)."""
     rows = []
@@ -51,7 +48,6 @@ def _table(frame: pd.DataFrame, columns: Sequence[str]) -> str:
 
 
 def _cell(runs: pd.DataFrame, column: str) -> str:
-    """What a column says of the runs of one row."""
     count, asked = runs["record"].count(), len(runs)
     if column == "seeds":
         return str(count) if count == asked else f"{count} of {asked}"
@@ -72,8 +68,7 @@ def _cell(runs: pd.DataFrame, column: str) -> str:
 def results_table(frame: pd.DataFrame) -> str:
     """Markdown: AP as mean ± sd, the paired gain with its 95 % interval, sizes and CPU time.
 
-    A star says that the interval excludes 0; `extra CPU` is the mean beyond that of the row which
-    the gain is counted from, of the runs that were never interrupted.
+    `extra CPU` is the mean beyond that of the base, of the runs that were never interrupted.
     """
     columns = ["steps", "seeds", "AP", "gain (95 %)", *SIZES, "CPU s", "extra CPU"]
     return _table(frame, columns)
@@ -85,10 +80,9 @@ def detail_table(frame: pd.DataFrame) -> str:
     return _table(frame[done], ["AP50", "AP75", *(f"{size}: gain (95 %)" for size in SIZES)])
 
 
-def gains_table(frame: pd.DataFrame, metrics: Iterable[str] = ("AP", "AP_S")) -> str:
-    """Markdown: each metric as mean ± sd, and its gain with the 95 % interval."""
-    pairs = [(metric, f"{metric}: gain (95 %)") for metric in metrics]
-    return _table(frame, ["seeds", *(header for pair in pairs for header in pair)])
+def gains_table(frame: pd.DataFrame) -> str:
+    """Markdown: AP and AP_S as mean ± sd, and their gains with the 95 % interval."""
+    return _table(frame, ["seeds", "AP", "AP: gain (95 %)", "AP_S", "AP_S: gain (95 %)"])
 
 
 def arms_table(records: Iterable[dict[str, Any]]) -> str:
@@ -100,22 +94,28 @@ def arms_table(records: Iterable[dict[str, Any]]) -> str:
 
 
 def paper_table() -> str:
-    """Markdown: figure 3 of the paper."""
-    return markdown_table(["paper, COCO val2017 (figure 3)", "AP"], PAPER_FIGURE_3.items())
+    """Markdown: COCO val2017 AP as figure 3 of the paper states it."""
+    rows = {
+        "Faster R-CNN R50, no distillation": "38.4",
+        "stage 1: from Swin-T": "42.2",
+        "stage 2: then from Swin-S": "42.9",
+        "straight from Swin-S": "42.3",
+    }
+    return markdown_table(["paper, COCO val2017 (figure 3)", "AP"], rows.items())
 
 
-def summarise(frame: pd.DataFrame, metric: str = "AP") -> str:
+def summarise(frame: pd.DataFrame) -> str:
     """Markdown list: which rows gain or lose significantly, which do not, which were not run."""
     lines = []
     done = frame[frame["record"].notna()]
     for base, rows in done[done["base"] != ""].groupby("base", sort=False):
         texts: dict[tuple[int, str], list[tuple[float, str]]] = {}
-        for title, gain in gains(rows, f"gain {metric}").items():
+        for title, gain in gains(rows).items():
             text = f"{title} {format_gain(gain)}".rstrip(f"* {NBSP}")
             texts.setdefault(_verdict(gain), []).append((-gain.mean if gain else 0.0, text))
-        for place, verdict in sorted(texts):
-            titles = "; ".join(text for _, text in sorted(texts[place, verdict]))
-            lines.append(f"- {metric} against “{base}”, {verdict}: {titles}.")
+        for (_, verdict), rows_of_it in sorted(texts.items()):
+            titles = "; ".join(text for _, text in sorted(rows_of_it))
+            lines.append(f"- AP against “{base}”, {verdict}: {titles}.")
     missing = [title for title in frame["title"].unique() if title not in set(done["title"])]
     return "\n".join([*lines, *([f"- Not run: {'; '.join(missing)}."] if missing else [])])
 
@@ -132,11 +132,7 @@ def _verdict(gain: Gain | None) -> tuple[int, str]:
 
 
 def weights_grid(frame: pd.DataFrame) -> pd.DataFrame:
-    """Method by multiple of its balanced weight → AP in points, NaN: not run.
-
-    Args:
-        frame: of an experiment whose rows are `METHOD-MULTIPLE`, titled `TITLE × MULTIPLE`.
-    """
+    """Method by multiple → AP in points (NaN: not run), of rows titled `TITLE × MULTIPLE`."""
     titles = frame["title"].str.rsplit(" × ", n=1).str[0]
     multiples = frame.index.get_level_values("row").str.rsplit("-", n=1).str[1].astype(float)
     grid = frame["AP"].groupby([titles, multiples]).first().unstack()
@@ -158,10 +154,8 @@ def weights_table(grid: pd.DataFrame) -> str:
 def cost_table(records: Iterable[dict[str, Any]], titles: Mapping[str, str]) -> str:
     """Markdown: CPU time of a step and peak memory by method, and what they add to "none".
 
-    Args:
-        records: of `benchmarks/method_cost.py`: every round measures every method once, each in a
-            process of its own; differences are taken within a round.
-        titles: method → its name in the table, "none" among them; without a record: "not run".
+    The records are those of `benchmarks/method_cost.py`: every round measures every method once;
+    differences are taken within a round. `titles`: method → its name in the table.
     """
     runs = pd.DataFrame([record for record in records if "cost_of" in record])
     rows = []
@@ -184,9 +178,8 @@ def experiment_report(name: str, records: Iterable[dict[str, Any]]) -> str:
     plan, frame = EXPERIMENTS[name], results_frame(name, records)
     head = f"### {name}\n\n{plan.question}"
     if frame["record"].isna().all():
-        rows, seeds = len(plan.rows), len(plan.seeds)
-        what = f"{rows} rows, {seeds} seed{'s' * (seeds > 1)}: `dfmsd experiment {name}`"
-        return f"{head}\n\n**not run** ({what})"
+        size = f"{len(plan.rows)} rows, {_count(len(plan.seeds), 'seed')}"
+        return f"{head}\n\n**not run** ({size}: `dfmsd experiment {name}`)"
     if name.endswith("-weights"):
         body = [weights_table(weights_grid(frame))]
     else:
@@ -195,41 +188,34 @@ def experiment_report(name: str, records: Iterable[dict[str, Any]]) -> str:
 
 
 def provenance(records: Iterable[dict[str, Any]]) -> str:
-    """Markdown: at which scale, on which data, with which seeds, where and when records were made.
-
-    Whatever differs between the records is listed; what a record does not say is "unknown".
-    """
+    """Markdown: scale, data, seeds, machine and time of records, with all that differs in them."""
     records = list(records)
     if not records:
         return "*Made from no record.*"
 
-    def each(describe: Callable[[dict[str, Any]], str]) -> str:
+    def each(describe: Callable[..., str]) -> str:
         texts = []
         for record in records:
             try:
-                texts.append(describe(record))
-            except (KeyError, TypeError):  # a part of it is missing
+                texts.append(describe(**record))
+            except (KeyError, TypeError):  # a part of the record is missing
                 texts.append("unknown")
         return " / ".join(dict.fromkeys(texts))
 
     seeds = sorted({record["seed"] for record in records})
     days = sorted({record["finished"][:10] for record in records if "finished" in record})
     when = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "at an unknown time"
-    versions = each(
-        lambda r: "Python {python}, torch {torch}".format(**r["environment"]["versions"])
-    )
+    versions = "Python {environment[versions][python]}, torch {environment[versions][torch]}"
     return (
-        f"*Made from {len(records)} run{'s' * (len(records) > 1)} at scale "
-        f"{each(lambda r: r['scale'])}, seed{'s' * (len(seeds) > 1)} "
-        f"{', '.join(map(str, seeds))}, {when}. "
-        f"Data: {each(lambda r: _data(**r['settings']))}. "
-        f"Hardware: {each(lambda r: _hardware(**r['environment']))}. Versions: {versions}. "
-        f"Commits (+: with changed files): {each(lambda r: r['environment']['commit'])}.*"
+        f"*Made from {_count(len(records), 'run')} at scale {each('{scale}'.format)}, "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, {when}. "
+        f"Data: {each(_data)}. Hardware: {each(_hardware)}. Versions: {each(versions.format)}. "
+        f"Commits (+: with changed files): {each('{environment[commit]}'.format)}.*"
     )
 
 
-def _data(data: Mapping[str, Any], train: Mapping[str, Any], **_: Any) -> str:
-    """What a run was trained on."""
+def _data(settings: Mapping[str, Any], **_: Any) -> str:
+    data, train = settings["data"], settings["train"]
     if data["kind"] == "scenes":
         what = f"{data['train_images']} training and {data['val_images']} validation scenes"
     else:
@@ -238,7 +224,7 @@ def _data(data: Mapping[str, Any], train: Mapping[str, Any], **_: Any) -> str:
     return f"{what}, {data['size']} pixels ({limits}), batches of {train['batch_size']}"
 
 
-def _hardware(processor: str, cores: int, threads: int, accelerators: list[str], **_: Any) -> str:
-    """Where a run was made."""
-    gpus = ", ".join(accelerators) or "no accelerator"
-    return f"{processor}, {cores} cores, {threads} thread{'s' * (threads > 1)}, {gpus}"
+def _hardware(environment: Mapping[str, Any], **_: Any) -> str:
+    gpus = ", ".join(environment["accelerators"]) or "no accelerator"
+    cores, threads = environment["cores"], _count(environment["threads"], "thread")
+    return f"{environment['processor']}, {cores} cores, {threads}, {gpus}"

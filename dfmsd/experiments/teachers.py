@@ -15,21 +15,15 @@ from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.settings import Settings, SettingsError
 from dfmsd.experiments.train import stage_file, train_and_record
 
-TEACHERS = ("weak", "strong")
+SECTIONS = ("data", "train", "student")  # those that can change such a detector
 
 
 def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settings, Path]:
-    """The settings under which `dfmsd train` makes the detector `name`, and its folder.
+    """The settings under which `dfmsd train` makes a detector of the job, and its folder.
 
-    Args:
-        settings: of the job.
-        name: "weak", "strong" or "student" (the latter without any distillation).
-        seed: of the run.
-
-    Raises:
-        SettingsError: another name.
+    `name` is "weak", "strong" or "student" (the latter without any distillation).
     """
-    if name not in (*TEACHERS, "student"):
+    if name not in ("weak", "strong", "student"):
         raise SettingsError(f"{name}: no such detector; one of weak, strong, student")
     train = settings.train if name == "student" else settings.teach
     if name == "weak" and settings.weak_steps:
@@ -38,9 +32,8 @@ def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settin
     if name != "student" and data.kind == "scenes":
         data = replace(data, train_images=settings.teacher_images)
     own = replace(settings, data=data, train=train, student=getattr(settings, name), inherit="no")
-    key = fingerprint(own, "data", "train", "student")
-    folder = Path(settings.out) / f"{settings.preset}-{settings.scale}-{name}-{key}"
-    return own, folder.with_name(f"{folder.name}-seed{seed}") if seed else folder
+    folder = f"{settings.preset}-{settings.scale}-{name}-{fingerprint(own, *SECTIONS)}"
+    return own, Path(settings.out) / (f"{folder}-seed{seed}" if seed else folder)
 
 
 def train_detector(
@@ -50,20 +43,15 @@ def train_detector(
     own, folder = teacher_run(settings, name, seed=seed)
     weights = stage_file(folder, 0)
     if not weights.exists():
-        key = folder.name.removesuffix(f"-seed{seed}").rsplit("-", 1)[-1]
-        labels = {"arm": f"train {name}", "seed": seed, "fingerprint": key}
+        labels = {"arm": f"train {name}", "seed": seed, "fingerprint": fingerprint(own, *SECTIONS)}
         train_and_record(own, "none", {}, folder=folder, labels=labels, show=show)
     return weights, read_metadata(weights)
 
 
 def teacher(settings: Settings, name: str, *, show: bool = True) -> nn.Module:
-    """The teacher `name`: from its file, or trained now when the settings name no file.
-
-    Raises:
-        FileNotFoundError: the file is not there; the message says how to make it.
-    """
+    """The teacher `name`: from its file (FileNotFoundError without it), or trained now."""
     file = getattr(settings, f"{name}_file")
-    ours = f"make it with `dfmsd train {settings.preset} {name} scale=quick --save {file}`, "
-    require(f"{name}_file", file, f"{ours}or set {name}_file= to train it on the way")
-    path = Path(file) if file else train_detector(settings, name, show=show)[0]
-    return load_detector(path)[0]
+    command = f"dfmsd train {settings.preset} {name} scale=quick --save {file}"
+    hint = f"make it with `{command}`, or set {name}_file= to train it on the way"
+    require(f"{name}_file", file, hint)
+    return load_detector(file or train_detector(settings, name, show=show)[0])[0]

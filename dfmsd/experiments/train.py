@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,7 @@ from torch import nn
 from dfmsd.detectors.checkpoints import read_metadata
 from dfmsd.detectors.pretrained import inherit
 from dfmsd.detectors.saved import save_detector
-from dfmsd.experiments.build import (
-    arm_stages,
-    batches,
-    datasets,
-    detector_for,
-    evaluate,
-    records_file,
-)
+from dfmsd.experiments import build
 from dfmsd.experiments.records import append_record, environment, mean_losses, read_records
 from dfmsd.experiments.settings import Engine, Settings, Train
 from dfmsd.stages import Stage, run_stages
@@ -57,30 +51,24 @@ def train_and_record(
     labels: dict[str, Any],
     show: bool = True,
 ) -> dict[str, Any]:
-    """The record of a training, after it; one that was killed continues.
+    """The record of a training of `settings.student`, after it; one that was killed continues.
 
-    Args:
-        settings: of the detector `student` and its training.
-        arm: whose stages are trained.
-        teachers: those of the arm, and the one that the student inherits from.
-        folder: takes checkpoints, log and the student of each stage.
-        labels: what the record is found by, among them "arm" and "seed".
-        show: draw the progress line.
-
-    Raises:
-        CheckpointError: the folder holds a checkpoint of another run.
+    `teachers` are those of the arm, and the one that the student inherits from. `folder` takes
+    checkpoints, log and students; CheckpointError when it holds a checkpoint of another run.
+    `labels`, among them "arm" and "seed", are what the record is found by.
     """
-    read_records(records_file(settings))  # a broken file is better known before the training
-    began, cpu, where = time.time(), time.process_time(), environment()
+    read_records(build.records_file(settings))  # a broken file is better known before the training
+    began, cpu, origin = time.time(), time.process_time(), environment()
     resumed, seed = bool(list_checkpoints(folder)), labels["seed"]
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
-    data = datasets(settings.data)
+    data = build.datasets(settings.data)
     torch.manual_seed(seed)
-    student = detector_for(settings.student, settings.data, num_classes=len(data[0].classes))
+    classes = len(data[0].classes)
+    student = build.detector_for(settings.student, settings.data, num_classes=classes)
     if settings.inherit != "no":
         teacher = teachers[settings.inherit_from]
         labels = labels | {"inherited": inherit(student, teacher, settings.inherit.split("+"))}
-    stages = arm_stages(settings, arm, student, teachers)
+    stages = build.arm_stages(settings, arm, student, teachers)
     folder.mkdir(parents=True, exist_ok=True)
     log = Logging(settings.train.log_every, title=f"{labels['arm']}, seed {seed}", show=show)
     how = {"folder": folder, "seed": seed, "log": log, "accelerator": accelerator}
@@ -102,10 +90,10 @@ def train_and_record(
         "processes": accelerator.num_processes,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "settings": asdict(settings),
-        "environment": where,
+        "environment": origin,
     }
     if accelerator.is_main_process:
-        append_record(records_file(settings), record)
+        append_record(build.records_file(settings), record)
     accelerator.wait_for_everyone()
     return record
 
@@ -128,49 +116,34 @@ def train_stages(
 ) -> History:
     """The history, after running the stages; each leaves `stageN.safetensors` with its metrics.
 
-    Raises:
-        PreemptedError: SIGTERM or SIGUSR1 came; the run is saved.
-        ChildProcessError: a loader process or another process of this run has ended.
+    Raises PreemptedError when SIGTERM or SIGUSR1 came (the run is saved), and ChildProcessError
+    when a loader process or another process of this run has ended.
     """
     train, engine, (train_set, val_set) = settings.train, settings.engine, data
-    history, lengths = History(), [stage.schedule.steps for stage in stages]
+    main, lengths = accelerator.is_main_process, [stage.schedule.steps for stage in stages]
     prepare(engine, [student, *(s.teacher for s in stages if s.teacher is not None)])
 
     def score(model: nn.Module, images: int) -> dict[str, float]:
-        limit = images or None
-        return evaluate(model, val_set, settings.data, limit=limit, accelerator=accelerator)
+        options = {"limit": images or None, "accelerator": accelerator}
+        return build.evaluate(model, val_set, settings.data, **options)
 
-    def export(model: nn.Module, path: Path, **extra: Any) -> None:
-        save_detector(model, path, classes=train_set.classes, **extra)
+    export = partial(save_detector, classes=train_set.classes)
 
-    def after_stage(number: int, _stage: Stage, model: nn.Module, latest: History) -> None:
+    def after_stage(number: int, _stage: Stage, model: nn.Module, _history: History) -> None:
         metrics = score(model, settings.data.val_images)
-        history.rows, history.evaluations = latest.rows, latest.evaluations
-        if accelerator.is_main_process:
+        if main:
             export(model, stage_file(folder, number), metrics=metrics)
 
     if engine.tensorboard:
         log = replace(log, watch=tensorboard(folder / "tensorboard", lengths))
+    batches = build.batches(train_set, settings.data, batch_size=train.batch_size, seed=seed)
+    every = max(1, sum(lengths) // train.evaluations) if train.evaluations else 0
+    curve = Evaluation(lambda model: score(model.student, settings.data.curve_images), every)
+    options = {"seed": seed, "clip": train.clip, "accumulate": engine.accumulate, "log": log}
+    options |= {"accelerator": accelerator, "after_stage": after_stage, "evaluation": curve}
     with stop_signals() as stop, peer_errors():
-        run_stages(
-            student,
-            stages,
-            batches(train_set, settings.data, batch_size=train.batch_size, seed=seed),
-            optimizer=optimizer_options(train),
-            checkpoints=Checkpointing(folder, export, train.save_every, engine.save_minutes, stop),
-            after_stage=after_stage,
-            accelerator=accelerator,
-            seed=seed,
-            clip=train.clip,
-            accumulate=engine.accumulate,
-            log=log,
-            evaluation=Evaluation(
-                lambda distiller: score(distiller.student, settings.data.curve_images),
-                every=max(1, sum(lengths) // train.evaluations) if train.evaluations else 0,
-            ),
-        )
+        saving = Checkpointing(folder, export, train.save_every, engine.save_minutes, stop)
+        how = {"optimizer": optimizer_options(train), "checkpoints": saving, **options}
+        run_stages(student, stages, batches, **how)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not history.rows:
-        # all was done when a kill came before the record
-        history = History.resume(folder, before=(len(stages), 0))
-    return history
+    return History.resume(folder if main else None, before=(len(stages), 0))

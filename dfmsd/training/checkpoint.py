@@ -1,8 +1,7 @@
 """The checkpoints of a run: pairs of training state and plain student, the last two kept.
 
-A pair is `checkpoint-STAGE-STEP.pt` (everything needed to continue) and, beside it,
-`checkpoint-STAGE-STEP.safetensors` (the student alone). Both are written whole, the state last, so
-where there is a state there is its student.
+A pair is `checkpoint-STAGE-STEP.pt` (all that is needed to continue) and `….safetensors` (the
+student alone). Both are written whole, the state last: where it is, there is its student.
 """
 
 from __future__ import annotations
@@ -77,12 +76,7 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 class CheckpointManager:
-    """Writes and reads the checkpoints of one run; every process must make the same calls.
-
-    Args:
-        options: where and how often.
-        accelerator: the processes; the main one writes.
-    """
+    """Writes and reads the checkpoints of one run; every process must make the same calls."""
 
     def __init__(self, options: Checkpointing, accelerator: Accelerator) -> None:
         self.options, self.folder, self.accelerator = options, options.folder, accelerator
@@ -95,16 +89,15 @@ class CheckpointManager:
         Raises:
             CheckpointError: see `load_latest`.
         """
-        if self.folder is None:
-            return None
-        self.path = self._on_main(lambda: (load_latest(self.folder) or [None])[0])
+        if self.folder is not None:
+            self.path = self._on_main(lambda: (load_latest(self.folder) or [None])[0])
         return load_state(self.path) if self.path is not None else None
 
     def is_overdue(self) -> bool:
         """Whether the minutes are over, by the clock of the main process."""
-        minutes = self.options.every_minutes
-        over = time.monotonic() - self.saved >= 60 * minutes
-        return bool(minutes) and self.accelerator.is_main_process and over
+        seconds = 60 * self.options.every_minutes
+        over = bool(seconds) and time.monotonic() - self.saved >= seconds
+        return over and self.accelerator.is_main_process
 
     def is_due(self, done: int, *, pause: bool) -> bool:
         """Whether a checkpoint belongs after `done` steps; `pause`: other work follows now."""
@@ -127,15 +120,15 @@ class CheckpointManager:
 
     def _on_main(self, work: Callable[[], Any]) -> Any:
         """What `work` gives on the main process, or its CheckpointError, on every process."""
-        result, problem = None, None
+        result = None
         if self.accelerator.is_main_process:
             try:
                 result = work()
             except CheckpointError as error:
-                problem = error
-        result, problem = broadcast_object_list([result, problem])
-        if problem is not None:
-            raise problem
+                result = error
+        [result] = broadcast_object_list([result])
+        if isinstance(result, CheckpointError):
+            raise result
         return result
 
     def _write(self, state: dict[str, Any], model: nn.Module) -> None:
@@ -151,10 +144,9 @@ class CheckpointManager:
             reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["?"])[0]
             states = [other.name for other in list_checkpoints(self.folder) if other != path]
             last = f"the last good one is {states[-1]}" if states else "there is no earlier one"
-            raise CheckpointError(
-                f"{path}: could not be written ({reason}); {last}; "
-                "make room, and the same command continues from there"
-            ) from error
+            again = "make room, and the same command continues from there"
+            line = f"{path}: could not be written ({reason}); {last}; {again}"
+            raise CheckpointError(line) from error
 
     def _prune(self) -> None:
         """Remove all but the last pairs, and what a killed process left half-written."""

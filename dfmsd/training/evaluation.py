@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from dfmsd.detectors.features import frozen_modes
 
@@ -32,8 +30,7 @@ def detections(
     """
     results = []
     for prediction, image_id in zip(predictions, image_ids, strict=True):
-        boxes = prediction["boxes"].float().cpu().clone()
-        boxes[:, 2:] -= boxes[:, :2]
+        boxes = box_convert(prediction["boxes"].float().cpu(), "xyxy", "xywh")
         labels, scores = prediction["labels"].tolist(), prediction["scores"].float().tolist()
         results += [
             {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
@@ -67,88 +64,17 @@ def coco_metrics(
         if entry["image_id"] not in images:
             raise ValueError(f"results: image_id {entry['image_id']!r} is not in truth")
     # copies, for COCO writes into them; numbered from 1, for it takes an id of 0 for "no match"
-    numbered = enumerate(truth["annotations"], start=1)
-    annotations = [entry | {"id": number} for number, entry in numbered]
+    annotations = [entry | {"id": id_} for id_, entry in enumerate(truth["annotations"], start=1)]
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO(truth | {"annotations": annotations})
         loaded = reference.loadRes([dict(entry) for entry in results])
         run = COCOeval_faster(reference, loaded, "bbox", print_function=lambda *_text: None)
-        far = 1e10
-        run.params.areaRng = [[0, far], [0, small], [small, medium], [medium, far]]
+        run.params.areaRng = [[0, 1e10], [0, small], [small, medium], [medium, 1e10]]
         run.evaluate()
         run.accumulate()
         run.summarize()
-    values = [float(value) for value in run.stats[:6]]
     # COCO writes -1 where there is nothing to find
-    return {k: v if v >= 0 else math.nan for k, v in zip(KEYS, values, strict=True)}
-
-
-def read_detections(
-    path: str | Path, truth: dict[str, Any], *, category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
-    """The detections of a file, with category ids turned into labels 1..K.
-
-    Args:
-        path: COCO's results format, a JSON list; or an annotation file, whose boxes (crowds left
-            out) then count as detections of score 1.
-        truth: the COCO-format dict they are for.
-        category_ids: the file's category id of each label, in order of the labels.
-
-    Raises:
-        ValueError: not JSON, or an entry of an unknown image or category or with a bad box or
-            score; the message names file, entry and value.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        where = f", line {error.lineno}, column {error.colno}" if hasattr(error, "lineno") else ""
-        raise ValueError(f"{path}{where}: not JSON ({getattr(error, 'msg', error)})") from error
-    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        content = _as_detections(content["annotations"])
-    if not isinstance(content, list):
-        raise ValueError(f"{path}: expected a list of detections, got {type(content).__name__}")
-    images = {image["id"] for image in truth["images"]}
-    labels = {category: label for label, category in enumerate(category_ids, start=1)}
-    for number, entry in enumerate(content):
-        problem = _problem(entry, images, labels)
-        if problem:
-            raise ValueError(f"{path}, entry {number}: {problem}")
-    return [
-        {key: entry[key] for key in ("image_id", "bbox", "score")}
-        | {"category_id": labels[entry["category_id"]]}
-        for entry in content
-    ]
-
-
-def _as_detections(annotations: list[Any]) -> list[Any]:
-    """Annotations as detections of score 1, without crowds; what is no object stays as it is."""
-    plain = [a for a in annotations if not (isinstance(a, dict) and a.get("iscrowd", 0))]
-    return [a | {"score": 1.0} if isinstance(a, dict) else a for a in plain]
-
-
-def _problem(entry: Any, images: set[int], labels: dict[int, int]) -> str | None:
-    """What is wrong with one detection, or None."""
-    if not isinstance(entry, dict):
-        return f"expected an object, got {entry!r}"
-    for key in ("image_id", "category_id", "bbox", "score"):
-        if key not in entry:
-            return f"{key} is missing"
-    for key, known in (("image_id", images), ("category_id", labels)):
-        if not isinstance(entry[key], int):
-            return f"{key} must be an integer, got {entry[key]!r}"
-        if entry[key] not in known:
-            return f"{key} {entry[key]!r} is not in the annotations"
-    box, score = entry["bbox"], entry["score"]
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_finite, box))):
-        return f"bbox must be four finite numbers, got {box!r}"
-    if box[2] < 0 or box[3] < 0:
-        return f"bbox has a negative side, {box!r}"
-    return None if _finite(score) else f"score must be a finite number, got {score!r}"
-
-
-def _finite(value: Any) -> bool:
-    """Whether `value` is a finite number (that C can hold)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    return {k: float(v) if v >= 0 else math.nan for k, v in zip(KEYS, run.stats[:6], strict=True)}
 
 
 def predict(
@@ -157,7 +83,6 @@ def predict(
     *,
     indices: Sequence[int] | None = None,
     batch_size: int = 8,
-    device: torch.device | None = None,
 ) -> list[dict[str, Tensor]]:
     """The detections for each image of `dataset` (or those in `indices`), on the CPU, in order.
 
@@ -166,15 +91,14 @@ def predict(
         dataset: `dataset[i]` gives (image (3, H, W) in 0..1, target).
         indices: which images.
         batch_size: images at a time.
-        device: where the images go; the model's own device unless given.
     """
-    device = device or next(model.parameters()).device
-    chosen = range(len(dataset)) if indices is None else indices
+    device = next(model.parameters()).device
+    indices = range(len(dataset)) if indices is None else indices
     predictions: list[dict[str, Tensor]] = []
     with frozen_modes(model):
-        for first in range(0, len(chosen), batch_size):
-            images = [dataset[i][0].to(device) for i in chosen[first : first + batch_size]]
-            predictions += [{k: v.cpu() for k, v in found.items()} for found in model(images)]
+        for first in range(0, len(indices), batch_size):
+            images = [dataset[i][0].to(device) for i in indices[first : first + batch_size]]
+            predictions += [{k: v.cpu() for k, v in boxes.items()} for boxes in model(images)]
     return predictions
 
 

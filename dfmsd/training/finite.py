@@ -24,10 +24,10 @@ def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
 
 
 def check_finite(values: dict[str, float], step: int) -> None:
-    """None; `values` are the losses of a step by name and, as "loss", their weighted sum.
+    """Refuse the losses of a step, by name and, as "loss", their weighted sum.
 
     Raises:
-        NonFiniteLossError: when the sum is not finite; the message names the term.
+        NonFiniteLossError: the sum is not finite; the message names the term.
     """
     if math.isfinite(values["loss"]):
         return
@@ -47,15 +47,8 @@ def save_batch_on_error(
     """Context that writes `batch` to `nonfinite-STAGE-STEP-processRANK.pt` if a loss is not finite.
 
     Beside it the file holds "seed", "stage", "step", "rng" (the state of the CPU's generator at the
-    beginning) and "error" (the message); `load_state` and `torch.load` read it.
-
-    Args:
-        folder: takes the file; None keeps nothing.
-        batch: tensors, numbers, text, lists and dicts of them.
-        rank: number of this process.
-        seed: of the run.
-        stage: number of the stage.
-        step: number of the step.
+    beginning) and "error" (the message); `load_state` and `torch.load` read it. A `folder` of None
+    keeps nothing; `batch` is made of tensors, numbers, text, lists and dicts of them.
 
     Raises:
         NonFiniteLossError: the one from inside, which now names the file.

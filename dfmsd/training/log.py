@@ -68,11 +68,8 @@ class History:
 def tensorboard(folder: Path, lengths: Sequence[int]) -> Watch:
     """A function that writes one row of the log as scalars, counting steps over all stages.
 
-    What a run that was interrupted wrote beyond its checkpoint is taken back.
-
-    Args:
-        folder: takes the event files.
-        lengths: steps of each stage.
+    What a run that was interrupted wrote beyond its checkpoint is taken back. `folder` takes the
+    event files; `lengths` are the steps of each stage.
 
     Raises:
         ValueError: TensorBoard is not installed.
@@ -80,9 +77,8 @@ def tensorboard(folder: Path, lengths: Sequence[int]) -> Watch:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError(
-            "engine.tensorboard=True: needs the package tensorboard (pip install tensorboard)"
-        ) from error
+        needs = "needs the package tensorboard (pip install tensorboard)"
+        raise ValueError(f"engine.tensorboard=True: {needs}") from error
     writers: list[SummaryWriter] = []
 
     def write(row: Row) -> None:

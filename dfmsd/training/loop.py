@@ -1,19 +1,17 @@
-"""One training loop for every method: precision, clipping, finite losses, exact resume.
-
-The loop is here; what one step does is in `steps`, what is kept in `checkpoint` and `log`, what
-ends a run early in `finite` and `signals`.
-"""
+"""One training loop for every method: precision, clipping, finite losses, exact resume."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, send_to_device
 from torch import nn
+from torch.optim import Optimizer
 
 from dfmsd.detectors.checkpoints import CheckpointError
 from dfmsd.training.checkpoint import Checkpointing, CheckpointManager
@@ -45,7 +43,7 @@ class Evaluation:
 def fit(
     model: nn.Module,
     batches: Batches,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     schedule: Schedule,
     *,
     seed: int = 0,
@@ -71,7 +69,7 @@ def fit(
         accumulate: parts in which each process works through its images of a step.
         checkpoints: where and how often the run is saved; in memory only unless given.
         log: how it is logged and shown.
-        evaluation: what is measured on the way; nothing unless given.
+        evaluation: what is measured on the way.
         accelerator: device, precision and processes; a plain one unless given.
 
     Raises:
@@ -81,15 +79,17 @@ def fit(
         PreemptedError: `checkpoints.stop` was asked for; the step was finished and saved.
     """
     accelerator, checkpoints = accelerator or Accelerator(), checkpoints or Checkpointing()
-    log, stop, weights = log or Logging(), checkpoints.stop or Stop(), getattr(model, "weights", {})
-    main, rank = accelerator.is_main_process, accelerator.process_index
+    log, stop, main = log or Logging(), checkpoints.stop or Stop(), accelerator.is_main_process
+    weights, folder = getattr(model, "weights", {}), checkpoints.folder
     every = evaluation.every if evaluation is not None else 0
     model, optimizer = accelerator.prepare(model, optimizer)
+    how = {"weights": weights, "clip": clip, "accumulate": accumulate, "folder": folder}
+    steps = _Steps(accelerator, model, optimizer, schedule, seed, stage, **how)
     manager = CheckpointManager(checkpoints, accelerator)
     start = _resume(manager, model, optimizer, stage)
-    history = History.resume(checkpoints.folder if main else None, before=(stage, start))
+    history = History.resume(folder if main else None, before=(stage, start))
     progress = Progress(log.title, schedule.steps, start=start, show=log.show and main)
-    data = batches.iterate(start, rank, accelerator.num_processes)
+    data = batches.iterate(start, accelerator.process_index, accelerator.num_processes)
 
     def record(step: int, values: dict[str, float]) -> None:
         if main:
@@ -107,30 +107,15 @@ def fit(
             evaluate_now(start)
         model.train()
         for step in range(start, schedule.steps):
-            _set_rates(optimizer, schedule, step)
-            optimizer.zero_grad(set_to_none=True)
-            batch = send_to_device(next(data), accelerator.device, non_blocking=True)
-            torch.manual_seed(step_seed(seed, stage, step, rank))
-            place = {"rank": rank, "seed": seed, "stage": stage, "step": step}
-            with save_batch_on_error(checkpoints.folder, batch, **place):
-                losses, (stopping, overdue) = backward(
-                    accelerator,
-                    model,
-                    batch,
-                    step,
-                    weights=weights,
-                    accumulate=accumulate,
-                    flags=(bool(stop.asked), manager.is_overdue()),
-                )
-            if clip is not None:
-                accelerator.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
+            batch, flags = next(data), (bool(stop.asked), manager.is_overdue())
+            losses, (stopping, overdue) = steps.make(step, batch, flags)
             done, last = step + 1, step + 1 == schedule.steps
             if step % log.every == 0 or last:
                 record(step, losses)
             evaluating = every and done % every == 0
             if stopping or overdue or manager.is_due(done, pause=evaluating or last):
-                _save(manager, model, optimizer, stage, done)
+                state = {"stage": stage, "step": done} | _state(accelerator, model, optimizer)
+                manager.save(state, accelerator.unwrap_model(model))
             if stopping:
                 raise stop.error(f"step {done} of stage {stage + 1} is done and saved")
             if evaluating:
@@ -141,10 +126,40 @@ def fit(
     return history
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
-    """Give every group of parameters its learning rate for this step."""
-    for group in optimizer.param_groups:
-        group["lr"] = schedule.lr * schedule.factor(step) * group.get("share", 1.0)
+@dataclass(frozen=True)
+class _Steps:
+    """What the steps of one stage share."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    seed: int
+    stage: int
+    weights: dict[str, float]
+    clip: float | None
+    accumulate: int
+    folder: Path | None
+
+    def make(
+        self, step: int, batch: Batch, flags: Sequence[bool]
+    ) -> tuple[dict[str, float], list[bool]]:
+        """The losses of a step, after it is made, and the flags of all processes."""
+        accelerator, rank = self.accelerator, self.accelerator.process_index
+        for group in self.optimizer.param_groups:
+            rate = self.schedule.lr * self.schedule.factor(step)
+            group["lr"] = rate * group.get("share", 1.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = send_to_device(batch, accelerator.device, non_blocking=True)
+        torch.manual_seed(step_seed(self.seed, self.stage, step, rank))
+        counters = {"rank": rank, "seed": self.seed, "stage": self.stage, "step": step}
+        options = {"weights": self.weights, "accumulate": self.accumulate, "flags": flags}
+        with save_batch_on_error(self.folder, batch, **counters):
+            losses, flags = backward(accelerator, self.model, batch, step, **options)
+        if self.clip is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        return losses, flags
 
 
 def _share_buffers(model: nn.Module) -> None:
@@ -152,28 +167,16 @@ def _share_buffers(model: nn.Module) -> None:
     broadcast(list(model.buffers()))
 
 
-def _save(
-    manager: CheckpointManager,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    stage: int,
-    step: int,
-) -> None:
-    """Write the checkpoint of `step` finished steps."""
-    plain, scaler = manager.accelerator.unwrap_model(model), manager.accelerator.scaler
-    state = {
-        "stage": stage,
-        "step": step,
-        "model": plain.state_dict(),
+def _state(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """What a checkpoint holds beside its stage and step."""
+    return {
+        "model": accelerator.unwrap_model(model).state_dict(),
         "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict() if scaler else None,
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
     }
-    manager.save(state, plain)
 
 
-def _resume(
-    manager: CheckpointManager, model: nn.Module, optimizer: torch.optim.Optimizer, stage: int
-) -> int:
+def _resume(manager: CheckpointManager, model: nn.Module, optimizer: Optimizer, stage: int) -> int:
     """The step that the newest checkpoint stands at, after loading it; 0 without one here."""
     state, scaler = manager.load(), manager.accelerator.scaler
     if state is None or state["stage"] != stage or state["step"] == 0:

@@ -76,12 +76,12 @@ def make_optimizer(
             share = trunk if "backbone.body." in path else 1.0
             decay = weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((share, decay), []).append(parameter)
-    listed = [
-        {"params": params, "lr": lr * share, "share": share, "weight_decay": decay}
-        for (share, decay), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    settings = [
+        {"params": groups[share, decay], "lr": lr * share, "share": share, "weight_decay": decay}
+        for share, decay in sorted(groups, reverse=True)
     ]
     if name == "adamw":
-        return torch.optim.AdamW(listed, lr=lr, betas=(0.9, 0.99), fused=True)
+        return torch.optim.AdamW(settings, lr=lr, betas=(0.9, 0.99), fused=True)
     if name == "sgd":
-        return torch.optim.SGD(listed, lr=lr, momentum=0.9)
+        return torch.optim.SGD(settings, lr=lr, momentum=0.9)
     raise ValueError(f"optimizer must be 'adamw' or 'sgd', got {name!r}")

@@ -21,8 +21,7 @@ def _notebook_display() -> Any | None:
     from IPython import get_ipython
     from IPython.display import display
 
-    shell = get_ipython()
-    if shell is None or not hasattr(shell, "kernel"):
+    if not hasattr(get_ipython(), "kernel"):
         return None
     return display({"text/plain": ""}, raw=True, display_id=True)
 

@@ -1,8 +1,7 @@
 """One step of training: a batch forward and backward, whole or in parts, on one or many processes.
 
 Everything random is a function of counters (seed, stage, step and process), never of generator
-state: a run that was killed and resumed computes the very same losses as one that was never
-stopped.
+state: a resumed run computes the very same losses as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -31,25 +30,26 @@ def peer_errors() -> Iterator[None]:
     """Context in which the end of another process is told in plain words.
 
     Raises:
-        ChildProcessError: another process has ended while this one needed it.
+        ChildProcessError: another process, or a loader process, has ended while this one needed it.
     """
+    again = "the same command continues from the last checkpoint"
     try:
         yield
     except RuntimeError as error:
+        if str(error).startswith("DataLoader worker"):  # between two batches; torch's own words
+            raise ChildProcessError(f"a loader process was lost: {error}; {again}") from error
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not several or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        raise ChildProcessError(
-            "another process of this run has ended, and says itself why; the same command "
-            "continues from the last checkpoint"
-        ) from error
+        line = f"another process of this run has ended, and says itself why; {again}"
+        raise ChildProcessError(line) from error
 
 
 def parts(batch: Batch, count: int) -> Iterator[Batch]:
     """The batch in `count` equal parts.
 
     Raises:
-        ValueError: when it cannot be divided so.
+        ValueError: it cannot be divided so.
     """
     images, targets = batch
     size, rest = divmod(len(images), count)
@@ -97,32 +97,23 @@ def backward(
         with nullcontext() if number == accumulate else accelerator.no_sync(model):
             losses = model(images, targets)
             loss = total_loss(losses, weights)
-            names, report = _mean_over_processes(accelerator, {"loss": loss} | losses, flags)
+            names = ["loss", *losses]
+            values = torch.stack([value.detach().float() for value in (loss, *losses.values())])
+            values = torch.cat([values, values.new_tensor(flags)])
+            report = accelerator.reduce(values, "mean").tolist()
             check_finite(dict(zip(names, report, strict=False)), step)
             accelerator.backward(loss / accumulate if accumulate > 1 else loss)
         reports.append(report)
-    means = [sum(values) / len(reports) for values in zip(*reports, strict=True)]
+    means = [sum(parted) / len(reports) for parted in zip(*reports, strict=True)]
     return dict(zip(names, means, strict=False)), [mean > 0 for mean in means[len(names) :]]
-
-
-def _mean_over_processes(
-    accelerator: Accelerator, losses: dict[str, Tensor], flags: Sequence[bool]
-) -> tuple[list[str], list[float]]:
-    """Names of the losses; their values and, after them, the flags, averaged over processes."""
-    values = torch.stack([value.detach().float() for value in losses.values()])
-    raised = torch.tensor([float(flag) for flag in flags], device=values.device)
-    return list(losses), accelerator.reduce(torch.cat([values, raised]), "mean").tolist()
 
 
 def compile_detector(detector: nn.Module, **options: Any) -> nn.Module:
     """The same detector with compiled trunk and pyramid; its weights keep their names and values.
 
     The heads stay as they are: their shapes change with every batch. Choice: the children of the
-    backbone are compiled, so that the hooks on the backbone itself stay outside.
-
-    Args:
-        detector: a torchvision detector.
-        options: passed on to torch.compile.
+    backbone are compiled, so that the hooks on the backbone itself stay outside. `options` go to
+    torch.compile.
     """
     for part in detector.backbone.children():
         part.compile(**options)

@@ -17,11 +17,7 @@ Colour = str | tuple[float, ...]
 
 
 def draw_boxes(axes: Axes, target: Mapping[str, Tensor], classes: Sequence[str]) -> None:
-    """Draw `boxes` (n, 4), xyxy in pixels, in class colours, named where there are `scores`.
-
-    Raises:
-        ValueError: if the boxes have another shape, or one of `labels` is outside 1..K.
-    """
+    """Draw `boxes` (n, 4), with `labels` in 1..K, in class colours, named if there are `scores`."""
     boxes, labels = corners(target["boxes"]), target["labels"].tolist()
     scores = target["scores"].tolist() if "scores" in target else [None] * len(boxes)
     for box, label, score in zip(boxes, labels, scores, strict=True):

@@ -8,17 +8,19 @@ from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from dfmsd.viz.panels import STYLE, WIDTH, check_entries, wrap
+from dfmsd.viz.checks import check_entries
+from dfmsd.viz.panels import STYLE, WIDTH, wrap
 
 # Okabe and Ito's colours, neighbours far apart; without yellow, too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 MARKERS = "osD^vP*"
 Ranged = tuple[float, tuple[float, float] | None]
-"""A mean, and the ends of its interval; None: it has none."""
+"""A mean, and the ends of the interval that holds it; None: it has none."""
 
 
 def chart(height: float, title: str = "", *, width: float = 0.8 * WIDTH) -> tuple[Figure, Axes]:
@@ -38,8 +40,7 @@ def name_rows(axes: Axes, names: Collection[str]) -> None:
 
 def write_right(axes: Axes, text: str, point: tuple[float, float], gap: int, **style: str) -> None:
     """Write `text` at the right of a point, `gap` printer's points from it."""
-    place = {"textcoords": "offset points", "xytext": (gap, 0), "va": "center"}
-    axes.annotate(text, point, **place, **style)
+    axes.annotate(text, point, (gap, 0), textcoords="offset points", va="center", **style)
 
 
 def legend_right(axes: Axes) -> None:
@@ -48,20 +49,13 @@ def legend_right(axes: Axes) -> None:
 
 
 def moving_mean(values: Sequence[float], window: int) -> np.ndarray:
-    """Centred moving mean of `values`, same length; the window shrinks at the ends.
-
-    NaN and infinity are left out of it.
+    """Centred moving mean of the finite `values`, same length; the window shrinks at the ends.
 
     Choice: a centred mean, not an exponential one, because it does not lag behind its curve.
     """
-    line, half = np.asarray(values, dtype=float), window // 2
-    finite = np.isfinite(line)
-    total = np.concatenate([[0.0], np.cumsum(np.where(finite, line, 0.0))])
-    count = np.concatenate([[0], np.cumsum(finite)])
-    start = np.maximum(np.arange(len(line)) - half, 0)
-    end = np.minimum(np.arange(len(line)) + half + 1, len(line))
-    seen = count[end] - count[start]
-    return np.where(seen > 0, (total[end] - total[start]) / np.maximum(seen, 1), np.nan)
+    line = pd.Series(values, dtype=float).replace([math.inf, -math.inf], math.nan)
+    odd = window // 2 * 2 + 1
+    return line.rolling(odd, center=True, min_periods=1).mean().to_numpy()
 
 
 @plt.rc_context(STYLE)
@@ -80,17 +74,11 @@ def curves_figure(
 
     Args:
         series: name → (step, value) pairs in any order, maybe none; NaN leaves a gap.
-        xlabel: what the steps are.
-        ylabel: what the values are.
         marks: step → text of a vertical line, e.g. where a stage begins.
-        title: what to see.
         window: values in the moving mean; None takes a twentieth of the curve. Below 3 the
             points themselves are drawn.
         log: logarithmic values.
         log_steps: logarithmic steps, each written out; above 0.
-
-    Raises:
-        ValueError: if `series` is empty.
     """
     check_entries("series", series)
     figure, axes = chart(3.6, title)
@@ -108,9 +96,8 @@ def curves_figure(
             axes.plot(steps, mean, dash, color=colour, linewidth=1.8, label=name)
     for step, text in (marks or {}).items():
         axes.axvline(step, color="#666666", linestyle=":", linewidth=1.2)
-        place = {"xytext": (3, -2), "textcoords": "offset points", "va": "top", "fontsize": 8}
-        place["xycoords"] = ("data", "axes fraction")
-        axes.annotate(text, (step, 1.0), color="#444444", **place)
+        style = {"textcoords": "offset points", "va": "top", "fontsize": 8, "color": "#444444"}
+        axes.annotate(text, (step, 1.0), (3, -2), ("data", "axes fraction"), **style)
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     if log_steps:
         steps = sorted({step for pairs in series.values() for step, _ in pairs})
@@ -129,14 +116,7 @@ def bars_figure(
     """Figure of one bar per row, as long as its mean, a dot per seed and the numbers beside it.
 
     The line around the mean is ± one standard deviation over the seeds (divisor n − 1).
-
-    Args:
-        rows: name → the value for every seed; none means "not run".
-        xlabel: what the values are, with their unit.
-        title: what to see.
-
-    Raises:
-        ValueError: if `rows` is empty or a value is NaN or infinite.
+    `rows` are name → the value for every seed; none means "not run".
     """
     check_entries("rows", rows)
     for name, values in rows.items():
@@ -164,20 +144,12 @@ def bars_figure(
 
 @plt.rc_context(STYLE)
 def differences_figure(
-    rows: Mapping[str, Ranged | None], *, xlabel: str, title: str = "", digits: int = 1
+    rows: Mapping[str, Ranged | None], *, xlabel: str, title: str = ""
 ) -> Figure:
     """Figure of one difference per row with its interval, beside a line at 0.
 
-    Blue and filled: the interval excludes 0; grey and hollow: it holds 0, or there is none.
-
-    Args:
-        rows: name → (mean, interval); None: "not run".
-        xlabel: what the differences are, with their unit.
-        title: what to see.
-        digits: decimals of the printed numbers.
-
-    Raises:
-        ValueError: if `rows` is empty, a value is NaN or infinite, or lies outside its interval.
+    `rows` are name → (mean, interval), None: "not run". Blue and filled: the interval excludes 0;
+    grey and hollow: it holds 0, or there is none.
     """
     check_entries("rows", rows)
     figure, axes = chart(0.8 + 0.27 * len(rows), title, width=WIDTH)
@@ -193,7 +165,7 @@ def differences_figure(
         colour = COLOURS[0] if clear else "#888888"
         axes.plot([low, high], [place, place], color=colour, linewidth=2)
         axes.plot(mean, place, "o", color=colour, markerfacecolor=colour if clear else "white")
-        text = f"{mean:+.{digits}f}{'' if row[1] else ' (no interval)'}"
+        text = f"{mean:+.1f}{'' if row[1] else ' (no interval)'}"
         write_right(axes, text, (high, place), 6, fontsize=8)
     span = max(ends) - min(ends) or 10.0
     axes.set(xlabel=xlabel, xlim=(min(ends) - 0.03 * span, max(ends) + 0.14 * span))
@@ -214,14 +186,8 @@ def tradeoff_figure(
 
     Args:
         points: name → (cost, gain), each (mean, interval); None: "not run", said in the legend.
-        xlabel: what the cost is, with its unit.
-        ylabel: what the gain is, with its unit.
-        title: what to see.
         yardstick: the point to which a dashed line runs from no cost and no gain, and on: who is
             above it gains more for its cost. Without that point there is no line.
-
-    Raises:
-        ValueError: if `points` is empty, a value is NaN or infinite, or lies outside its interval.
     """
     check_entries("points", points)
     figure, axes = chart(4.4, title, width=WIDTH)
@@ -239,9 +205,9 @@ def tradeoff_figure(
         errors["yerr"] = [[y - low], [high - y]] if point[1][1] else None
         line = {"color": colour, "linewidth": 1.1, "capsize": 2}
         axes.errorbar(x, y, fmt=marker, markersize=6, label=label, **errors, **line)
-        beside = {"textcoords": "offset points", "xytext": (4, 4), "fontsize": 8.5, "zorder": 5}
-        halo = [withStroke(linewidth=2.5, foreground="white")]
-        axes.annotate(str(index + 1), (x, y), path_effects=halo, **beside)
+        style = {"textcoords": "offset points", "fontsize": 8.5, "zorder": 5}
+        style["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
+        axes.annotate(str(index + 1), (x, y), (4, 4), **style)
     if points.get(yardstick):
         (x, _), (y, _) = points[yardstick]
         axes.axline((0, 0), (x, y), color="#666666", linestyle="--", linewidth=1, zorder=1)

@@ -12,18 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dfmsd.viz.boxes import dash_boxes
-from dfmsd.viz.panels import (
-    COLUMNS,
-    STYLE,
-    check_entries,
-    check_lengths,
-    extent,
-    grid_of,
-    panels,
-    show_heat,
-    show_image,
-    value_range,
-)
+from dfmsd.viz.checks import check_entries, check_lengths, grid_of, value_range
+from dfmsd.viz.panels import COLUMNS, STYLE, extent, panels, show_heat, show_image
 
 
 @plt.rc_context(STYLE)
@@ -42,11 +32,7 @@ def feature_maps_figure(
     Args:
         images: N tensors (3, H, W) in 0..1, or a single one.
         maps: column name (teacher, student, after stage 1 …) → N tensors (h, w), or a single one.
-        title: a line above all panels.
         smooth: bilinear between cells instead of blocks.
-
-    Raises:
-        ValueError: if the lengths differ, a shape is another, or a map holds NaN or infinity.
     """
     check_entries("maps", maps)
     if isinstance(images, Tensor) and images.ndim == 3:
@@ -72,15 +58,9 @@ def levels_figure(
 ) -> Figure:
     """Figure of a feature pyramid: a row per detector, a column per stride, heat over the image.
 
-    Every map has a colour scale of its own, from its lowest to its highest value.
-
-    Args:
-        image: (3, H, W) or (1, H, W) in 0..1, turned grey so that colour means heat.
-        maps: name of the detector → stride → (h, w). A stride that one lacks leaves a note.
-        title: a line above all panels.
-
-    Raises:
-        ValueError: if `maps` or a row is empty, a shape is another, or a map holds NaN or infinity.
+    Every map has a colour scale of its own, from its lowest to its highest value. The image is
+    grey, so that colour means heat. `maps` are name of the detector → stride → (h, w); a stride
+    that one lacks leaves a note.
     """
     check_entries("maps", maps)
     for name, levels in maps.items():
@@ -118,15 +98,10 @@ def masks_figure(
     """Figure of the image, the teacher's attention (also enhanced, if given) and the visible cells.
 
     Args:
-        image: (3, H, W) in 0..1.
         attention: (h, w), any values ≥ 0; its mean is 1 in this project.
         keep: (h, w), 1 = visible, 0 = masked; masked cells are drawn black.
         enhanced: (h, w) attention after strengthening; shares the attention's colour scale.
-        boxes: (n, 4) xyxy absolute pixels, drawn thin and dashed on every panel.
-
-    Raises:
-        ValueError: if a shape is another, an attention holds NaN or infinity, or the mask other
-            values than 0 and 1.
+        boxes: drawn thin and dashed on every panel, as in `keep_masks_figure`.
     """
     maps = {"attention of the teacher": attention}
     if enhanced is not None:
@@ -151,14 +126,7 @@ def keep_masks_figure(
 ) -> Figure:
     """Figure with one panel per keep mask: the image with its masked cells black.
 
-    Args:
-        image: (3, H, W) or (1, H, W) in 0..1.
-        keeps: name → (h, w), 1 = visible, 0 = masked; the grids may differ.
-        boxes: (n, 4) xyxy absolute pixels, drawn thin and dashed on every panel.
-        title: a line above all panels.
-
-    Raises:
-        ValueError: if `keeps` is empty, a shape is another, or a mask holds other values.
+    `keeps` are name → (h, w), 1 = visible, 0 = masked; the grids may differ.
     """
     check_entries("keeps", keeps)
     heads = []

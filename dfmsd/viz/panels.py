@@ -1,17 +1,17 @@
-"""Parts of figures: checks of what is to be drawn, rows of panels, an image, a heat map over it."""
+"""Parts of figures: rows of panels, an image, a heat map over it."""
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
+
+from dfmsd.viz.checks import Limits, grid_of
 
 WIDTH = 9.5  # inches: 950 pixels at 100 dpi, what a notebook shows on the web without shrinking
 COLUMNS = 4  # panels in a row
@@ -30,39 +30,6 @@ STYLE = {
     "figure.titlesize": 11,
     "image.cmap": "viridis",
 }
-Limits = tuple[float, float]
-"""Lowest and highest value of a colour scale."""
-
-
-def check_lengths(**lists: Sequence | None) -> None:
-    """Nothing; raises ValueError unless all lists that are not None have one length above 0."""
-    sizes = {name: len(values) for name, values in lists.items() if values is not None}
-    if len(set(sizes.values())) != 1 or 0 in sizes.values():
-        raise ValueError(f"{', '.join(sizes)}: got lengths {sizes}, expected equal ones above 0")
-
-
-def check_entries(name: str, values: Mapping) -> None:
-    """Nothing; raises ValueError naming the argument when it holds no entry."""
-    if not values:
-        raise ValueError(f"{name}: got no entry, expected at least one")
-
-
-def value_range(maps: Sequence[Tensor], name: str = "map") -> Limits:
-    """Lowest and highest value of all maps; ValueError when one is empty, NaN or infinite."""
-    if any(values.numel() == 0 for values in maps):
-        raise ValueError(f"{name}: got a tensor without values, expected at least one")
-    ends = [float(end) for values in maps for end in values.detach().cpu().double().aminmax()]
-    for end in ends:
-        if not math.isfinite(end):
-            raise ValueError(f"{name}: got values such as {end}, expected finite ones")
-    return min(ends), max(ends)
-
-
-def grid_of(values: Tensor, name: str = "map") -> np.ndarray:
-    """Float array (h, w) of a map; raises ValueError naming it when it has another shape."""
-    if values.ndim != 2:
-        raise ValueError(f"{name}: got shape {tuple(values.shape)}, expected (h, w)")
-    return values.detach().float().cpu().numpy()
 
 
 def extent(image: Tensor) -> tuple[float, float, float, float]:
@@ -119,17 +86,14 @@ def _lines(texts: Sequence[str]) -> int:
 
 
 def show_image(axes: Axes, image: Tensor, name: str = "image", *, grey: bool = False) -> AxesImage:
-    """Draw an image (3, H, W) or (1, H, W) into a panel, in colour or grey.
-
-    Raises:
-        ValueError: naming the image `name`, when it has another shape.
-    """
+    """Draw an image into a panel, in colour or grey; ValueError naming it when it is none."""
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"{name}: got shape {tuple(image.shape)}, expected (3, H, W) or (1, H, W)")
     pixels = image.detach().float().cpu().clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
     pixels = pixels.mean(-1) if grey else pixels
-    place = {"extent": extent(image), "interpolation": "nearest"}
-    return axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, **place)
+    return axes.imshow(
+        pixels, "gray", vmin=0, vmax=1, extent=extent(image), interpolation="nearest"
+    )
 
 
 def show_heat(

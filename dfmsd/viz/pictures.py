@@ -13,19 +13,8 @@ from matplotlib.image import AxesImage
 from torch import Tensor
 
 from dfmsd.viz.boxes import class_legend, corners, dash_boxes, draw_boxes, outline, tag
-from dfmsd.viz.panels import (
-    COLUMNS,
-    SIGNED,
-    STYLE,
-    Limits,
-    check_entries,
-    check_lengths,
-    extent,
-    grid_of,
-    panels,
-    show_image,
-    value_range,
-)
+from dfmsd.viz.checks import Limits, check_entries, check_lengths, grid_of, value_range
+from dfmsd.viz.panels import COLUMNS, SIGNED, STYLE, extent, panels, show_image
 
 PRINTED_BOXES = 12
 
@@ -43,16 +32,11 @@ def detections_figure(
     """Figure with one panel per image: found boxes in class colours, true ones thin and dashed.
 
     Args:
-        images: N tensors (3, H, W) or (1, H, W) in 0..1.
-        predictions: N dicts of `boxes` (n, 4) xyxy absolute pixels, `labels` (n,) in 1..K and
-            `scores` (n,).
+        images: N of them.
+        predictions: N dicts of `boxes` (n, 4), `labels` (n,) in 1..K and `scores` (n,).
         truths: N dicts of `boxes`, or None.
         classes: the K names; `classes[0]` belongs to label 1.
         score: boxes that score lower are left out.
-        title: a line above all panels.
-
-    Raises:
-        ValueError: if the lengths differ, an image has another shape, or a label is outside 1..K.
     """
     check_lengths(images=images, predictions=predictions, truths=truths)
     names = ("boxes", "labels", "scores")
@@ -82,14 +66,7 @@ def scene_sheet(
 ) -> Figure:
     """Figure with one panel per image and its true boxes in their classes' colours.
 
-    Args:
-        images: N tensors (3, H, W) or (1, H, W) in 0..1.
-        targets: N dicts of `boxes` (n, 4) xyxy absolute pixels and `labels` (n,) in 1..K.
-        classes: the K names; `classes[0]` belongs to label 1.
-        title: a line above all panels.
-
-    Raises:
-        ValueError: if the lengths differ, an image has another shape, or a label is outside 1..K.
+    `targets` are N dicts of `boxes` (n, 4) and `labels` (n,) in 1..K; `classes` are the K names.
     """
     check_lengths(images=images, targets=targets)
     heads = []
@@ -122,14 +99,7 @@ def pictures_figure(
     Args:
         images: name → (3, H, W), (1, H, W) or (h, w).
         boxes: (n, 4) xyxy, pixels of the widest picture, drawn thin and dashed on every picture.
-        columns: panels in a row.
-        title: a line above all panels.
-        signed: names drawn as the mean over channels in a diverging map: white is 0, orange below,
-            purple above.
-
-    Raises:
-        ValueError: if `images` is empty, a name of `signed` is not in it, a shape is another, or a
-            value is NaN or infinite.
+        signed: names drawn as the mean over channels in a diverging map, white at 0.
     """
     check_entries("images", images)
     if unknown := set(signed) - set(images):
@@ -183,16 +153,7 @@ def regions_figure(
     """Figure of candidate boxes on named pictures, each box coloured by its score there.
 
     All panels share one colour scale. Up to twelve boxes also carry their score in figures.
-
-    Args:
-        images: name → (3, H, W) or (1, H, W) in 0..1.
-        boxes: (n, 4) xyxy absolute pixels, the same on every picture.
-        scores: the same names → (n,), finite.
-        title: a line above all panels.
-        columns: panels in a row.
-
-    Raises:
-        ValueError: if `images` is empty, the names differ, or a shape or a score is wrong.
+    `images` are name → image, `scores` the same names → (n,), one for every box.
     """
     check_entries("images", images)
     if set(images) != set(scores):

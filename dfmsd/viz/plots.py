@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dfmsd.viz.boxes import ink
 from dfmsd.viz.charts import COLOURS, MARKERS, chart, legend_right, name_rows, write_right
-from dfmsd.viz.panels import SIGNED, STYLE, WIDTH, check_entries, grid_of, value_range, wrap
+from dfmsd.viz.checks import check_entries, grid_of, value_range
+from dfmsd.viz.panels import SIGNED, STYLE, WIDTH, wrap
 
 HATCHED = 100  # channels; on thinner bars a hatch hides the grey
 
@@ -26,10 +27,6 @@ def channels_figure(
     Args:
         attention: name → (C,), values ≥ 0; C may differ.
         keep: (C,), 1 = visible; masked channels are grey, hatched when wide. None masks none.
-        title: what to see.
-
-    Raises:
-        ValueError: if `attention` is empty, or a shape or a value is wrong.
     """
     check_entries("attention", attention)
     rows = {name: vector(values, f"attention[{name!r}]") for name, values in attention.items()}
@@ -72,15 +69,7 @@ def scatter_figure(
 ) -> Figure:
     """Figure of named clouds of points, each with its own colour and marker.
 
-    Args:
-        points: name → (x, y), both (n,).
-        xlabel: what x is, with its unit.
-        ylabel: what y is, with its unit.
-        title: what to see.
-        diagonal: a dashed line where x = y.
-
-    Raises:
-        ValueError: if `points` is empty, or a shape or a value is wrong.
+    `points` are name → (x, y), both (n,); the `diagonal` is a dashed line where x = y.
     """
     check_entries("points", points)
     figure, axes = chart(3.8, title)
@@ -115,16 +104,9 @@ def matrix_figure(
     """Figure of a matrix as colours, each cell with its number.
 
     Args:
-        values: (R, C), finite.
-        rows: R names.
-        columns: C names.
-        title: what to see.
+        values: (R, C), for R names of rows and C of columns.
         limits: lowest and highest value of the colours; None takes the matrix's own.
-        digits: decimals of the numbers.
         signed: a diverging map, white at 0, instead of viridis.
-
-    Raises:
-        ValueError: if the shape is not (R, C), or a value is NaN or infinite.
     """
     if tuple(values.shape) != (len(rows), len(columns)) or not values.numel():
         shape = f"({len(rows)}, {len(columns)}), the names of rows and columns, above 0"
@@ -166,11 +148,6 @@ def stacked_figure(
     Args:
         parts: row (a setting) → part (a term of the loss) → value ≥ 0. A part keeps its colour in
             every row; one that a row lacks is left out there.
-        xlabel: what the values are, with their unit.
-        title: what to see.
-
-    Raises:
-        ValueError: if `parts` or a row is empty, or a value is below 0, NaN or infinite.
     """
     check_entries("parts", parts)
     for row, terms in parts.items():

@@ -31,18 +31,8 @@ def make_controls(images: Collection[str], detectors: Collection[str]) -> dict[s
 
 def path_field() -> W.Text:
     """A field for the path of the reader's own picture, read at Enter."""
-    texts = {"description": "own picture", "placeholder": "path of a file, then Enter"}
-    return W.Text(continuous_update=False, **texts, **_FORM)
-
-
-def move_control(control: W.Widget, value: Any) -> None:
-    """Move a control to `value`, a slider to the stop that is nearest."""
-    control.value = _nearest_stop(control, value)
-
-
-def read_control(control: W.Widget, before: Any) -> Any:
-    """The control's value; `before`, if it still stands where that puts it."""
-    return before if control.value == _nearest_stop(control, before) else control.value
+    hint = "path of a file, then Enter"
+    return W.Text(description="own picture", placeholder=hint, continuous_update=False, **_FORM)
 
 
 def arrange(controls: Sequence[W.Widget], picture: W.Image) -> W.HBox:
@@ -52,18 +42,16 @@ def arrange(controls: Sequence[W.Widget], picture: W.Image) -> W.HBox:
     return W.HBox([left, right], layout=W.Layout(flex_flow="row wrap"))
 
 
-def _nearest_stop(control: W.Widget, value: Any) -> Any:
+def nearest_stop(control: W.Widget, value: Any) -> Any:
+    """Where a control shows `value`: a slider at the nearest of its stops."""
     if not isinstance(control, W.SelectionSlider):
         return value
     return min((stop for _, stop in control.options), key=lambda stop: abs(stop - value))
 
 
 def _slider(label: str, stops: Sequence[float]) -> W.SelectionSlider:
-    """A slider over fixed stops.
-
-    A browser puts a float slider on its own steps and sends the rounded value back, which can come
-    in after code has set the next one; the number of a stop needs no rounding.
-    """
+    # A browser puts a float slider on its own steps and sends the rounded value back, which can
+    # come in after code has set the next one; the number of a stop needs no rounding.
     options = [(f"{stop:.2f}", stop) for stop in stops]
     return W.SelectionSlider(description=label, options=options, **_FORM)
 

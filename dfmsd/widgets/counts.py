@@ -25,13 +25,8 @@ def count_cells(scene: Scene, keep: Tensor, limits: tuple[float, float]) -> Coun
 
     `masked`: hidden cells of all; `objects`: cells inside boxes of all; `masked in objects`: cells
     inside boxes of the hidden ones; `small`, `medium`, `large`: hidden ones of the cells inside
-    boxes of that size, missing when the picture has no such box.
-
-    Args:
-        scene: the picture and its boxes.
-        keep: from `mask_maps`.
-        limits: boxes below the first side are small, below the second medium; square root of the
-            area, pixels of the picture.
+    boxes of that size, missing when the picture has no such box. Boxes below the first of `limits`
+    are small, below the second medium; square root of the area, pixels of the picture.
     """
     valid = scene.context.valid(keep[None, None])[0, 0]
     hidden, inside = (keep == 0) & valid, cells_inside(scene, tuple(keep.shape)) & valid
@@ -58,13 +53,11 @@ def report(scene: Scene, keep: Tensor, limits: tuple[float, float]) -> list[str]
     if not len(scene.boxes):
         return [*lines, "no true boxes are known here, and the detector finds none"]
     whose = "the detector's own, no true ones are known" if scene.detected else "true ones"
-    hidden = (
-        f"{counts['masked in objects'][0] / masked:.0%} of the masked cells, " if masked else ""
-    )
+    inside = counts["masked in objects"][0]
+    hidden = f"{inside / masked:.0%} of the masked cells, " if masked else ""
     objects = f"{covered / cells:.0%} of all cells · {len(scene.boxes)} boxes ({whose})"
-    small, medium = (f"{limit:g}" for limit in limits)
-    sides = {"small": f"side < {small} px", "medium": f"{small} to {medium} px"}
-    sides["large"] = f"≥ {medium} px"
+    low, high = (f"{limit:g}" for limit in limits)
+    sides = {"small": f"side < {low} px", "medium": f"{low} to {high} px", "large": f"≥ {high} px"}
     sizes = [f"{name} ({side}) {_share(counts.get(name))}" for name, side in sides.items()]
     lines.append(f"inside objects: {hidden}{objects}")
     return [*lines, "masked share of their cells: " + " · ".join(sizes)]

@@ -43,7 +43,6 @@ class LabError(ValueError):
     """A value that the laboratory cannot take; a notebook shows its one sentence and no more."""
 
     def _render_traceback_(self) -> list[str]:
-        """The lines IPython prints in place of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -51,8 +50,7 @@ class LabError(ValueError):
 class MaskSettings:
     """A level, and settings of `DFMSDLoss` with its defaults; `ratio` is its `ratio_spatial`.
 
-    Raises:
-        LabError: for a value beyond its `STOPS`, or not among its `CHOICES`.
+    LabError for a value beyond its `STOPS`, or not among its `CHOICES`.
     """
 
     stride: int
@@ -97,8 +95,7 @@ class Scene:
         image: (3, H, W) in 0..1.
         context: the detector's batch of one; `candidates` are the boxes in its pixels.
         magnitude: (stride, form of the feature) → mean over its channels, absolute, (1, 1, h, w).
-        boxes: (n, 4) xyxy, pixels of `image`.
-        detected: True when the boxes are the detector's own, because no true ones are known.
+        boxes, detected: (n, 4) xyxy, pixels of `image`; True when they are the detector's own.
         window: share of the batch's height and width that the picture covers; the rest is padding.
         frequency: cut-off → `high_frequency` of the batch, (1, 1, H, W); remembers 32.
     """
@@ -121,12 +118,9 @@ def capture_scene(
 ) -> Scene:
     """The scene of `image` (3, H, W) in 0..1, after one forward pass of a torchvision detector.
 
-    Args:
-        detector: has `.transform` and `.backbone`; its modes are put back.
-        image: on any device.
-        boxes: the true ones, (n, 4) xyxy in pixels of `image`; None or empty takes the detector's
-            own, at most 30 of the highest scores.
-        levels: `strided_levels(detector)`, when it is known.
+    The true `boxes` are (n, 4) xyxy in pixels of `image`; None or empty takes the detector's own,
+    at most 30 of the highest scores. The detector's modes are put back; `levels` are
+    `strided_levels(detector)`, when they are known.
     """
     levels = levels or strided_levels(detector)
     device = next(detector.parameters()).device
@@ -158,10 +152,7 @@ def mask_maps(scene: Scene, settings: MaskSettings) -> dict[str, Tensor]:
 
     As in `DFMSDLoss`, a mask at random or a strength of 0 leaves the attention as it is. Random
     masks come from a fixed seed, so that equal settings give equal masks and a higher ratio hides
-    the same cells and more.
-
-    Raises:
-        LabError: when the scene has no such level.
+    the same cells and more. LabError when the scene has no such level.
     """
     if (settings.stride, settings.attention_on) not in scene.magnitude:
         strides = sorted({stride for stride, _ in scene.magnitude})
@@ -176,8 +167,7 @@ def mask_maps(scene: Scene, settings: MaskSettings) -> dict[str, Tensor]:
     enhanced = attention
     if settings.enhances:
         enhanced = strengthen(attention, energy, strength=settings.strength, valid=valid)
-    chosen = {"ratio": settings.ratio, "select": settings.select}
-    seeded = torch.Generator().manual_seed(0)
-    keep = keep_mask(enhanced, **chosen, valid=valid, generator=seeded)
+    seeded = {"valid": valid, "generator": torch.Generator().manual_seed(0)}
+    keep = keep_mask(enhanced, ratio=settings.ratio, select=settings.select, **seeded)
     maps = {"keep": keep, "attention": attention, "energy": energy, "enhanced": enhanced}
     return {name: values[0, 0] for name, values in maps.items()}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dfmsd.data.images import read_image
 from dfmsd.detectors.features import strided_levels
-from dfmsd.widgets.controls import arrange, make_controls, move_control, path_field, read_control
+from dfmsd.widgets.controls import arrange, make_controls, nearest_stop, path_field
 from dfmsd.widgets.counts import Counts, count_cells, report
 from dfmsd.widgets.lab import LabError, MaskSettings, Scene, capture_scene, mask_maps
 from dfmsd.widgets.mosaic import Backdrop, Panel, four_panels, mosaic, png
@@ -28,9 +28,9 @@ _SIDE, _STILL_SIDE, _STILL_COLOURS = 280, 180, 256
 class MaskLab(W.VBox):
     """Sliders for a spatial mask, the picture they make, and its numbers.
 
-    Each pair of picture and detector is computed once, at its first visit. `values`, `set`,
-    `panels`, `counts`, `picture` and `readout` do in code what hand and eye do in a notebook. With
-    the environment variable DFMSD_STATIC=1 a notebook shows a still in place of the sliders.
+    Each pair of picture and detector is computed once, at its first visit. With the environment
+    variable DFMSD_STATIC=1 a notebook shows a still in place of the sliders. LabError without image
+    or detector, or for an image that cannot be shown.
 
     Args:
         images: name → tensor (3, H, W) in 0..1, or the path of a picture.
@@ -38,9 +38,6 @@ class MaskLab(W.VBox):
         targets: name of an image → its true `boxes`, (n, 4) xyxy in pixels of the image.
         limits: sides in pixels of the image below which objects count as small and as medium.
         size: pixels to which the longer side of a picture from a file is reduced.
-
-    Raises:
-        LabError: without image or detector, or for an image that cannot be shown.
     """
 
     def __init__(
@@ -52,7 +49,6 @@ class MaskLab(W.VBox):
         limits: tuple[float, float] = (32, 96),
         size: int = 416,
     ) -> None:
-        """See the class."""
         for name, given in (("images", images), ("detectors", detectors)):
             if not given:
                 raise LabError(f"{name} must hold at least one, got none")
@@ -84,24 +80,18 @@ class MaskLab(W.VBox):
         return {"image": self._pair[0], "detector": self._pair[1], **asdict(self._settings)}
 
     def set(self, **values: Any) -> None:
-        """Change controls by name, all or none.
+        """Change controls by their names in `values()`, all or none.
 
-        Args:
-            values: as `values()` names them; `image` may also be the path of a picture. A detector
-                without the present level brings its nearest one, unless `stride` is given.
-
-        Raises:
-            LabError: for an unknown name, or a value that its control cannot take.
+        `image` may also be the path of a picture. A detector without the present level brings its
+        nearest one, unless `stride` is given. LabError for an unknown name, or a value that its
+        control cannot take.
         """
         self._pair, self._settings = self._plan(values)
         self._move_controls()
         self._show()
 
     def panels(self, **changes: Any) -> dict[str, Tensor]:
-        """The maps shown, each (h, w) over the cells: keep, attention, energy, enhanced.
-
-        With `changes`, named as for `set`, the maps that they would show; no control moves.
-        """
+        """What `mask_maps` gives now, or after `changes`, named as for `set`; no control moves."""
         pair, settings = self._plan(changes)
         return mask_maps(self._scenes[pair][0], settings)
 
@@ -121,12 +111,11 @@ class MaskLab(W.VBox):
 
     def still(self) -> bytes:
         """A PNG for readers without a kernel: the four panels, and below them four other masks."""
-        scene = self.scene
-        backdrop = Backdrop(scene, side=_STILL_SIDE)
+        backdrop = Backdrop(self.scene, side=_STILL_SIDE)
         panels = four_panels(backdrop, self.panels(), self._settings)
         others = (("ratio", 0.2), ("ratio", 0.8), ("select", "low"), ("select", "random"))
         for name, value in others:
-            keep = mask_maps(scene, replace(self._settings, **{name: value}))["keep"]
+            keep = self.panels(**{name: value})["keep"]
             panels.append(Panel(f"the same, {name} {value}", backdrop.draw_mask(keep)))
         return png(mosaic(panels, columns=4), colours=_STILL_COLOURS)
 
@@ -143,7 +132,10 @@ class MaskLab(W.VBox):
         """The one observer: take over what was moved, then show it; or say why not."""
         if self._quiet:
             return
-        moved = {k: read_control(self._controls[k], value) for k, value in self.values().items()}
+        moved = self.values()
+        for name, control in self._controls.items():
+            if control.value != nearest_stop(control, moved[name]):
+                moved[name] = control.value
         if change["owner"] is self._path and self._path.value.strip():
             moved["image"] = self._path.value.strip()
         if moved["detector"] != self._pair[1]:
@@ -194,10 +186,9 @@ class MaskLab(W.VBox):
             raise LabError(f"{error}; give the path of a picture{known}") from None
 
     def _show(self) -> None:
-        """Picture first, words after it: who waits for the words sees their picture."""
         pixels, text = self._render()
         self._shown.value = png(pixels)
-        self._say(text)
+        self._say(text)  # last: who waits for the words sees their picture
 
     def _render(self) -> tuple[np.ndarray, str]:
         """The pixels shown, and the lines under them."""
@@ -217,7 +208,7 @@ class MaskLab(W.VBox):
         self._controls["image"].options = tuple(self._images)
         self._controls["stride"].options = tuple((f"stride {level}", level) for level in levels)
         for name, value in self.values().items():
-            move_control(self._controls[name], value)
+            self._controls[name].value = nearest_stop(self._controls[name], value)
         self._quiet = False
 
 

@@ -1,7 +1,6 @@
-"""Maps over a picture as one array of pixels, drawn in milliseconds: for a slider, not for print.
+"""Maps over a picture as one array of pixels, in milliseconds: for a picture that follows a hand.
 
-`dfmsd.viz` makes the figures of the notebooks; a matplotlib figure takes a tenth of a second, too
-long for a picture that follows a hand.
+`dfmsd.viz` makes the figures of the notebooks; one of those takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -22,8 +20,7 @@ HEAT, DARK, HATCH = 0.75, 0.15, 80
 """Share of the heat's colour in a heat map; brightness left to a hidden cell; grey of its lines."""
 CAPTION, BAR, GAP, TEXT = 24, 52, 8, 12
 """Height of a caption, width of a colour bar with its numbers, gap, size of letters; pixels."""
-_FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-_FONT = ImageFont.truetype(str(_FONTS / "DejaVuSans.ttf"), TEXT)
+_FONT = ImageFont.truetype(matplotlib.get_data_path() + "/fonts/ttf/DejaVuSans.ttf", TEXT)
 _COLOURS = (matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255).astype(np.uint8)
 
 
@@ -37,13 +34,9 @@ class Panel:
 
 
 class Backdrop:
-    """A scene's picture, its longer side `side` pixels long, and all of it that no slider changes.
-
-    Its boxes are drawn thin, dashed and white.
-    """
+    """A scene's picture with dashed boxes, `side` pixels long, and all that no slider changes."""
 
     def __init__(self, scene: Scene, *, side: int) -> None:
-        """See the class."""
         rgb = (scene.image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         scale = side / max(rgb.shape[:2])
         height, width = (max(1, round(edge * scale)) for edge in rgb.shape[:2])

@@ -18,41 +18,40 @@ def read_config(text: str) -> dict[str, Any]:
     with `_base_`, or with a name assigned twice, is a part of a config: its rest is not there.
     """
     try:
-        statements = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+        statements = ast.parse(text).body
     except (SyntaxError, ValueError):
         return {}
     known: dict[str, Any] = {}
     for statement in statements:
-        (name,) = statement.targets[:1]
-        if not isinstance(name, ast.Name):
-            continue
-        if name.id in ("_base_", *known):
-            return {}
-        known[name.id] = _value(statement.value, known)
+        match statement:
+            case ast.Assign([ast.Name(name), *_], value):
+                if name in ("_base_", *known):
+                    return {}
+                known[name] = _value(value, known)
     return known
 
 
 def _value(node: ast.expr, known: dict[str, Any]) -> Any:
-    """What an expression says, None where it is not plain data."""
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item, known) for item in node.elts]
-    if isinstance(node, ast.Dict):
-        keys = [key and _value(key, known) for key in node.keys]
-        return _merged(zip(keys, (_value(item, known) for item in node.values), strict=True))
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict":
-        return _merged((word.arg, _value(word.value, known)) for word in node.keywords)
     if isinstance(node, ast.Name):
         return known.get(node.id)
+    if isinstance(node, ast.Dict):
+        keys = [key and _value(key, known) for key in node.keys]
+        return _merged(zip(keys, node.values, strict=True), known)
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict":
+        return _merged(((word.arg, word.value) for word in node.keywords), known)
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError):
         return None
 
 
-def _merged(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+def _merged(pairs: Iterable[tuple[Any, ast.expr]], known: dict[str, Any]) -> dict[str, Any]:
     """The dict of `pairs`; a value under None is a dict that was put in with `**`."""
     merged: dict[str, Any] = {}
-    for key, value in pairs:
+    for key, node in pairs:
+        value = _value(node, known)
         if isinstance(key, str):
             merged[key] = value
         elif key is None and isinstance(value, dict):
@@ -64,9 +63,9 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
     """All dicts in a nested value, outer ones first."""
     if isinstance(value, dict):
         yield value
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _dicts(item)
+        value = list(value.values())
+    for item in value if isinstance(value, list) else ():
+        yield from _dicts(item)
 
 
 def _pixels(config: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +92,12 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     backbone, neck = (model.get(part) for part in ("backbone", "neck"))
     if not isinstance(backbone, dict) or not isinstance(neck, dict):
         return {}
-    other = _unusual("backbone", backbone, _BACKBONE) + _unusual("neck", neck, _NECK)
+    other = [
+        f"{part}.{key}={values[key]}"
+        for part, values, usual in (("backbone", backbone, _BACKBONE), ("neck", neck, _NECK))
+        for key in usual
+        if values.get(key, usual[key]) != usual[key]
+    ]
     convs = neck.get("add_extra_convs", False)
     if convs == "on_lateral":
         other.append("neck.add_extra_convs=on_lateral")
@@ -107,9 +111,3 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
         "other": other,
     }
     return {key: value for key, value in (said | _pixels(config)).items() if value is not None}
-
-
-def _unusual(part: str, values: dict[str, Any], usual: dict[str, Any]) -> list[str]:
-    """The settings whose values are not the usual ones, as PART.KEY=VALUE."""
-    keys = [key for key in usual if values.get(key, usual[key]) != usual[key]]
-    return [f"{part}.{key}={values[key]}" for key in keys]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from math import isqrt
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -13,17 +13,19 @@ from torch import Tensor
 from dfmsd.detectors.checkpoints import (
     CheckpointError,
     load_state,
+    one_line_errors,
     state_dict_diff,
     unwrap_state_dict,
 )
 from dfmsd.detectors.mmdet.config_text import read_config, settings
-from dfmsd.detectors.mmdet.shapes import State, as_mmdet, describe, our_value, their_name
+from dfmsd.detectors.mmdet.shapes import State, describe, mmdet_name, their_name
 from dfmsd.detectors.mmdet.teacher import FeatureTeacher, build_teacher
 
 # what mmdetection puts next to the weights; none of it is of use, all of it comes back empty
 _IGNORED = ("mmengine.logging.history_buffer.HistoryBuffer", "numpy.dtype", "numpy.ndarray")
 _IGNORED += tuple(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core"))
 _IGNORED += tuple(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core"))
+_STEMS = ("body.conv1.weight", "body.features.0.0.weight")  # of a ResNet and of a Swin
 _RGB = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "order": "rgb"}
 """ImageNet's statistics, as nearly all of mmdetection's configs have them; 0..255."""
 
@@ -38,59 +40,42 @@ def load_mmdet(
     std: Sequence[float] | None = None,
     order: Literal["rgb", "bgr"] | None = None,
 ) -> FeatureTeacher:
-    """Trunk and pyramid of an mmdetection checkpoint: normalised RGB batch → features.
+    """Trunk and pyramid of an mmdetection checkpoint; its attribute `report` says what was used.
 
-    Mask and Faster R-CNN and RetinaNet (and detectors like them) with Swin, ResNet or ResNeXt, of
-    mmdetection 2 and 3 and of Swin's own repository. Heads are left out. The attribute `report`
-    says what was used and what was left, `transform.image_mean` and `.image_std` how the pixels are
-    normalised. Shapes decide the configuration; what they cannot tell comes from the config that
-    mmdetection stores in the file, and only where that is absent from an argument.
-
-    Args:
-        path: the `.pth` file.
-        style: of a ResNet: stride in the 3x3 ("pytorch") or the first 1x1 convolution ("caffe").
-        source: what the first extra level reads: the trunk's last map or the pyramid's.
-        relu: ReLU before the second extra level.
-        mean: of the pixels, 0..255, in `order`. ImageNet's when nothing says otherwise.
-        std: the same.
-        order: of the channels that the file was trained with; the teacher always takes RGB.
-
-    Raises:
-        CheckpointError: the file cannot be read, does not fit, or leaves a question open; one line
-            with file, key and shape. Nothing in the file is run.
+    Detectors with Swin, ResNet or ResNeXt and FPN, of mmdetection 2 and 3 and of Swin's own
+    repository. What shapes cannot tell comes from the config in the file, and only where that is
+    absent from an argument; these are those of `dfmsd.detectors.commands.import_mmdet`. A teacher
+    takes RGB whatever `order`. Raises CheckpointError when the file cannot be read, does not fit,
+    or leaves a question open.
     """
     content = load_state(path, ignored=_IGNORED)
     mean, std = (values and [float(value) for value in values] for values in (mean, std))
     given = {"style": style, "source": source, "relu": relu}
-    try:
-        return _teacher(content, given | {"mean": mean, "std": std, "order": order})
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-
-
-def _teacher(content: dict[str, Any], given: dict[str, Any]) -> FeatureTeacher:
-    """The teacher in the content of a file; errors name no file."""
-    state = _detector_tensors(content)
-    shapes = describe(state)
-    stored = settings(read_config(_config(content)))
-    if stored.get("other"):
-        raise CheckpointError(f"its config has {', '.join(stored['other'])}: not supported")
-    recipe, order = _complete(shapes, state, given, stored)
-    teacher = build_teacher(recipe)
-    used = _fill(teacher, state, recipe, bgr=order == "bgr")
-    pixels = "as the config says" if "mean" in stored else "assumed"
+    given |= {"mean": mean, "std": std, "order": order}
+    with one_line_errors(path, "no detector of mmdetection"):
+        state, original = _detector_tensors(content)
+        meta = content["meta"] if isinstance(content.get("meta"), dict) else {}
+        texts = (meta.get("config"), meta.get("cfg"))  # of mmdetection 2 and 3
+        text = next((text for text in texts if isinstance(text, str)), "")
+        shapes, stored = describe(state), settings(read_config(text))
+        if stored.get("other"):
+            raise CheckpointError(f"its config has {', '.join(stored['other'])}: not supported")
+        recipe, order = _complete(shapes, state, given, dict(stored))
+        teacher = build_teacher(recipe)
+        used = _fill(teacher, state, recipe, bgr=order == "bgr", original=original)
+    origin = "as the config says" if "mean" in stored else "assumed"
     teacher.report = {
         "used": len(used),
         "left": dict(Counter(key.split(".")[0] for key in state if key not in used)),
         "config": "stored in the file" if stored else "none in the file",
         "order": order,
-        "pixels": "given" if given["mean"] else pixels,
+        "pixels": "given" if mean else origin,
     }
     return teacher
 
 
-def _detector_tensors(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The detector's tensors under mmdetection's names; CheckpointError for other files."""
+def _detector_tensors(content: dict[str, Any]) -> tuple[dict[str, Tensor], bool]:
+    """The tensors under mmdetection's names, and whether Swin's own repository wrote them."""
     state = {str(k).removeprefix("module."): v for k, v in unwrap_state_dict(content).items()}
     parts = {key.split(".")[0] for key in state}
     if any(key.startswith(("backbone.body.", "backbone.fpn.")) for key in state):
@@ -100,90 +85,86 @@ def _detector_tensors(content: dict[str, Any]) -> dict[str, Tensor]:
         names = ", ".join(sorted(parts)[:5]) or "nothing"
         expected = "expected a detector of mmdetection with keys backbone.… and neck.…"
         raise CheckpointError(f"{expected}, found {names}")
-    return as_mmdet(state)
+    original = any(key.startswith("backbone.layers.") for key in state)
+    return {mmdet_name(k) if original else k: v for k, v in state.items()}, original
 
 
-def _config(content: dict[str, Any]) -> str:
-    """The config text of the file; mmdetection 2 calls it `config`, 3 `cfg`."""
-    meta = content.get("meta")
-    texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, dict) else []
-    return next((text for text in texts if isinstance(text, str)), "")
-
-
-def _decide(name: str, given: Any, stored: Any, advice: str) -> Any:
+def _decide(given: dict[str, Any], stored: dict[str, Any], name: str, advice: str) -> Any:
     """The argument, or what the file says; CheckpointError when they differ or both lack."""
-    if given is not None and stored is not None and given != stored:
-        raise CheckpointError(f"{name}={given}: the file itself says {stored}")
-    if given is None and stored is None:
+    argument, value = given[name], stored.get(name)
+    if argument is None and value is None:
         unknown = "shapes cannot tell, and it holds no config that does"
         raise CheckpointError(f"{name}: {unknown}; give {name}: {advice}")
-    return stored if given is None else given
+    if None not in (argument, value) and argument != value:
+        raise CheckpointError(f"{name}={argument}: the file itself says {value}")
+    return value if argument is None else argument
 
 
 def _complete(
     shapes: dict[str, Any], state: State, given: dict[str, Any], stored: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """The teacher's recipe and the order of the channels, what shapes leave open decided."""
-
-    def decide(name: str, advice: str) -> Any:
-        return _decide(name, given[name], stored.get(name), advice)
-
+    """The teacher's recipe and the channels' order; fills up `stored` from the shapes."""
+    decide = partial(_decide, given, stored)
     recipe = {key: value for key, value in shapes.items() if key not in ("extras", "sources")}
     if shapes.get("bottleneck"):
         styles = "pytorch or caffe (stride in the 3x3 or in the first 1x1 convolution)"
         recipe["style"] = decide("style", styles)
     if len(shapes["sources"]) == 1:
-        stored = {"source": shapes["sources"][0], **stored}
+        stored.setdefault("source", shapes["sources"][0])
     if recipe.get("style") != "caffe" and all(given[name] is None for name in _RGB):
-        stored = _RGB | stored  # caffe's weights come with statistics of their own
+        stored.update(_RGB | stored)  # caffe's weights come with statistics of their own
     pixels = {name: decide(name, "as in the img_norm_cfg it was trained with") for name in _RGB}
-    if not all(len(pixels[name]) == 3 for name in ("mean", "std")):
+    if not len(pixels["mean"]) == len(pixels["std"]) == 3:
         raise CheckpointError(f"mean, std: expected three numbers each, got {pixels}")
     turn = -1 if pixels["order"] == "bgr" else 1
     recipe |= {name: [value / 255 for value in pixels[name][::turn]] for name in ("mean", "std")}
-    recipe["extra"] = _extra(shapes, state, decide, stored.get("levels"))
+    if shapes["extras"]:
+        recipe["extra"] = _extra(shapes, decide)
+    else:  # choice: subsampled levels beyond the first carry nothing new and are left out
+        rpn = any(key.startswith("rpn_head.") for key in state)
+        more = stored["levels"] > len(shapes["stages"]) if "levels" in stored else rpn
+        recipe["extra"] = {"kind": "pool", "count": int(more)}
     return recipe, pixels["order"]
 
 
-def _extra(
-    shapes: dict[str, Any], state: State, decide: Callable[[str, str], Any], levels: int | None
-) -> dict[str, Any]:
-    """How the levels on top of the pyramid are made; `levels` is how many the config has in all.
-
-    Choice: subsampled levels beyond the first carry nothing new and are left out.
-    """
-    extras, sources = shapes["extras"], shapes["sources"]
-    if not extras:
-        rpn = any(key.startswith("rpn_head.") for key in state)
-        more = rpn if levels is None else levels > len(shapes["stages"])
-        return {"kind": "pool", "count": int(more)}
+def _extra(shapes: dict[str, Any], decide: Callable[[str, str], Any]) -> dict[str, Any]:
     source = decide("source", "input or output (the trunk's last map, or the pyramid's)")
-    if source not in sources:
-        reads = f"the shapes allow {' or '.join(sources) or 'neither input nor output'}"
+    if source not in shapes["sources"]:
+        reads = f"the shapes allow {' or '.join(shapes['sources']) or 'neither input nor output'}"
         raise CheckpointError(f"the first extra level reads {source}, but {reads}")
-    several = "true or false (RetinaNet: false; FCOS and its kin: true)"
-    relu = decide("relu", several) if extras > 1 else False
-    return {"kind": "convs", "count": extras, "source": source, "relu": relu}
+    kinds = "true or false (RetinaNet: false; FCOS and its kin: true)"
+    relu = shapes["extras"] > 1 and decide("relu", kinds)
+    return {"kind": "convs", "count": shapes["extras"], "source": source, "relu": relu}
 
 
-def _fill(teacher: FeatureTeacher, state: State, recipe: dict[str, Any], *, bgr: bool) -> set[str]:
-    """Load the teacher strictly; the file's keys that it took."""
+def _fill(
+    teacher: FeatureTeacher, state: State, recipe: dict[str, Any], *, bgr: bool, original: bool
+) -> set[str]:
+    """Load the teacher strictly; the file's keys that it took.
+
+    Choice: a stem trained on BGR pixels is turned to read RGB, so that every teacher takes RGB.
+    """
     tensors = teacher.backbone.state_dict()
     unused = tuple(f"backbone.norm{n}." for n in range(8) if n not in recipe["stages"])
-    read = {k: v for k, v in state.items() if k.startswith(("backbone.", "neck."))}
-    read = {k: v for k, v in read.items() if not k.startswith(unused)}
-    names, expected = {}, {}
-    for key, value in tensors.items():
-        name = their_name(key, recipe)
-        # old files have no counters; a window's index is a square there and a line here
-        if name in state or not name.endswith("num_batches_tracked"):
-            square = key.endswith("relative_position_index")
-            names[key] = name
-            expected[name] = value.view([isqrt(value.numel())] * 2) if square else value
-    difference = state_dict_diff(expected, read)
+    read = {
+        key: value.flatten() if key.endswith("relative_position_index") else value
+        for key, value in state.items()
+        if key.startswith(("backbone.", "neck.")) and not key.startswith(unused)
+    }
+    names = {key: their_name(key, recipe) for key in tensors}
+    absent = {n for n in names.values() if n.endswith("num_batches_tracked")} - state.keys()
+    names = {key: name for key, name in names.items() if name not in absent}  # in old files
+    difference = state_dict_diff({name: tensors[key] for key, name in names.items()}, read)
     if difference:
         kind = "Swin" if recipe["trunk"] == "swin" else "ResNet"
         raise CheckpointError(f"no {kind} with FPN as its shapes say: {difference}")
-    tensors |= {key: our_value(key, read[name], bgr=bgr) for key, name in names.items()}
+    for key, name in names.items():
+        value = read[name]
+        if name.startswith("backbone.stages.") and ".downsample." in name and not original:
+            # the columns (..., 4C) of mmdetection's PatchMerging go channel by channel, row by row;
+            # those of Swin's own repository and of torchvision neighbour by neighbour, (0, 0),
+            # (1, 0), (0, 1), (1, 1) as row and column
+            value = value.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
+        tensors[key] = value.flip(1) if bgr and key in _STEMS else value
     teacher.backbone.load_state_dict(tensors, strict=True)
-    return set(expected)
+    return set(names.values())

@@ -1,31 +1,87 @@
-"""A trunk and a feature pyramid that teach, and detect nothing."""
+"""Trunks and pyramids of torchvision that compute what mmdetection's do, and detect nothing."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import pad, relu
+from torchvision.models import swin_transformer
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
+from dfmsd.detectors.backbones import SwinBody
 from dfmsd.detectors.build import KeepSizeTransform
-from dfmsd.detectors.mmdet.swin import swin_body
+from dfmsd.detectors.mmdet.shapes import stage_widths
+
+
+def shift_mask(height: int, width: int, size: int, shift: int) -> Tensor:
+    """(windows, size², size²): -100 where two cells met only by the shift, else 0.
+
+    Source: Swin (arXiv 2103.14030, figure 4). After rolling by `shift` cells, the last `shift` rows
+    come from the other side of the map, and so do the last columns. `height` and `width` of the
+    padded map are multiples of `size`, the side of a window.
+    """
+    rows, columns = (
+        (torch.arange(side) >= side - size).long() + (torch.arange(side) >= side - shift)
+        for side in (height, width)
+    )
+    region = 3 * rows[:, None] + columns
+    windows = region.view(height // size, size, width // size, size)
+    windows = windows.transpose(1, 2).reshape(-1, size * size)
+    return -100.0 * (windows[:, None] != windows[:, :, None])
+
+
+class KeptShift(swin_transformer.ShiftedWindowAttention):
+    """torchvision's window attention, shifted also where a map fits into one window.
+
+    Source: mmdetection shifts every second block, whatever the map's size; torchvision leaves the
+    shift out along a side that one window covers (12 % off on the last stage at 224 pixels).
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (N, H, W, C) of such maps."""
+        (size, _), (shift, _) = self.window_size, self.shift_size
+        batch, height, width, _ = maps.shape
+        if shift == 0 or min(height, width) > size:
+            return super().forward(maps)
+        # rolled here; the mask goes in as a bias of every window, so that torchvision need not roll
+        padded = pad(maps, (0, 0, 0, -width % size, 0, -height % size))
+        rolled = torch.roll(padded, (-shift, -shift), dims=(1, 2))
+        mask = shift_mask(*rolled.shape[1:3], size, shift)[:, None].to(maps)
+        bias = (self.get_relative_position_bias() + mask).repeat(batch, 1, 1, 1)
+        parts = self.qkv.weight, self.proj.weight, bias, self.window_size, self.num_heads
+        options = {"qkv_bias": self.qkv.bias, "proj_bias": self.proj.bias, "shift_size": [0, 0]}
+        mixed = swin_transformer.shifted_window_attention(
+            rolled, *parts, training=self.training, **options
+        )
+        return torch.roll(mixed, (shift, shift), dims=(1, 2))[:, :height, :width].contiguous()
+
+
+class PaddedSwin(SwinBody):
+    """A Swin with mmdetection's output norms that pads the image to whole patches."""
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Maps "0", "1", ... (N, C, H/stride, W/stride), rounded up, of (N, 3, H, W)."""
+        patch = self.features[0][0].kernel_size[0]
+        height, width = images.shape[2:]
+        return super().forward(pad(images, (0, -width % patch, 0, -height % patch)))
 
 
 class ExtraConvs(ExtraFPNBlock):
-    """Levels on top of a pyramid by strided convolutions, as mmdetection's `add_extra_convs`."""
+    """Levels on top of a pyramid by strided convolutions, as mmdetection's `add_extra_convs`.
+
+    The first of `count` reads `inputs` channels of the trunk's last map ("input") or the pyramid's;
+    `relu` comes before the later ones.
+    """
 
     def __init__(self, inputs: int, channels: int, *, count: int, source: str, relu: bool) -> None:
-        """Make `count` convolutions to `channels`, with `relu` before all but the first.
-
-        The first reads `source`: the trunk's last map ("input") or the pyramid's ("output"), which
-        has `inputs` channels.
-        """
         super().__init__()
         widths = [inputs] + [channels] * (count - 1)
         self.convs = nn.ModuleList(nn.Conv2d(width, channels, 3, 2, 1) for width in widths)
@@ -43,73 +99,71 @@ class ExtraConvs(ExtraFPNBlock):
         return results, names
 
 
-class Pyramid(nn.Module):
-    """A trunk and its feature pyramid: (N, 3, H, W) → maps by stride."""
-
-    def __init__(self, body: nn.Module, fpn: nn.Module, strides: Sequence[int]) -> None:
-        """Put `fpn` on top of `body`; `strides` are those of all its levels, in order."""
-        super().__init__()
-        self.body, self.fpn, self.strides = body, fpn, list(strides)
-
-    def forward(self, images: Tensor) -> OrderedDict[int, Tensor]:
-        """Stride → (N, C, H/stride, W/stride) of normalised `images` (N, 3, H, W)."""
-        levels = self.fpn(self.body(images))
-        return OrderedDict(zip(self.strides, levels.values(), strict=True))
-
-
 class FeatureTeacher(nn.Module):
     """A teacher of features: what a `Stage` needs of a detector (`transform`, `backbone`), no head.
 
     `transform.image_mean` and `.image_std` say how its pixels are normalised: RGB, from 0..1.
-    `recipe` builds it again.
+    `strides` are those of the maps that `backbone` gives; `recipe` builds it again.
     """
 
-    def __init__(
-        self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float], recipe: dict
-    ) -> None:
-        """Take the parts; `mean` and `std` are RGB, in units of 0..1."""
+    def __init__(self, backbone: nn.Module, strides: Sequence[int], recipe: dict[str, Any]) -> None:
         super().__init__()
-        self.transform = KeepSizeTransform(800, 1333, list(mean), list(std))
-        self.backbone = backbone
-        self.recipe = recipe
+        pixels = recipe["mmdet"]
+        self.transform = KeepSizeTransform(800, 1333, pixels["mean"], pixels["std"])
+        self.backbone, self.strides, self.recipe = backbone, strides, recipe
 
     def forward(self, images: Tensor | list[Tensor]) -> dict[int, Tensor]:
-        """Features by stride of a normalised batch (N, 3, H, W).
+        """Stride → features (N, C, H/stride, W/stride) of a normalised batch (N, 3, H, W).
 
         A list of images (3, H, W) in 0..1 is normalised and padded first.
         """
         if not isinstance(images, Tensor):
             images = self.transform(images)[0].tensors
-        return self.backbone(images)
+        return dict(zip(self.strides, self.backbone(images).values(), strict=True))
 
 
-def resnet_body(recipe: Mapping[str, Any]) -> tuple[nn.Module, list[int]]:
-    """The trunk of a recipe, without weights, and its channels at the recipe's stages."""
-    block = Bottleneck if recipe["bottleneck"] else BasicBlock
-    model = ResNet(
-        block, recipe["depths"], groups=recipe["groups"], width_per_group=recipe["base_width"]
+def _swin_body(recipe: Mapping[str, Any]) -> nn.Module:
+    model = swin_transformer.SwinTransformer(
+        patch_size=[recipe["patch"]] * 2,
+        embed_dim=recipe["width"],
+        depths=recipe["depths"],
+        num_heads=recipe["heads"],
+        window_size=[recipe["window"]] * 2,
+        mlp_ratio=recipe["mlp_ratio"],
+        stochastic_depth_prob=0.0,
+        num_classes=1,  # its head is left out
+        block=partial(swin_transformer.SwinTransformerBlock, attn_layer=KeptShift),
     )
+    widths = stage_widths(recipe)
+    levels = {stage: (str(2 * stage + 1), widths[stage]) for stage in recipe["stages"]}
+    return PaddedSwin(model.features, levels)
+
+
+def _resnet_body(recipe: Mapping[str, Any]) -> nn.Module:
+    block = Bottleneck if recipe["bottleneck"] else BasicBlock
+    widths = {"groups": recipe["groups"], "width_per_group": recipe["base_width"]}
+    model = ResNet(block, recipe["depths"], **widths)
     if recipe.get("style") == "caffe":
         for part in model.modules():
             if isinstance(part, Bottleneck):
                 part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride
-    names = {f"layer{stage + 1}": str(place) for place, stage in enumerate(recipe["stages"])}
-    widths = [64 * 2**stage * block.expansion for stage in recipe["stages"]]
-    return IntermediateLayerGetter(model, names), widths
+    names = {f"layer{stage + 1}": str(index) for index, stage in enumerate(recipe["stages"])}
+    return IntermediateLayerGetter(model, names)
 
 
 def build_teacher(recipe: Mapping[str, Any]) -> FeatureTeacher:
     """The teacher of `recipe` (see `shapes.describe`) without its weights."""
     swin = recipe["trunk"] == "swin"
-    body, widths = (swin_body if swin else resnet_body)(recipe)
-    channels, extra = recipe["channels"], recipe["extra"]
+    body = _swin_body(recipe) if swin else _resnet_body(recipe)
+    channels, extra, stages = recipe["channels"], recipe["extra"], recipe["stages"]
+    widths = [stage_widths(recipe)[stage] for stage in stages]
     block: nn.Module | None = LastLevelMaxPool() if extra["count"] else None
     if extra["kind"] == "convs":
         options = {name: extra[name] for name in ("count", "source", "relu")}
         inputs = widths[-1] if extra["source"] == "input" else channels
         block = ExtraConvs(inputs, channels, **options)
-    stages = [*recipe["stages"], *(recipe["stages"][-1] + 1 + n for n in range(extra["count"]))]
-    strides = [(recipe["patch"] if swin else 4) * 2**stage for stage in stages]
     fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=block)
-    backbone = Pyramid(body, fpn, strides)
-    return FeatureTeacher(backbone, recipe["mean"], recipe["std"], {"mmdet": dict(recipe)}).eval()
+    backbone = nn.Sequential(OrderedDict(body=body, fpn=fpn))
+    levels = [*stages, *(stages[-1] + 1 + n for n in range(extra["count"]))]
+    strides = [(recipe["patch"] if swin else 4) * 2**level for level in levels]
+    return FeatureTeacher(backbone, strides, {"mmdet": dict(recipe)}).eval()

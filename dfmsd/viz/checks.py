@@ -1,0 +1,43 @@
+"""Checks of what is to be drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+Limits = tuple[float, float]
+"""Lowest and highest value of a colour scale."""
+
+
+def check_lengths(**lists: Sequence | None) -> None:
+    """Nothing; raises ValueError unless all lists that are not None have one length above 0."""
+    sizes = {name: len(values) for name, values in lists.items() if values is not None}
+    if len(set(sizes.values())) != 1 or 0 in sizes.values():
+        raise ValueError(f"{', '.join(sizes)}: got lengths {sizes}, expected equal ones above 0")
+
+
+def check_entries(name: str, values: Mapping) -> None:
+    """Nothing; raises ValueError naming the argument when it holds no entry."""
+    if not values:
+        raise ValueError(f"{name}: got no entry, expected at least one")
+
+
+def value_range(maps: Sequence[Tensor], name: str = "map") -> Limits:
+    """Lowest and highest value of all maps; ValueError when one is empty, NaN or infinite."""
+    if any(values.numel() == 0 for values in maps):
+        raise ValueError(f"{name}: got a tensor without values, expected at least one")
+    ends = [float(end) for values in maps for end in values.detach().cpu().double().aminmax()]
+    for end in ends:
+        if not math.isfinite(end):
+            raise ValueError(f"{name}: got values such as {end}, expected finite ones")
+    return min(ends), max(ends)
+
+
+def grid_of(values: Tensor, name: str = "map") -> np.ndarray:
+    """Float array (h, w) of a map; raises ValueError naming it when it has another shape."""
+    if values.ndim != 2:
+        raise ValueError(f"{name}: got shape {tuple(values.shape)}, expected (h, w)")
+    return values.detach().float().cpu().numpy()
