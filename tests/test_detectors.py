@@ -80,14 +80,14 @@ def test_at_the_stated_size_torchvisions_own_transform_does_the_same(size):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_detector_learns_one_image(kind):
-    # the boxes of one image, after 40 steps, among the best detections: labels and
+    # the boxes of one image, after 80 steps, among the best detections: labels and
     # coordinates mean the same in training and in evaluation
     model = build(kind)
     boxes = target((8, 8, 32, 30), (50, 40, 82, 80))
     image = torch.rand(3, 96, 96) * 0.2
     image[0, 8:30, 8:32], image[2, 40:80, 50:82] = 1, 1
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for _ in range(40):
+    for _ in range(80):
         optimizer.zero_grad()
         sum(model([image] * 2, [boxes] * 2).values()).backward()
         optimizer.step()
