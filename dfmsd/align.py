@@ -107,7 +107,7 @@ def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5)
     """
     wide = widen(feature)
     if valid is None:
-        # batch norm without scale and shift, in one pass; it may not see a single cell as an error
+        # batch norm without scale and shift, in one pass; F.batch_norm would refuse a single cell
         return torch.batch_norm(wide, *[None] * 4, True, 0.0, eps, torch.backends.cudnn.enabled)
     count = valid.sum().to(wide.dtype).clamp_min(1)
     mean = (wide * valid).sum((0, 2, 3), keepdim=True) / count

@@ -78,8 +78,9 @@ def high_frequency(
         rows = [i for i, size in enumerate(sizes) if size == (height, width)]
         # two periods of the cut-off: the filter's response has faded by then
         y, x = (min(ceil(4 / cutoff), side - 1) for side in (height, width))
-        cut = torch.stack([grey[i, :, :height, :width] for i in rows])  # no list as an index: on a
-        mirrored = F.pad(cut, (x, x, y, y), mode="reflect")  # GPU the program would wait for it
+        # a list as an index would make the program wait for the GPU
+        group = torch.stack([grey[i, :, :height, :width] for i in rows])
+        mirrored = F.pad(group, (x, x, y, y), mode="reflect")
         high = high_pass(mirrored, cutoff=cutoff, softness=softness).abs()
         for i, image in zip(rows, high[..., y : y + height, x : x + width], strict=True):
             strength[i, :, :height, :width] = image
