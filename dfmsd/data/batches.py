@@ -163,17 +163,18 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return tuple(map(list, zip(*samples, strict=True)))
 
 
+_SIGNALS = {signal.SIGTERM, signal.SIGUSR1}
+
+
 def _obey_parent_only(_worker: int) -> None:
     """Make a loader process end when its parent says so, not when a cluster signals all processes.
 
     The parent still needs batches then, to finish its step. Ignoring SIGTERM would be too much: by
     it Python ends the loader processes of a program that is over, and then waits for them.
     """
-    signals = {signal.SIGTERM, signal.SIGUSR1}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     def listen() -> None:
-        while signal.sigwaitinfo(signals).si_pid != os.getppid():
+        while signal.sigwaitinfo(_SIGNALS).si_pid != os.getppid():
             pass
         os._exit(0)
 
@@ -229,8 +230,14 @@ class Batches:
             generator=torch.Generator(),  # else it draws from the caller's
             worker_init_fn=_obey_parent_only,
         )
+        # loader processes are born with the signals blocked, and so never without
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
-            yield from loader
+            batches = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            yield from batches
         except ValueError as error:
             # from a loader process it comes as "Caught ...", a traceback, and its words at the end
             if not str(error).startswith("Caught "):
