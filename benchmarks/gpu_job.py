@@ -18,6 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from dfmsd.experiments.records import append_record, environment
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @dataclass
 class Job:
@@ -55,7 +57,8 @@ class Job:
                 raise TimeoutError("no time was left for it")
             values = act()
         except Exception as error:
-            last = traceback.format_exc().strip().splitlines()[-8:]
+            words = traceback.format_exc().replace(f"{ROOT}/", "")  # no machine's paths in a record
+            last = words.strip().splitlines()[-8:]
             values = {"error": f"{type(error).__name__}: {error}"[:500], "trace": last}
         self.record(what, values, **settings)
         gc.collect()
