@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dfmsd.align import Context, Fit, Match, check, mean_over
+from dfmsd.align import Context, Fit, Match, check, mean_over, mean_squared_error
 from dfmsd.baselines.base import CHANNELS, ONE_STAGE_CELLS, Baseline, Level
 from dfmsd.masking import channel_attention, spatial_attention
 
@@ -87,7 +87,7 @@ class FGD(Baseline):
         if "relation" in self.weights:
             whole_s = self.student_context[level.key](s, valid)
             whole_t = self.teacher_context[level.key](t, valid)
-            losses["relation"] = mean_over((whole_s - whole_t).square(), valid)
+            losses["relation"] = mean_squared_error(whole_s, whole_t, valid)
         return losses
 
 

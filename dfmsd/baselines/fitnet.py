@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dfmsd.align import Fit, Match, mean_over
+from dfmsd.align import Fit, Match, mean_squared_error
 from dfmsd.baselines.base import Baseline, Level
 
 
@@ -30,4 +30,4 @@ class FitNet(Baseline):
 
     def compare(self, level: Level) -> dict[str, Tensor]:
         """{"imitation": unweighted scalar} of one level."""
-        return {"imitation": mean_over((level.student - level.teacher).square(), level.valid)}
+        return {"imitation": mean_squared_error(level.student, level.teacher, level.valid)}

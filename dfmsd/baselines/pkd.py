@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dfmsd.align import Fit, Match, mean_over
+from dfmsd.align import Fit, Match, mean_squared_error
 from dfmsd.baselines.base import Baseline, Level
 
 
@@ -36,7 +36,7 @@ class PKD(Baseline):
     def compare(self, level: Level) -> dict[str, Tensor]:
         """{"alignment": unweighted scalar} of one level."""
         z_s, z_t = (standard_score(x, level.valid) for x in (level.student, level.teacher))
-        return {"alignment": mean_over((z_s - z_t).square(), level.valid) / 2}
+        return {"alignment": mean_squared_error(z_s, z_t, level.valid) / 2}
 
 
 def standard_score(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-6) -> Tensor:
