@@ -84,12 +84,16 @@ def mean_over(value: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is None:
         return value.mean()
     count = mask.sum() * (value.numel() // mask.numel())
+    if mask.shape[1] == 1:  # a map over cells is multiplied once, not once per channel
+        value = value.sum(1, keepdim=True)
     return (value * mask).sum() / count.clamp_min(1)
 
 
 def mean_squared_error(one: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor:
     """The scalar mean of `(one − other)²` where `mask` counts; arguments as of `mean_over`."""
-    return F.mse_loss(one, other) if mask is None else mean_over((one - other).square(), mask)
+    if mask is None:
+        return F.mse_loss(one, other)
+    return mean_over(F.mse_loss(one, other, reduction="none"), mask)
 
 
 def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5) -> Tensor:

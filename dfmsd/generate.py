@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfmsd.align import check, widen
+from dfmsd.align import check, mean_squared_error, widen
 
 
 class Generator(nn.Module):
@@ -45,14 +45,11 @@ class Generator(nn.Module):
             valid: (N, 1, H, W) bool, True inside the images. Choice: padding is 0 before either
                 convolution, so that what an image gets does not depend on the batch around it.
         """
-        return self.block[2](self.hidden(feature, valid))
-
-    def hidden(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
-        """What the second convolution sees, (N, width, H, W); arguments of `forward`."""
-        first, activation, _ = self.block
+        first, activation, second = self.block
         if valid is None:
-            return activation(first(feature))
-        return activation(first(feature * valid)) * valid
+            return second(activation(first(feature)))
+        # masked before the activation, whose output alone is then kept for the backward pass
+        return second(activation(first(feature * valid) * valid))
 
 
 class DualGenerator(nn.Module):
@@ -119,15 +116,17 @@ class DualGenerator(nn.Module):
             return self.spatial(feature * keep_spatial, valid)
         if self.spatial is None:
             return self.channel(feature * keep_channel, valid)
-        # the second convolutions and the fusion are linear: one convolution over both hidden maps
-        hidden = [
-            self.spatial.hidden(feature * keep_spatial, valid),
-            self.channel.hidden(feature * keep_channel, valid),
-        ]
-        spatial, channel, share = self.spatial.block[2], self.channel.block[2], self.share
-        weight = torch.cat([share * spatial.weight, (1 - share) * channel.weight], dim=1)
-        bias = fuse(spatial.bias, channel.bias, share)
-        return F.conv2d(torch.cat(hidden, dim=1), weight, bias, padding=1)
+        if valid is not None:
+            feature = feature * valid
+        first_s, activation, second_s = self.spatial.block
+        first_c, _, second_c = self.channel.block
+        # one activation over both hidden maps, whose output alone is kept for the backward pass
+        hidden = torch.cat([first_s(feature * keep_spatial), first_c(feature * keep_channel)], 1)
+        hidden = activation(hidden if valid is None else hidden * valid)
+        # the second convolutions and the fusion are linear: one convolution
+        share = self.share
+        weight = torch.cat([share * second_s.weight, (1 - share) * second_c.weight], dim=1)
+        return F.conv2d(hidden, weight, fuse(second_s.bias, second_c.bias, share), padding=1)
 
 
 def fuse(spatial: Tensor, channel: Tensor, share: Tensor | float) -> Tensor:
@@ -156,9 +155,7 @@ def reconstruction_loss(
         keep: broadcastable to (N, C, H, W), 0 hidden, 1 visible: count hidden elements only; None
             counts visible ones too.
     """
-    if valid is None and keep is None:
-        return F.mse_loss(widen(reconstruction), widen(target))
-    error = (widen(reconstruction) - widen(target)).square()
-    counted = torch.ones_like(error[:, :1]) if keep is None else 1 - keep
-    counted = (counted if valid is None else counted * valid).expand_as(error)
-    return (error * counted).sum() / counted.sum().clamp_min(1)
+    counted = valid
+    if keep is not None:
+        counted = 1 - keep if valid is None else (1 - keep) * valid
+    return mean_squared_error(widen(reconstruction), widen(target), counted)
