@@ -98,7 +98,7 @@ def measures(options: Namespace) -> Iterator[Measure]:
         (f"step's method part, {what}", batches, partial(passes, method, distiller=distiller))
         for what, batches in grown.items()
     ]
-    rounds = 1 if quick else 3
+    rounds = 1 if quick else 2
     for name, batches, act in rows:
         values = slopes(batches, act, cpu_seconds, rounds)
         yield measure(f"exponent of time: {name}", values, 1.05)

@@ -156,7 +156,7 @@ def measures(options: Namespace) -> Iterator[Measure]:
     large, small = Batch(256, shape, coarse, 2), Batch(64, (96, 96), fine, 8)
     names = (f"256 channels, {shape[0]}×{shape[1]}, batch 2", "64 channels, 96 px, batch 8")
     sides = over_convolutions(large)
-    yield measure(f"loss / its convolutions, {names[0]}", ratios(*sides, 1 if quick else 8), 1.15)
+    yield measure(f"loss / its convolutions, {names[0]}", ratios(*sides, 1 if quick else 6), 1.15)
     memory = [peak_bytes(side) for side in sides]
     yield measure(f"loss memory / its convolutions', {names[0]}", [memory[0] / memory[1]], 1.40)
     sides = over_convolutions(small)
@@ -166,7 +166,7 @@ def measures(options: Namespace) -> Iterator[Measure]:
         values = ratios(
             lambda method=method: large.backward(whole(method, large), method),
             lambda method=method, formula=formula: large.backward(formula(), method),
-            1 if quick else {"MGD": 6}.get(name, 20),
+            1 if quick else {"MGD": 4}.get(name, 20),
         )
         yield measure(f"{name} / its published formula", values, LIMITS[name])
 

@@ -88,11 +88,11 @@ def pkd(student: Levels, teacher: Levels) -> Tensor:
     return sum(10.0 * (score(s) - score(t)).square().mean() / 2 for s, t in pairs)
 
 
-def cwd(student: Levels, teacher: Levels) -> Tensor:
-    """`10 · Σ KL(softmax_hw F_t ‖ softmax_hw F_s) / (N C)`, temperature 1."""
+def cwd(student: Levels, teacher: Levels, tau: float = 1.0) -> Tensor:
+    """`10 · τ² Σ KL(softmax_hw(F_t / τ) ‖ softmax_hw(F_s / τ)) / (N C)`."""
     loss = 0.0
     for s, t in zip(student, teacher, strict=True):
-        s, t = s.flatten(2), t.flatten(2)
+        s, t = s.flatten(2) / tau, t.flatten(2) / tau
         terms = t.softmax(2) * (t.log_softmax(2) - s.log_softmax(2))
-        loss = loss + 10.0 * terms.sum() / (t.shape[0] * t.shape[1])
+        loss = loss + 10.0 * tau**2 * terms.sum() / (t.shape[0] * t.shape[1])
     return loss

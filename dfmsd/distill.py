@@ -11,12 +11,12 @@ from dfmsd.align import Context
 from dfmsd.detectors.features import capture_features, strided_levels, to_levels
 
 
-def renormalise(pixels: Tensor, source: nn.Module, goal: nn.Module, valid: Tensor) -> Tensor:
-    """`pixels` normalised for `source` (N, 3, H, W) as `goal` wants them; padding stays 0.
+def renormalise(context: Context, source: nn.Module, goal: nn.Module) -> Tensor:
+    """The context's images, normalised for `source`, as `goal` wants them; padding stays 0.
 
-    `source` and `goal` are the transforms of student and teacher (`image_mean`, `image_std`);
-    `valid` (N, 1, H, W) is True inside the images.
+    `source` and `goal` are the transforms of student and teacher (`image_mean`, `image_std`).
     """
+    pixels = context.images  # (N, 3, H, W)
     forms = [(*transform.image_mean, *transform.image_std) for transform in (source, goal)]
     if forms[0] == forms[1]:
         return pixels
@@ -25,7 +25,8 @@ def renormalise(pixels: Tensor, source: nn.Module, goal: nn.Module, valid: Tenso
         return pixels.new_tensor(values)[:, None, None]
 
     raw = pixels * column(source.image_std) + column(source.image_mean)
-    return (raw - column(goal.image_mean)) / column(goal.image_std) * valid
+    rescaled = (raw - column(goal.image_mean)) / column(goal.image_std)
+    return rescaled * context.valid(pixels)
 
 
 class Distiller(nn.Module):
@@ -68,10 +69,12 @@ class Distiller(nn.Module):
         """Weight of each term of the method; terms that are not named here count once."""
         return dict(self.method.weights) if self.method is not None else {}
 
-    @torch.no_grad()
+    @torch.no_grad()  # not inference_mode: raw targets are saved for the backward pass
     def teacher_features(self, pixels: Tensor) -> dict[int, Tensor]:
         """The teacher's features by stride, for a batch (N, 3, H, W) normalised its own way."""
-        self.teacher.to(pixels.device).eval()
+        self.teacher.to(pixels.device)
+        if self.teacher.training or self.teacher.backbone.training:
+            self.teacher.eval()
         levels = to_levels(self.teacher.backbone(pixels))
         return {stride: levels[name] for stride, (name, _) in self.teacher_levels.items()}
 
@@ -91,5 +94,5 @@ class Distiller(nn.Module):
         context = Context(images=pixels, sizes=sizes, targets=seen.targets)
         student = {stride: seen.features[name] for stride, (name, _) in self.student_levels.items()}
         transforms = self.student.transform, self.teacher.transform
-        teacher = self.teacher_features(renormalise(pixels, *transforms, context.valid(pixels)))
+        teacher = self.teacher_features(renormalise(context, *transforms))
         return losses | self.method(student, teacher, context)

@@ -11,6 +11,7 @@ from tiny import tiny_detector, tiny_images
 from torch import nn
 from torchvision.models import detection
 
+from dfmsd.align import Context
 from dfmsd.detectors.features import capture_features, feature_channels
 from dfmsd.distill import Distiller, renormalise
 from dfmsd.loss import DFMSDLoss
@@ -89,14 +90,14 @@ def test_teacher_has_no_gradient_and_does_not_change():
         assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize("flip", ["distiller", "teacher"])
+@pytest.mark.parametrize("flip", ["distiller", "teacher", "backbone"])
 def test_teacher_runs_in_eval_mode_after_train(flip):
     _, teacher, distiller = pair()
     modes = []
     teacher.backbone.register_forward_hook(
         lambda module, _inputs, _output: modes.append(any(m.training for m in module.modules()))
     )
-    {"distiller": distiller, "teacher": teacher}[flip].train()
+    {"distiller": distiller, "teacher": teacher, "backbone": teacher.backbone}[flip].train()
     distiller.train()
     distiller(*tiny_images())
     assert modes == [False]
@@ -135,9 +136,8 @@ def test_renormalise_equals_normalising_the_image_anew():
     images = [torch.rand(3, 40, 64), torch.rand(3, 64, 50)]
     pixels, _ = student.transform(images)
     wanted, _ = teacher.transform(images)
-    valid = torch.zeros(2, 1, 64, 64, dtype=torch.bool)
-    valid[0, :, :40, :64] = valid[1, :, :64, :50] = True
-    got = renormalise(pixels.tensors, student.transform, teacher.transform, valid)
+    context = Context(pixels.tensors, pixels.image_sizes)
+    got = renormalise(context, student.transform, teacher.transform)
     torch.testing.assert_close(got, wanted.tensors, atol=1e-5, rtol=1e-5)
 
 

@@ -54,6 +54,33 @@ def test_dual_generator_with_one_branch_or_a_fixed_share():
     assert fixed.mix is None
 
 
+@pytest.mark.parametrize("with_padding", [False, True])
+def test_dual_generator_and_its_error_equal_the_plain_formulas(with_padding):
+    """Two branches on their own, fused, and a sum over the valid elements; gradients too."""
+    dual = DualGenerator(3, 2, share=0.3).double()
+    feature, target = torch.randn(2, 2, 3, 5, 4, dtype=torch.float64).unbind()
+    cells, channels = torch.randint(0, 2, (2, 1, 5, 4)), torch.randint(0, 2, (2, 3, 1, 1))
+    valid = torch.ones(2, 1, 5, 4, dtype=torch.bool)
+    if with_padding:
+        valid[0, :, 3:], valid[1, :, :, 2:] = False, False
+
+    def plain(x):
+        total = 0.0
+        for share, generator, keep in ((0.3, dual.spatial, cells), (0.7, dual.channel, channels)):
+            first, _, second = generator.block
+            total = total + share * second(first(x * keep * valid).clamp(min=0) * valid)
+        return ((total - target) ** 2)[valid.expand_as(target)].mean()
+
+    def ours(x):
+        where = valid if with_padding else None
+        return reconstruction_loss(dual(x, cells, channels, where), target, valid=where)
+
+    feature.requires_grad_()
+    wanted = [feature, *dual.parameters()]
+    results = [(f(feature), *torch.autograd.grad(f(feature), wanted)) for f in (ours, plain)]
+    torch.testing.assert_close(*results)
+
+
 def test_the_share_is_learned():
     dual, feature = DualGenerator(2, 2).double(), torch.randn(1, 2, 3, 3, dtype=torch.float64)
     keep = torch.ones(1, 1, 1, 1, dtype=torch.float64)
