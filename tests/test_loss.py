@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -350,3 +351,17 @@ def test_the_method_is_imported_without_torchvision_and_the_compiler():
     assert "dfmsd" in added
     assert not {"torchvision", "accelerate", "timm"} & added
     assert "torch._dynamo" not in done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+@pytest.mark.parametrize("sizes", [None, [(48, 32), (40, 20)]])
+def test_compiled_it_gives_the_same_values_and_gradients(sizes):
+    b = batch(strides=(8,), sizes=sizes, student=3, teacher=6)
+    loss = DFMSDLoss(*b.channels)
+    results = []
+    for method in (loss, torch.compile(loss, fullgraph=True)):
+        terms = method(b.s, b.t, b.context)
+        gradients = torch.autograd.grad(sum(terms.values()), [*b.s.values(), *loss.parameters()])
+        results.append([*terms.values(), *gradients])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
