@@ -59,7 +59,7 @@ class DFMSDLoss(nn.Module):
     Called with features by stride and a `Context`, it returns {"reconstruction", "alignment"},
     unweighted means over the levels; a term without weight or branch is left out. `weights` holds
     the weights. Levels that it was not built for are ignored. No gradient reaches the teacher.
-    `torch.compile` takes it as one graph; other image sizes may be compiled anew.
+    `torch.compile(method, dynamic=False)` takes it as one graph, anew for other image sizes.
     Source: the paper names the parts; Choice: their forms, see the functions.
 
     Args:
