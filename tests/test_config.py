@@ -149,7 +149,7 @@ def test_the_settings_of_dfmsd_are_its_arguments_with_the_same_defaults():
     parameters = inspect.signature(DFMSDLoss).parameters.values()
     arguments = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     settings = {f.name: f.default for f in dataclasses.fields(Method)}
-    for name in ("name", "factor", "strides"):  # of every method
+    for name in ("name", "factor", "strides", "threshold"):  # of every method
         del settings[name]
     assert settings == arguments
 

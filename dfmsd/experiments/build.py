@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dfmsd.baselines import BASELINES
+from dfmsd.baselines import BASELINES, PseudoLabels
 from dfmsd.data.batches import Batches, augmentation
 from dfmsd.data.coco import CocoDataset
 from dfmsd.data.scenes import SceneDataset
@@ -97,7 +97,9 @@ def scaled_rate(train: Train) -> str:
 def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Module:
     """The distillation of the settings for two detectors; ValueError when no level takes part."""
     terms = asdict(settings.method)
-    name, factor, strides = (terms.pop(key) for key in ("name", "factor", "strides"))
+    name, factor, strides, threshold = map(terms.pop, ("name", "factor", "strides", "threshold"))
+    if name == "pseudo_labels":
+        return PseudoLabels(threshold=threshold)
     if name != "dfmsd":
         terms = {key: terms[key] for key in ("adapter", "match")}
     kind = DFMSDLoss if name == "dfmsd" else BASELINES[name]

@@ -100,13 +100,17 @@ class Engine:
     tensorboard: bool = False  # scalars for TensorBoard too, in `tensorboard` of the run's folder
 
 
+Baselines = Literal["fitnet", "mgd", "amd", "dmkd", "pkd", "fgd", "cwd", "norm_cwd", "score_l2"]
+
+
 @dataclass(frozen=True)
 class Method:
     """The method of the distillation; most settings are DFMSD's (see `dfmsd.loss.DFMSDLoss`)."""
 
-    # DFMSD, or a baseline (see `dfmsd.baselines`), which takes `factor`, `adapter` and `match`
-    name: Literal["dfmsd", "fitnet", "mgd", "amd", "dmkd", "pkd", "fgd", "cwd"] = "dfmsd"
+    # DFMSD, a baseline, which takes `factor`, `strides`, `adapter` and `match`, or `threshold`'s
+    name: Literal["dfmsd", Baselines, "pseudo_labels"] = "dfmsd"
     factor: float = 1.0  # on every weight of the method
+    threshold: float = 0.7  # pseudo_labels: least score of the teacher's detections that count
     spatial: bool = True  # spatial masking branch
     channel: bool = True  # channel masking branch
     ratio_spatial: float = 0.5  # share of the cells that is hidden
