@@ -13,10 +13,10 @@ from torch import nn
 from dfmsd.align import Context, alignment_loss
 from dfmsd.baselines import AMD, CWD, DMKD, FGD, MGD, PKD, FitNet, NormCWD, ScoreL2
 from dfmsd.baselines.base import CHANNELS, ONE_STAGE_CELLS
-from dfmsd.baselines.cwd import channel_divergence
 from dfmsd.baselines.fgd import GlobalContext, box_masks
 from dfmsd.baselines.mgd import bernoulli_keep
 from dfmsd.baselines.pkd import standard_score
+from dfmsd.divergence import channel_divergence
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-9}
 

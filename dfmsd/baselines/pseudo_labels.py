@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from dfmsd.align import check
 
@@ -45,6 +44,8 @@ class PseudoLabels(nn.Module):
 
     def merge(self, target: dict[str, Any], detected: dict[str, Tensor]) -> dict[str, Any]:
         """One image's target with its detections (`boxes`, `labels`, `scores`) behind it."""
+        from torchvision.ops import box_iou  # the methods are imported without torchvision
+
         true, boxes = target["boxes"], detected["boxes"].to(target["boxes"].dtype)
         sides = boxes[:, 2:] - boxes[:, :2]
         # less than a pixel is left of no true box either, see `dfmsd.data.batches.augmentation`
