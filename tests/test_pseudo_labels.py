@@ -89,13 +89,12 @@ def test_the_student_is_trained_on_what_the_teacher_detects(pair, half):
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         losses = model(images, targets)
-        found = teacher.eval()(images)
     assert not seen["training"]
+    found = teacher.eval()(images)  # in full precision: in bf16 boxes would be pixels off
     confident = [x["boxes"][x["scores"] >= threshold] for x in found]
     assert len(confident[1])
-    assert len(seen["targets"][1]["boxes"]) == len(confident[1])
+    assert torch.equal(seen["targets"][1]["boxes"], confident[1])
     assert 1 <= len(seen["targets"][0]["boxes"]) <= 1 + len(confident[0])
-    assert all(t["boxes"].dtype == torch.float32 for t in seen["targets"])
     assert set(losses) == {"classification", "bbox_regression"}
     assert model.weights == {}
     sum(losses.values()).backward()

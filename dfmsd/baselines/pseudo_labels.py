@@ -40,13 +40,15 @@ class PseudoLabels(nn.Module):
         Images without boxes get the detections alone. `images` and `targets` are those of one
         batch, augmented already.
         """
-        return [self.merge(*pair) for pair in zip(targets, teacher(images), strict=True)]
+        with torch.autocast(images[0].device.type, enabled=False):  # in bf16 boxes are pixels off
+            detected = teacher(images)
+        return [self.merge(*pair) for pair in zip(targets, detected, strict=True)]
 
     def merge(self, target: dict[str, Any], detected: dict[str, Tensor]) -> dict[str, Any]:
         """One image's target with its detections (`boxes`, `labels`, `scores`) behind it."""
         from torchvision.ops import box_iou  # the methods are imported without torchvision
 
-        true, boxes = target["boxes"], detected["boxes"].to(target["boxes"].dtype)
+        true, boxes = target["boxes"], detected["boxes"]
         sides = boxes[:, 2:] - boxes[:, :2]
         # less than a pixel is left of no true box either, see `dfmsd.data.batches.augmentation`
         chosen = (detected["scores"] >= self.threshold) & (sides >= 1).all(1)
