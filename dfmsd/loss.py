@@ -124,8 +124,7 @@ class DFMSDLoss(nn.Module):
         forms = ("standardised", "raw")
         for name, form in (("attention_on", attention_on), ("target", target)):
             check(name, form, form in forms, f"one of {forms}")
-        kinds = ("pearson", "distribution")
-        check("align", align, align in kinds, f"one of {kinds}")
+        check("align", align, align in ("pearson", "distribution"), "'pearson' or 'distribution'")
         check("regions", regions, regions in ("cells", "boxes"), "'cells' or 'boxes'")
         check("temperature", temperature, temperature > 0, "more than 0")
         check("strength", strength, strength >= 0, "at least 0")

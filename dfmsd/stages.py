@@ -87,16 +87,10 @@ def run_stages(
 class Anchored(nn.Module):
     """A method, with the student as it is now as a second target: one more term, {"anchor"}.
 
-    The mean over the student's levels of `alignment_loss` between its features and those that its
-    frozen copy computes of the same pixels, so that a stage does not undo the stage before.
-    Source: SMSKD (arXiv 2601.15657), a frozen copy of the previous stage's student beside the
-    teacher. Choice: aligned features, all levels. The copy is in the state dict, and so in
-    checkpoints: a stage that continues in its midst needs the student that it began with.
-
-    Args:
-        method: that of the stage.
-        student: a torchvision detector; its backbone is copied.
-        weight: of the term, > 0; alignment to a teacher has 10.
+    The mean over the student's levels of `alignment_loss` between its features and those of its
+    frozen copy, so that a stage does not undo the stage before. Source: SMSKD (arXiv 2601.15657).
+    Choice: aligned features, all levels; `weight` is beside the 10 of the alignment to a teacher.
+    The copy, of the backbone, is in the state dict: a stage that continues needs it as it was.
     """
 
     def __init__(self, method: nn.Module, student: nn.Module, weight: float) -> None:
@@ -127,12 +121,7 @@ def fit_adapters(distiller: Distiller, method: nn.Module, batches: Batches, coun
     error, and for each channel the highest correlation, hence also the smallest alignment loss.
     Choice: directions in which the student varies by less than 1e-6 of its largest variance are
     left out. Nothing else changes: no buffer, no random state, and training gets the same batches.
-
-    Args:
-        distiller: of the student and the teacher; `method` is its method, or inside of it.
-        method: with `adapters` that are convolutions.
-        batches: the training data.
-        count: batches, ≥ 1.
+    `method` is that of the distiller, or the one inside it.
     """
     sums: dict[int, Tensor] = {}
 

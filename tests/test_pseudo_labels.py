@@ -82,7 +82,8 @@ def test_the_student_is_trained_on_what_the_teacher_detects(pair, half):
     images, targets = tiny_images()
     targets[1] |= {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    model = Distiller(student, teacher.train(), PseudoLabels(threshold=threshold)).train()
+    model = Distiller(student, teacher, PseudoLabels(threshold=threshold)).train()
+    teacher.train()
     seen = {}
     student.transform.register_forward_pre_hook(lambda _m, given: seen.update(targets=given[1]))
     teacher.register_forward_hook(lambda m, _i, _o: seen.update(training=m.training))

@@ -92,7 +92,7 @@ def test_align_in_half_precision_and_refused():
     value = aligned(b, align="distribution")(half, b.t, b.context)["alignment"]
     assert value.dtype == torch.float32
     assert value.isfinite()
-    with pytest.raises(ValueError, match="align must be one of"):
+    with pytest.raises(ValueError, match="align must be 'pearson' or"):
         aligned(b, align="cosine")
 
 

@@ -107,7 +107,7 @@ Baselines = Literal["fitnet", "mgd", "amd", "dmkd", "pkd", "fgd", "cwd", "norm_c
 class Method:
     """The method of the distillation; most settings are DFMSD's (see `dfmsd.loss.DFMSDLoss`)."""
 
-    # DFMSD, a baseline, which takes `factor`, `strides`, `adapter` and `match`, or `threshold`'s
+    # DFMSD; a baseline, which takes `factor`, `adapter`, `match`, `strides`; or targets by a teacher
     name: Literal["dfmsd", Baselines, "pseudo_labels"] = "dfmsd"
     factor: float = 1.0  # on every weight of the method
     threshold: float = 0.7  # pseudo_labels: least score of the teacher's detections that count
@@ -137,9 +137,9 @@ class Method:
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
-        if not (0 <= self.fade <= 1 and self.anchor >= 0):
-            given = f"method.fade={self.fade}, method.anchor={self.anchor}"
-            raise SettingsError(f"{given}: expected a share, and a weight of at least 0")
+        for name, most in (("fade", 1), ("anchor", float("inf"))):
+            if not 0 <= getattr(self, name) <= most:
+                raise SettingsError(f"method.{name}={getattr(self, name)}: expected 0 to {most}")
         if self.name == "pseudo_labels" and (self.anchor or self.adapter == "fitted"):
             raise SettingsError("method.name=pseudo_labels: has no features to anchor or to fit")
 
