@@ -116,12 +116,11 @@ class Anchored(nn.Module):
 def fit_adapters(distiller: Distiller, method: nn.Module, batches: Batches, count: int) -> None:
     """Set the 1x1 adapters of `method` to the least squares from student to teacher features.
 
-    So that a new teacher does not begin with noise. The fit is to the teacher's raw features, over
+    A new teacher then does not begin with noise. The fit is to the teacher's raw features, over
     the valid cells of the first `count` batches, as training sees them. It has the smallest squared
     error, and for each channel the highest correlation, hence also the smallest alignment loss.
     Choice: directions in which the student varies by less than 1e-6 of its largest variance are
-    left out. Nothing else changes: no buffer, no random state, and training gets the same batches.
-    `method` is that of the distiller, or the one inside it.
+    left out. Nothing else changes: no buffer, no random state; training gets the same batches.
     """
     sums: dict[int, Tensor] = {}
 

@@ -107,7 +107,7 @@ Baselines = Literal["fitnet", "mgd", "amd", "dmkd", "pkd", "fgd", "cwd", "norm_c
 class Method:
     """The method of the distillation; most settings are DFMSD's (see `dfmsd.loss.DFMSDLoss`)."""
 
-    # DFMSD; a baseline, which takes `factor`, `adapter`, `match`, `strides`; or targets by a teacher
+    # DFMSD; a baseline (takes `factor`, `adapter`, `match`, `strides`); or a teacher's detections
     name: Literal["dfmsd", Baselines, "pseudo_labels"] = "dfmsd"
     factor: float = 1.0  # on every weight of the method
     threshold: float = 0.7  # pseudo_labels: least score of the teacher's detections that count
