@@ -73,12 +73,13 @@ def features(job: Job, count: int, dtype: torch.dtype) -> tuple[dict, dict, Cont
     own = {"device": job.device, "generator": draw}
     size = (64, 107) if job.smoke else (800, 1333)
     full = [-(-side // 32) * 32 for side in size]
+    shapes = {s: (count, 256, *(-(-side // s) for side in full)) for s in (8, 16, 32, 64)}
     context = Context(
         images=torch.randn(count, 3, *full, **own),
         sizes=[size] * count,
         targets=[{"boxes": torch.tensor([[8.0, 8, 40, 50]], device=job.device)}] * count,
+        scores={s: torch.rand(count, 1, *shape[2:], **own) for s, shape in shapes.items()},
     )
-    shapes = {s: (count, 256, *(-(-side // s) for side in full)) for s in (8, 16, 32, 64)}
     student, teacher = (
         {s: torch.randn(*shape, **own).to(dtype) for s, shape in shapes.items()} for _ in range(2)
     )

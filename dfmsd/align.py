@@ -28,6 +28,7 @@ class Context:
         sizes: (height, width) of each image in the batch, pixels; images lie at the top left.
         targets: one dict per image, `boxes` (n, 4) xyxy in pixels of the padded batch; or None.
         candidates: (n, 4) boxes per image, same pixels, for methods that look at regions; or None.
+        scores: teacher's stride → its score at each cell, (N, 1, h, w), 0..1; or None.
 
     Raises:
         ValueError: when `sizes` does not fit `images`.
@@ -37,6 +38,7 @@ class Context:
     sizes: list[tuple[int, int]]
     targets: list[dict[str, Tensor]] | None = None
     candidates: list[Tensor] | None = None
+    scores: Mapping[int, Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Check that there is one size per image, none larger than the batch."""

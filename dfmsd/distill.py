@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from dfmsd.align import Context
-from dfmsd.detectors.features import capture_features, strided_levels, to_levels
+from dfmsd.detectors.features import capture_features, score_maps, strided_levels, to_levels
 
 
 def renormalise(context: Context, source: nn.Module, goal: nn.Module) -> Tensor:
@@ -40,7 +41,9 @@ class Distiller(nn.Module):
     Args:
         student: a torchvision detector; it runs as it is, hooks read its batch and features.
         teacher: another torchvision detector, or None.
-        method: `method(student, teacher, context) -> dict` of unweighted scalars, e.g. `DFMSDLoss`.
+        method: `method(student, teacher, context) -> dict` of unweighted scalars, e.g. `DFMSDLoss`;
+            with `needs_scores` the context has the teacher's scores. Or one without a loss whose
+            `targets(teacher, images, targets)` are the student's, e.g. `PseudoLabels`.
 
     Raises ValueError for a teacher or a method alone, and for no transform or backbone.
     """
@@ -88,6 +91,9 @@ class Distiller(nn.Module):
         """
         if self.teacher is None or not self.training:
             return self.student(images, targets)
+        if hasattr(self.method, "targets"):
+            self.teacher.to(images[0].device).eval()
+            return self.student(images, self.method.targets(self.teacher, images, targets))
         with capture_features(self.student) as seen:
             losses = self.student(images, targets)
         pixels, sizes = seen.images.tensors, seen.images.image_sizes
@@ -95,4 +101,6 @@ class Distiller(nn.Module):
         student = {stride: seen.features[name] for stride, (name, _) in self.student_levels.items()}
         transforms = self.student.transform, self.teacher.transform
         teacher = self.teacher_features(renormalise(context, *transforms))
+        if getattr(self.method, "needs_scores", False):
+            context = replace(context, scores=score_maps(self.teacher, teacher))
         return losses | self.method(student, teacher, context)

@@ -27,6 +27,7 @@ from dfmsd.align import (
     positive_weights,
     standardise,
 )
+from dfmsd.divergence import channel_divergence
 from dfmsd.enhance import check_filter, high_frequency, pool_energy, region_energy, strengthen
 from dfmsd.generate import DualGenerator, reconstruction_loss
 
@@ -84,8 +85,11 @@ class DFMSDLoss(nn.Module):
         adapter: "conv" or "identity", see `Adapter`.
         generator_width: of both branches as a fraction of C_t, rounded up, > 0.
         match: "stride" or "index", see `pair_strides`.
+        align: "pearson", half the mean squared difference of the standardised features; or
+            "distribution", their `channel_divergence` at temperature 1, CWD's. Both are half the
+            variance of a small difference, so that a weight means about the same for both.
         reconstruction_weight: on the mean squared error; 0 is off.
-        alignment_weight: on half the mean squared difference (10 here is 5 on the whole); 0 is off.
+        alignment_weight: 10 on "pearson" is 5 on the whole mean squared difference; 0 is off.
 
     Raises:
         ValueError: when an argument is out of range, no level is in common, or every term is off.
@@ -112,6 +116,7 @@ class DFMSDLoss(nn.Module):
         adapter: Literal["conv", "identity"] = "conv",
         generator_width: float = 0.5,
         match: Match = "stride",
+        align: Literal["pearson", "distribution"] = "pearson",
         reconstruction_weight: float = 1.0,
         alignment_weight: float = 10.0,
     ) -> None:
@@ -120,6 +125,7 @@ class DFMSDLoss(nn.Module):
         forms = ("standardised", "raw")
         for name, form in (("attention_on", attention_on), ("target", target)):
             check(name, form, form in forms, f"one of {forms}")
+        check("align", align, align in ("pearson", "distribution"), "'pearson' or 'distribution'")
         check("regions", regions, regions in ("cells", "boxes"), "'cells' or 'boxes'")
         check("temperature", temperature, temperature > 0, "more than 0")
         check("strength", strength, strength >= 0, "at least 0")
@@ -133,7 +139,7 @@ class DFMSDLoss(nn.Module):
         self.ratio_spatial, self.ratio_channel, self.select = ratio_spatial, ratio_channel, select
         self.temperature, self.attention_on = temperature, attention_on
         self.target, self.masked_only, self.match = target, masked_only, match
-        self.cutoff, self.strength, self.regions = cutoff, strength, regions
+        self.cutoff, self.strength, self.regions, self.align = cutoff, strength, regions, align
 
         self.pairs = pair_strides(student_channels, teacher_channels, match)
         self.adapters, self.generators = nn.ModuleDict(), nn.ModuleDict()
@@ -190,7 +196,9 @@ class DFMSDLoss(nn.Module):
                     level.channels, ratio=self.ratio_channel, select=self.select
                 )
             self._rebuild(level, key)
-        if "alignment" in self.weights:
+        if "alignment" in self.weights and self.align == "distribution":
+            level.losses["alignment"] = channel_divergence(z_s, z_t, tau=1.0, valid=valid)
+        elif "alignment" in self.weights:
             level.losses["alignment"] = mean_squared_error(z_s, z_t, valid) / 2
         return level
 

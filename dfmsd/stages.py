@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from torch import nn
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
 
+from dfmsd.align import Context, alignment_loss, match_levels
 from dfmsd.detectors.checkpoints import CheckpointError, state_dict_diff
+from dfmsd.detectors.features import strided_levels, to_levels
 from dfmsd.distill import Distiller
 from dfmsd.training.checkpoint import Checkpointing, CheckpointManager
 from dfmsd.training.log import History
@@ -25,6 +31,8 @@ class Stage:
     schedule: Schedule
     teacher: nn.Module | None = None  # a torchvision detector; None trains without distillation
     method: nn.Module | None = None  # built for the channels of both; None without a teacher
+    fitted: int = 0  # batches that the method's adapters are fitted on before; 0: they are not
+    anchor: float = 0.0  # weight of the student of the stage before, see `Anchored`; 0 is off
 
 
 def run_stages(
@@ -58,10 +66,15 @@ def run_stages(
     if (export := checkpoints.export) is not None:  # `fit` trains a distiller and exports that
         checkpoints = replace(checkpoints, export=lambda m, *to, **at: export(m.student, *to, **at))
     manager = CheckpointManager(checkpoints, accelerator)
-    first = _resume(manager, student, len(stages))
+    first, done = _resume(manager, student, len(stages))
     options |= {"checkpoints": checkpoints, "accelerator": accelerator}
     for number, stage in enumerate(stages[first:], start=first):
-        distiller = Distiller(student, stage.teacher, stage.method)
+        anchored = number and stage.anchor and stage.method is not None
+        method = Anchored(stage.method, student, stage.anchor) if anchored else stage.method
+        distiller = Distiller(student, stage.teacher, method)
+        if stage.fitted and not (number == first and done):  # else they are in the checkpoint
+            distiller.to(accelerator.device)
+            fit_adapters(distiller, stage.method, batches, stage.fitted)
         adamw_or_sgd = make_optimizer(distiller, lr=stage.schedule.lr, **optimizer)
         history = fit(distiller, batches, adamw_or_sgd, stage.schedule, stage=number, **options)
         if after_stage is not None:
@@ -71,11 +84,76 @@ def run_stages(
     return student
 
 
-def _resume(manager: CheckpointManager, student: nn.Module, count: int) -> int:
-    """The stage that the newest checkpoint stands at, after loading its student; 0 without one."""
+class Anchored(nn.Module):
+    """A method, with the student as it is now as a second target: one more term, {"anchor"}.
+
+    The mean over the student's levels of `alignment_loss` between its features and those of its
+    frozen copy, so that a stage does not undo the stage before. Source: SMSKD (arXiv 2601.15657).
+    Choice: aligned features, all levels; `weight` is beside the 10 of the alignment to a teacher.
+    The copy, of the backbone, is in the state dict: a stage that continues needs it as it was.
+    """
+
+    def __init__(self, method: nn.Module, student: nn.Module, weight: float) -> None:
+        super().__init__()
+        self.method, self.weights = method, method.weights | {"anchor": weight}
+        self.needs_scores = getattr(method, "needs_scores", False)
+        self.names = {stride: name for stride, (name, _) in strided_levels(student).items()}
+        self.before = copy.deepcopy(student.backbone).requires_grad_(False)
+
+    def forward(
+        self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
+    ) -> dict[str, Tensor]:
+        """The method's terms and the anchor's; arguments of a method."""
+        with torch.no_grad():
+            before, losses = to_levels(self.before.eval()(context.images)), []
+        for stride, feature in student.items():
+            valid = context.valid(feature) if context.padded else None
+            losses.append(alignment_loss(feature, before[self.names[stride]], valid))
+        return self.method(student, teacher, context) | {"anchor": torch.stack(losses).mean()}
+
+
+@torch.no_grad()
+def fit_adapters(distiller: Distiller, method: nn.Module, batches: Batches, count: int) -> None:
+    """Set the 1x1 adapters of `method` to the least squares from student to teacher features.
+
+    A new teacher then does not begin with noise. The fit is to the teacher's raw features, over
+    the valid cells of the first `count` batches, as training sees them. It has the smallest squared
+    error, and for each channel the highest correlation, hence also the smallest alignment loss.
+    Choice: directions in which the student varies by less than 1e-6 of its largest variance are
+    left out. Nothing else changes: no buffer, no random state; training gets the same batches.
+    """
+    sums: dict[int, Tensor] = {}
+
+    def add(_method: nn.Module, features: tuple[Any, ...]) -> None:
+        student, teacher, context = features
+        for stride, *pair in match_levels(student, teacher, method.match, pairs=method.pairs):
+            cells = torch.cat([torch.ones_like(pair[0][:, :1]), *pair], 1).movedim(1, 3).double()
+            cells = cells[context.valid(pair[1])[:, 0]]  # (cells, 1 + C_s + C_t)
+            sums[stride] = sums.get(stride, 0) + cells.T @ cells
+
+    buffers = [(buffer, buffer.clone()) for buffer in distiller.buffers()]
+    device = next(distiller.parameters()).device
+    with torch.random.fork_rng(devices=[]), method.register_forward_pre_hook(add):
+        torch.default_generator.manual_seed(0)
+        for batch in islice(batches.iterate(), count):
+            distiller.train()(*send_to_device(batch, device))
+    for buffer, value in buffers:
+        buffer.copy_(value)
+    for stride, total in sums.items():
+        adapter = method.adapters[str(stride)].map
+        mean, size = total[0, 1:] / total[0, 0], adapter.in_channels
+        covariance = total[1:, 1:] / total[0, 0] - mean.outer(mean)
+        inverse = torch.linalg.pinv(covariance[:size, :size], rtol=1e-6, hermitian=True)
+        weight = covariance[size:, :size] @ inverse  # (C_t, C_s)
+        adapter.weight.copy_(weight[:, :, None, None])
+        adapter.bias.copy_(mean[size:] - weight @ mean[:size])
+
+
+def _resume(manager: CheckpointManager, student: nn.Module, count: int) -> tuple[int, int]:
+    """Stage and step of the newest checkpoint, after loading its student; (0, 0) without one."""
     state = manager.load()
     if state is None:
-        return 0
+        return 0, 0
     stage, step = state["stage"], state["step"]
     if stage > count or (stage == count and step):
         raise CheckpointError(f"{manager.path}: stands at stage {stage}, this run has {count}")
@@ -84,4 +162,4 @@ def _resume(manager: CheckpointManager, student: nn.Module, count: int) -> int:
         if difference:
             raise CheckpointError(f"{manager.path}: belongs to another model ({difference})")
         student.load_state_dict(state["student"])
-    return stage
+    return stage, step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from test_loss import batch
 from tiny import tiny_detector, tiny_images
 
 from dfmsd.align import Context
-from dfmsd.baselines import AMD, BASELINES, CWD, DMKD, FGD, MGD, PKD, FitNet
+from dfmsd.baselines import AMD, BASELINES, CWD, DMKD, FGD, MGD, PKD, FitNet, NormCWD, ScoreL2
 from dfmsd.detectors.features import feature_channels
 from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
@@ -32,8 +33,8 @@ def stirred(method):
 
 
 def test_the_names():
-    names = ["fitnet", "mgd", "amd", "dmkd", "pkd", "fgd", "cwd"]
-    methods = [FitNet, MGD, AMD, DMKD, PKD, FGD, CWD]
+    names = ["fitnet", "mgd", "amd", "dmkd", "pkd", "fgd", "cwd", "norm_cwd", "score_l2"]
+    methods = [FitNet, MGD, AMD, DMKD, PKD, FGD, CWD, NormCWD, ScoreL2]
     assert dict(zip(names, methods, strict=True)) == BASELINES
 
 
@@ -61,7 +62,7 @@ def test_gradient_reaches_student_and_own_modules_but_not_the_teacher(name):
     total(method, method(b.s, b.t, b.context)).backward()
     assert all(t.grad is None for t in b.t.values())
     assert all(s.grad.abs().sum() > 0 for s in b.s.values())
-    blind = {"pkd", "cwd"}  # neither sees the offset that an adapter's bias is
+    blind = {"pkd", "cwd", "norm_cwd"}  # neither sees the offset that an adapter's bias is
     for key, parameter in method.named_parameters():
         if not (name in blind and key.endswith("bias")) and not key.endswith("where.bias"):
             assert parameter.grad.abs().sum() > 0, key
@@ -81,14 +82,16 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(loss, b.s[8].detach().double().requires_grad_())
 
 
-@pytest.mark.parametrize("name", ["fitnet", "pkd", "fgd", "cwd"])
+@pytest.mark.parametrize("name", ["fitnet", "pkd", "fgd", "cwd", "norm_cwd", "score_l2"])
 def test_an_image_counts_the_same_alone_and_in_a_larger_batch(name):
     b = batch(size=(32, 24), strides=(8,), n=2)
     method = BASELINES[name](*b.channels)
     alone = method(b.s, b.t, b.context)
     images = F.pad(b.context.images, (0, 8, 0, 16), value=7.0)
     s, t = (F.pad(x[8].detach(), (0, 1, 0, 2), value=9.0) for x in (b.s, b.t))
-    padded = method({8: s}, {8: t}, Context(images, [(32, 24)] * 2, b.context.targets))
+    scores = {8: F.pad(b.context.scores[8], (0, 1, 0, 2), value=0.9)}
+    context = Context(images, [(32, 24)] * 2, b.context.targets, scores=scores)
+    padded = method({8: s}, {8: t}, context)
     for key, value in alone.items():
         torch.testing.assert_close(padded[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
@@ -125,7 +128,7 @@ def test_losses_stay_float32_under_autocast(name):
     assert all(s.grad.isfinite().all() for s in b.s.values())
 
 
-@pytest.mark.parametrize("name", ["fitnet", "pkd", "cwd"])
+@pytest.mark.parametrize("name", ["fitnet", "pkd", "cwd", "norm_cwd", "score_l2"])
 def test_half_precision_features_are_widened_before_any_arithmetic(name):
     b = batch()
     method = BASELINES[name](*b.channels, adapter="identity")
@@ -153,15 +156,15 @@ def test_it_learns(name):
 @EVERY
 def test_levels_pair_by_stride_or_index_and_none_may_be_missing(name):
     student, teacher = batch(strides=(8, 16, 32), student=3), batch(strides=(4, 8, 16), teacher=5)
-    build = BASELINES[name]
+    build, context = BASELINES[name], replace(student.context, scores=teacher.context.scores)
     method = build(student.channels[0], teacher.channels[1])
     assert set(method.adapters) == {"8", "16"}
-    method(student.s, teacher.t, student.context)
+    method(student.s, teacher.t, context)
     by_index = build(student.channels[0], teacher.channels[1], match="index")
     assert set(by_index.adapters) == {"8", "16", "32"}
-    by_index(student.s, teacher.t, student.context)
+    by_index(student.s, teacher.t, context)
     with pytest.raises(ValueError, match=r"student must be features at \[8, 16\], got \[8\]"):
-        method({8: student.s[8]}, teacher.t, student.context)
+        method({8: student.s[8]}, teacher.t, context)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +191,8 @@ def test_levels_pair_by_stride_or_index_and_none_may_be_missing(name):
         (DMKD, "generator_width must be", {"generator_width": 0}),
         (DMKD, "spatial or channel", {"spatial": False, "channel": False}),
         (CWD, "tau must be more than 0, got 0", {"tau": 0}),
+        (NormCWD, "tau must be more than 0, got -1", {"tau": -1}),
+        (ScoreL2, "weight must be", {"weight": -1}),
         (FGD, "temperature must be", {"temperature": 0}),
         (FGD, "relation_weight must be", {"relation_weight": -1}),
     ],
@@ -212,6 +217,14 @@ def test_fgd_needs_targets():
         method(b.s, b.t, Context(b.context.images, b.context.sizes))
     with pytest.raises(ValueError, match="must be 2, one per image, got 1"):
         method(b.s, b.t, Context(b.context.images, b.context.sizes, b.context.targets[:1]))
+
+
+def test_score_l2_needs_the_scores_of_the_teachers_levels():
+    b = batch()
+    for scores in (None, {8: b.context.scores[8]}):
+        context = Context(b.context.images, b.context.sizes, scores=scores)
+        with pytest.raises(ValueError, match=r"context.scores must be with a map of stride"):
+            ScoreL2(*b.channels)(b.s, b.t, context)
 
 
 def test_fgd_leaves_out_terms_without_weight():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -10,12 +11,12 @@ from test_loss import batch
 from torch import nn
 
 from dfmsd.align import Context, alignment_loss
-from dfmsd.baselines import AMD, CWD, DMKD, FGD, MGD, PKD, FitNet
+from dfmsd.baselines import AMD, CWD, DMKD, FGD, MGD, PKD, FitNet, NormCWD, ScoreL2
 from dfmsd.baselines.base import CHANNELS, ONE_STAGE_CELLS
-from dfmsd.baselines.cwd import channel_divergence
 from dfmsd.baselines.fgd import GlobalContext, box_masks
 from dfmsd.baselines.mgd import bernoulli_keep
 from dfmsd.baselines.pkd import standard_score
+from dfmsd.divergence import channel_divergence
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-9}
 
@@ -245,6 +246,66 @@ def test_cwd_as_published():
                 published += 10.0 * 9.0 * (p * (p / q).log()).sum() / (4 * 2)
     value = method.weights["divergence"] * method(b.s, b.t, b.context)["divergence"]
     torch.testing.assert_close(value, published, **CLOSE)
+
+
+def test_norm_cwd_as_published():
+    """torch's batch norm on both sides, and the divergence as a loop."""
+    b = double()
+    method = NormCWD(*b.channels, adapter="identity", weight=1.0 * len(b.s))
+    published = 0.0
+    for k in b.s:
+        norm = torch.nn.BatchNorm2d(4, affine=False, track_running_stats=False).double()
+        student, teacher = norm(b.s[k]), norm(b.t[k])
+        for n in range(2):
+            for c in range(4):
+                p, q = teacher[n, c].flatten().exp(), student[n, c].flatten().exp()
+                p, q = p / p.sum(), q / q.sum()
+                published += (p * (p / q).log()).sum() / (4 * 2)
+    value = method.weights["divergence"] * method(b.s, b.t, b.context)["divergence"]
+    torch.testing.assert_close(value, published, **CLOSE)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1e3])
+def test_norm_cwd_sees_neither_scale_nor_offset_of_a_channel(scale):
+    b = double()
+    method = NormCWD(*b.channels, adapter="identity")
+    changed = {k: scale * x + 5 * scale for k, x in b.s.items()}
+    values = [method(s, b.t, b.context)["divergence"] for s in (b.s, changed)]
+    torch.testing.assert_close(values[1], values[0], rtol=2e-3, atol=0)
+    assert method(b.t, b.t, b.context)["divergence"].abs() < 1e-12
+
+
+def test_score_l2_by_hand():
+    method = ScoreL2({8: 1}, {8: 1}).double()
+    for layer, (weight, bias) in (
+        (method.adapters["8"].map, (2.0, -1.0)),
+        (method.projections["8"][1], (3.0, 0.5)),
+    ):
+        torch.nn.init.constant_(layer.weight, weight)
+        torch.nn.init.constant_(layer.bias, bias)
+    scores = {8: torch.tensor([0.2, 0.6]).view(1, 1, 1, 2)}
+    context = Context(torch.zeros(1, 3, 8, 16), [(8, 16)], scores=scores)
+    value = method(one_level([[0, 1]]), one_level([[2, 5]]), context)["imitation"]
+    # P(0) = 3 · relu(-1) + 0.5 = 0.5, P(1) = 3 · relu(1) + 0.5 = 3.5
+    assert value.item() == pytest.approx((0.2 * 1.5**2 + 0.6 * 1.5**2) / 0.8)
+
+
+def test_score_l2_as_published():
+    b = double(student=3)
+    method = ScoreL2(*b.channels, weight=6.0 * len(b.s)).double()
+    published = 0.0
+    for k in b.s:
+        first, second = method.adapters[str(k)].map, method.projections[str(k)][1]
+        squares = weights = 0.0
+        for n, y, x in itertools.product(*(range(size) for size in b.s[k][:, 0].shape)):
+            hidden = first.weight[:, :, 0, 0] @ b.s[k][n, :, y, x] + first.bias
+            out = second.weight[:, :, 0, 0] @ hidden.clamp_min(0) + second.bias
+            score = b.context.scores[k][n, 0, y, x]
+            squares += score * (out - b.t[k][n, :, y, x]).square().sum()
+            weights += score
+        published += 6.0 * squares / (4 * weights + 1e-9)
+    value = method.weights["imitation"] * method(b.s, b.t, b.context)["imitation"]
+    torch.testing.assert_close(value, published, rtol=1e-6, atol=1e-9)
 
 
 def published_fgd(block_s, block_t, s, t, boxes, pixels):

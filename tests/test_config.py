@@ -128,8 +128,11 @@ def test_a_fingerprint_leaves_out_what_is_at_its_default():
 
 def test_the_two_budgets_compare_what_they_say():
     sums = {name: sum(arm.lengths) for name, arm in ARMS.items()}
-    assert sums["none"] == sums["one"] == sums["two"] == ARMS["two-long"].lengths[0]
-    assert sums["none-long"] == sums["one-long"] == sums["two-long"] == 2 * sums["two"]
+    short = {"none", "one", "two", "two-early", "strong-strong", "weak"}
+    assert {name for name, total in sums.items() if total == ARMS["two-long"].lengths[0]} == short
+    assert all(sums[name] == (1 if name in short else 2) for name in ARMS)
+    for name, arm in ARMS.items():
+        assert len(arm.lengths) == max(1, len(arm.teachers)), name
 
 
 def test_every_setting_says_what_it_is():
@@ -149,7 +152,7 @@ def test_the_settings_of_dfmsd_are_its_arguments_with_the_same_defaults():
     parameters = inspect.signature(DFMSDLoss).parameters.values()
     arguments = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     settings = {f.name: f.default for f in dataclasses.fields(Method)}
-    for name in ("name", "factor", "strides"):  # of every method
+    for name in ("name", "factor", "strides", "threshold", "fade", "anchor"):  # of every method
         del settings[name]
     assert settings == arguments
 

@@ -67,7 +67,9 @@ def pyramid(count, size, channels, *, shown=None, strides=(8, 16, 32, 64)):
     images = torch.randn(count, 3, *size, generator=draw)
     sizes = [shown or size, *[size] * (count - 1)]
     boxes = torch.tensor([[8.0, 8, 40, 50], [30, 20, 100, 90]])
-    return student, teacher, Context(images, sizes, targets=[{"boxes": boxes}] * count)
+    scores = {s: torch.rand(count, 1, *shape[2:], generator=draw) for s, shape in shapes.items()}
+    targets = [{"boxes": boxes}] * count
+    return student, teacher, Context(images, sizes, targets=targets, scores=scores)
 
 
 def on(device, student, teacher, context):
@@ -79,6 +81,7 @@ def on(device, student, teacher, context):
             context.images.to(device),
             context.sizes,
             targets=[{"boxes": t["boxes"].to(device)} for t in context.targets],
+            scores={s: score.to(device) for s, score in context.scores.items()},
         ),
     )
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "dfmsd"
 LONGEST_FILE = 260
 
-METHOD = {"masking", "enhance", "align", "generate", "loss"}
+METHOD = {"masking", "enhance", "align", "divergence", "generate", "loss"}
 
 # Room (a file or folder of `ls dfmsd`) -> what it may import of dfmsd: rooms, or files of a room.
 TABLE: dict[str, set[str]] = {
@@ -24,14 +24,15 @@ TABLE: dict[str, set[str]] = {
     "masking": set(),
     "enhance": set(),
     "align": set(),
+    "divergence": set(),
     "generate": {"align"},
-    "loss": {"masking", "enhance", "align", "generate"},
+    "loss": {"masking", "enhance", "align", "divergence", "generate"},
     "baselines": METHOD,
     "detectors": set(),
     "data": set(),
     "training": {"detectors.checkpoints", "detectors.features"},
     "distill": {"align", "detectors.features"},
-    "stages": {"distill", "training", "detectors.checkpoints"},
+    "stages": {"align", "distill", "training", "detectors.checkpoints", "detectors.features"},
     "viz": set(),
     "widgets": METHOD | {"detectors.features", "data.images", "viz"},
     "experiments": METHOD

@@ -7,6 +7,7 @@ import torch
 from command_line import TINY, call, refused, teachers
 from tiny import tiny_detector
 
+from dfmsd import stages
 from dfmsd.detectors.checkpoints import read_tensors
 from dfmsd.detectors.pretrained import inherit
 from dfmsd.experiments import train as training
@@ -85,6 +86,30 @@ def test_every_row_starts_from_the_stronger_teacher(folder, capsys, monkeypatch)
             assert torch.equal(state[name], strong[name].to(state[name].dtype))
     for record in read_records(folder / "runs" / "records.jsonl"):
         assert "rpn.head.conv.0.0.weight" in record["inherited"]
+
+
+@pytest.mark.parametrize("heir", ["weak", "strong"])
+def test_only_the_first_stage_begins_with_an_inheritance(folder, capsys, monkeypatch, heir):
+    """The published staged recipe: neck and head of the first teacher, then the student goes on."""
+    starts, ends = [], []
+
+    def keep(distiller, *given, **options):
+        starts.append({k: v.clone() for k, v in distiller.student.state_dict().items()})
+        history = fit(distiller, *given, **options)
+        ends.append({k: v.clone() for k, v in distiller.student.state_dict().items()})
+        return history
+
+    fit = stages.fit
+    monkeypatch.setattr(stages, "fit", keep)
+    job = [*TINY, "student.strides=4,8,16,32", "inherit=neck+head", f"inherit_from={heir}"]
+    status, _, err = call(capsys, "distill", "scenes", *job, "arms=two", "jobs=1")
+    assert status == 0, err
+    teacher = read_tensors(folder / f"{heir}.safetensors")
+    [record] = read_records(folder / "runs" / "records.jsonl")
+    assert len(record["inherited"]) > 10
+    for name in record["inherited"]:
+        assert torch.equal(starts[0][name], teacher[name].to(starts[0][name].dtype))
+    assert all(torch.equal(starts[1][name], value) for name, value in ends[0].items())
 
 
 def test_a_head_that_does_not_fit_ends_the_job_in_one_line(folder, capsys):

@@ -31,7 +31,9 @@ def batch(
     }
     box = torch.tensor([[2.0, 3.0, 20.0, 30.0]])
     targets = [{"boxes": box if i == 0 else torch.zeros(0, 4)} for i in range(n)]
-    context = Context(randn(n, 3, *size), sizes or [size] * n, targets)
+    images = randn(n, 3, *size)
+    scores = {s: torch.rand(n, 1, *grid, generator=generator) for s, grid in grids.items()}
+    context = Context(images, sizes or [size] * n, targets, scores=scores)
     counts = [dict.fromkeys(strides, c) for c in (student, teacher)]
     return SimpleNamespace(s=student_features, t=teacher_features, context=context, channels=counts)
 

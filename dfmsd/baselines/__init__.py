@@ -2,7 +2,8 @@
 
 Each is built and called as `Baseline` says; it returns named, unweighted scalars in per-element
 units, and `weights` holds the published weights converted to those units. On a batch without
-padding each is its publication's formula; padding is never hidden and never scored.
+padding each is its publication's formula; padding is never hidden and never scored. `PseudoLabels`
+is the rival without features: it changes what the student's own losses aim at.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ from dfmsd.baselines.dmkd import DMKD
 from dfmsd.baselines.fgd import FGD
 from dfmsd.baselines.fitnet import FitNet
 from dfmsd.baselines.mgd import MGD
+from dfmsd.baselines.norm_cwd import NormCWD
 from dfmsd.baselines.pkd import PKD
+from dfmsd.baselines.pseudo_labels import PseudoLabels
+from dfmsd.baselines.score_l2 import ScoreL2
 
 BASELINES: dict[str, type[nn.Module]] = {
     method.__name__.lower(): method for method in (FitNet, MGD, AMD, DMKD, PKD, FGD, CWD)
 }
+BASELINES |= {"norm_cwd": NormCWD, "score_l2": ScoreL2}
 
 __all__ = ["AMD", "BASELINES", "CWD", "DMKD", "FGD", "MGD", "PKD", "FitNet"]
+__all__ += ["NormCWD", "PseudoLabels", "ScoreL2"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
 
@@ -80,3 +81,28 @@ def strided_levels(detector: nn.Module, *, size: int = 512) -> dict[int, tuple[s
 def feature_channels(detector: nn.Module) -> dict[int, int]:
     """Stride → channels of the features of `detector.backbone`: what a method is built from."""
     return {stride: channels for stride, (_, channels) in strided_levels(detector).items()}
+
+
+@torch.no_grad()
+def score_maps(detector: nn.Module, features: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Stride → the detector's score at each cell, (N, 1, H, W), 0..1, for its features by stride.
+
+    The highest sigmoid over anchors and classes; of a Faster R-CNN the RPN's objectness.
+
+    Raises:
+        ValueError: the detector is none of Faster R-CNN, RetinaNet and FCOS.
+    """
+    maps = list(features.values())
+    if isinstance(detector, FasterRCNN):
+        logits = detector.rpn.head(maps)[0]
+    elif isinstance(detector, RetinaNet | FCOS):
+        best = detector.head.classification_head(maps).amax(2)  # (N, anchors of all levels)
+        cells = [level.shape[2] * level.shape[3] for level in maps]
+        anchors = best.shape[1] // sum(cells)
+        parts = zip(best.split([anchors * count for count in cells], dim=1), maps, strict=True)
+        logits = [part.view(len(part), *x.shape[2:], anchors).movedim(3, 1) for part, x in parts]
+    else:
+        kinds = "a Faster R-CNN, a RetinaNet or an FCOS"
+        raise ValueError(f"detector must be {kinds} to score cells, got {type(detector).__name__}")
+    scores = (level.float().amax(1, keepdim=True).sigmoid() for level in logits)
+    return dict(zip(features, scores, strict=True))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from dfmsd.baselines import BASELINES
+from dfmsd.baselines import BASELINES, PseudoLabels
 from dfmsd.data.batches import Batches, augmentation
 from dfmsd.data.coco import CocoDataset
 from dfmsd.data.scenes import SceneDataset
@@ -24,6 +24,7 @@ from dfmsd.training.evaluation import evaluate_detector
 from dfmsd.training.optim import Schedule
 
 TRAIN_SEED, VAL_SEED = 1, 2  # of the generated scenes
+FITTED = 8  # batches that the adapters of `method.adapter=fitted` are fitted on
 
 
 def datasets(data: Data) -> tuple[Any, Any]:
@@ -97,7 +98,12 @@ def scaled_rate(train: Train) -> str:
 def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Module:
     """The distillation of the settings for two detectors; ValueError when no level takes part."""
     terms = asdict(settings.method)
-    name, factor, strides = (terms.pop(key) for key in ("name", "factor", "strides"))
+    name, factor, strides, threshold = map(terms.pop, ("name", "factor", "strides", "threshold"))
+    del terms["fade"], terms["anchor"]  # of the stages
+    if name == "pseudo_labels":
+        return PseudoLabels(threshold=threshold)
+    if terms["adapter"] == "fitted":
+        terms["adapter"] = "conv"
     if name != "dfmsd":
         terms = {key: terms[key] for key in ("adapter", "match")}
     kind = DFMSDLoss if name == "dfmsd" else BASELINES[name]
@@ -119,7 +125,8 @@ def arm_stages(
     settings: Settings, arm: str, student: nn.Module, teachers: dict[str, nn.Module]
 ) -> list[Stage]:
     """The stages of an arm, for this student and these teachers by name."""
-    names, train = ARMS[arm].teachers, settings.train
+    names, train, chosen = ARMS[arm].teachers, settings.train, settings.method
+    extras = {"fitted": FITTED if chosen.adapter == "fitted" else 0, "anchor": chosen.anchor}
     lengths = [max(1, round(length * train.steps)) for length in ARMS[arm].lengths]
     total = sum(lengths) if train.schedule_over == "run" else None
     stages = []
@@ -128,5 +135,6 @@ def arm_stages(
         stages.append(Stage("task only", rates))
         if names:
             teacher = teachers[names[number]]
-            stages[-1] = Stage(names[number], rates, teacher, method(settings, student, teacher))
+            compares, rates = method(settings, student, teacher), replace(rates, fade=chosen.fade)
+            stages[-1] = Stage(names[number], rates, teacher, compares, **extras)
     return stages

@@ -101,7 +101,8 @@ class Preflight:
                 self.add(part, "has no head: its AP cannot be tried", "note")
             elif list(metadata["classes"]) != list(val.classes):
                 text = "detects other classes than the data have: its AP cannot be tried"
-                self.add(part, text, "note")
+                uses = self.settings.method.name == "pseudo_labels"
+                self.add(part, text, "refused" if uses else "note")
             else:
                 stated = (metadata.get("metrics") or {}).get("AP", math.nan)
                 ap = build.evaluate(model, val, self.settings.data, limit=images)["AP"]
@@ -125,7 +126,7 @@ class Preflight:
             self.add("inherited", f"{len(copied)} tensors of the {settings.inherit}: {layers}")
         stage = build.arm_stages(settings, self.run.arm, student, teachers)[-1]
         distiller = Distiller(student, stage.teacher, stage.method).to(device)
-        if stage.method is not None:
+        if hasattr(stage.method, "pairs"):
             levels = collect_features(distiller, send_to_device(samples, device))
             self.check_levels(levels, stage.method.pairs)
         return distiller
@@ -178,7 +179,7 @@ class Preflight:
         settings, world = self.settings, self.accelerator
         job, teachers = settings.train, [distiller.teacher] if distiller.teacher is not None else []
         prepare(settings.engine, [distiller.student, *teachers])
-        if teachers:
+        if distiller.weights:
             share = next(batches.iterate(0, world.process_index, world.num_processes))
             batch = send_to_device(next(parts(share, settings.engine.accumulate)), world.device)
             self.check_balance(loss_balance(distiller, batch, world.autocast))

@@ -100,13 +100,17 @@ class Engine:
     tensorboard: bool = False  # scalars for TensorBoard too, in `tensorboard` of the run's folder
 
 
+Baselines = Literal["fitnet", "mgd", "amd", "dmkd", "pkd", "fgd", "cwd", "norm_cwd", "score_l2"]
+
+
 @dataclass(frozen=True)
 class Method:
     """The method of the distillation; most settings are DFMSD's (see `dfmsd.loss.DFMSDLoss`)."""
 
-    # DFMSD, or a baseline (see `dfmsd.baselines`), which takes `factor`, `adapter` and `match`
-    name: Literal["dfmsd", "fitnet", "mgd", "amd", "dmkd", "pkd", "fgd", "cwd"] = "dfmsd"
+    # DFMSD; a baseline (takes `factor`, `adapter`, `match`, `strides`); or a teacher's detections
+    name: Literal["dfmsd", Baselines, "pseudo_labels"] = "dfmsd"
     factor: float = 1.0  # on every weight of the method
+    threshold: float = 0.7  # pseudo_labels: least score of the teacher's detections that count
     spatial: bool = True  # spatial masking branch
     channel: bool = True  # channel masking branch
     ratio_spatial: float = 0.5  # share of the cells that is hidden
@@ -120,12 +124,24 @@ class Method:
     cutoff: float = 0.25  # radial cut-off of the high-pass filter, share of Nyquist
     strength: float = 1.0  # of the frequency enhancement; 0 = off
     regions: Literal["cells", "boxes"] = "cells"  # enhance by cell or by candidate box
-    adapter: Literal["conv", "identity"] = "conv"  # 1x1 on the student's features, or none
+    # 1x1 on the student's features, or none, or a 1x1 fitted by least squares before a stage begins
+    adapter: Literal["conv", "identity", "fitted"] = "conv"
     generator_width: float = 0.5  # width of the generators, share of the channels
     match: Literal["stride", "index"] = "stride"  # how pyramid levels pair
     strides: tuple[int, ...] = ()  # levels of the pyramids that take part; none named: all
+    align: Literal["pearson", "distribution"] = "pearson"  # of channels, or as shares of the cells
     reconstruction_weight: float = 1.0  # per element
     alignment_weight: float = 10.0  # of 1 - Pearson: half the squared standardised difference
+    fade: float = 0.0  # last share of each stage in which the method's weights fall to 0
+    anchor: float = 0.0  # weight of staying near the student of the stage before; 0 = off
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions."""
+        for name, most in (("fade", 1), ("anchor", float("inf"))):
+            if not 0 <= getattr(self, name) <= most:
+                raise SettingsError(f"method.{name}={getattr(self, name)}: expected 0 to {most}")
+        if self.name == "pseudo_labels" and (self.anchor or self.adapter == "fitted"):
+            raise SettingsError("method.name=pseudo_labels: has no features to anchor or to fit")
 
 
 @dataclass(frozen=True)
@@ -142,12 +158,19 @@ ARMS: dict[str, Arm] = {
     "one": Arm("DFMSD, one stage (strong)", ("strong",), (1.0,)),
     "two": Arm("DFMSD, two stages (weak → strong)", ("weak", "strong"), (0.5, 0.5)),
     "two-early": Arm("DFMSD, two stages (a fifth weak → strong)", ("weak", "strong"), (0.2, 0.8)),
+    "strong-strong": Arm("DFMSD, two stages (strong → strong)", ("strong", "strong"), (0.5, 0.5)),
+    "weak": Arm("DFMSD, one stage (weak)", ("weak",), (1.0,)),
     "none-long": Arm("no distillation", (), (2.0,)),
     "one-long": Arm("DFMSD, one stage (strong)", ("strong",), (2.0,)),
     "two-long": Arm("DFMSD, two stages (weak → strong)", ("weak", "strong"), (1.0, 1.0)),
+    "strong-strong-long": Arm(
+        "DFMSD, two stages (strong → strong)", ("strong", "strong"), (1.0, 1.0)
+    ),
+    "weak-long": Arm("DFMSD, one stage (weak)", ("weak",), (2.0,)),
 }
 """Two budgets: a stage of "two-long" is as long as the only stage of "one". "two-early" goes on to
-the stronger teacher after a fifth of the steps; it is meant for `train.schedule_over=run`."""
+the stronger teacher after a fifth of the steps; it is meant for `train.schedule_over=run`.
+"strong-strong" is what the restart between two stages does alone."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def fit(
             `Distiller`); its `weights`, if it has such, weigh them by name, others count once.
         batches: `batches.iterate(start, rank, world)`.
         optimizer: over the parameters of `model`; its learning rates are set by `schedule`.
-        schedule: number of steps and learning rate.
+        schedule: number of steps, learning rate, and how `weights` fade.
         seed: of the run.
         stage: number of this stage; a checkpoint of another stage is not read.
         clip: largest gradient norm, or None.
@@ -153,7 +153,9 @@ class _Steps:
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         torch.manual_seed(step_seed(self.seed, self.stage, step, rank))
         counters = {"rank": rank, "seed": self.seed, "stage": self.stage, "step": step}
-        options = {"weights": self.weights, "accumulate": self.accumulate, "flags": flags}
+        share = self.schedule.method_share(step)
+        weights = {name: share * weight for name, weight in self.weights.items()}
+        options = {"weights": weights, "accumulate": self.accumulate, "flags": flags}
         with save_batch_on_error(self.folder, batch, **counters):
             losses, flags = backward(accelerator, self.model, batch, step, **options)
         if self.clip is not None:

@@ -16,6 +16,9 @@ class Schedule:
     Linear warm-up over `warmup` steps, then half a cosine to `floor` of the peak, or steps: times
     `gamma` at each milestone. `offset` and `total` let several stages share one curve: the stage's
     step s counts as `offset + s` of `total`.
+
+    `fade` is the last share of the steps, 0..1, in which the weights of a method's terms fall
+    linearly to 0. Source: RTMDet stops them at 280 of 300 epochs, DAMO-YOLO fades them throughout.
     """
 
     steps: int
@@ -27,6 +30,7 @@ class Schedule:
     floor: float = 0.0
     offset: int = 0
     total: int | None = None
+    fade: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -34,6 +38,8 @@ class Schedule:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.kind not in ("cosine", "step"):
             raise ValueError(f"kind must be 'cosine' or 'step', got {self.kind!r}")
+        if not 0 <= self.fade <= 1:
+            raise ValueError(f"fade must be in 0..1, got {self.fade}")
 
     def factor(self, step: int) -> float:
         """Share of the peak learning rate at `step` (0-based) of this stage."""
@@ -44,6 +50,11 @@ class Schedule:
             return self.gamma ** sum(step >= milestone for milestone in self.milestones)
         done = (step - self.warmup) / max(total - self.warmup, 1)
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def method_share(self, step: int) -> float:
+        """Share of the weights of a method's terms at `step` of this stage, in (0, 1]."""
+        left = (self.steps - step) / self.steps
+        return min(1.0, left / self.fade) if self.fade else 1.0
 
 
 def make_optimizer(

@@ -1,0 +1,57 @@
+"""Pseudo-labels: the teacher's confident detections as further targets of the student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfmsd.align import check
+
+
+class PseudoLabels(nn.Module):
+    """Distillation by boxes instead of features: `Distiller` asks it for the student's targets.
+
+    Source: data distillation (Radosavovic et al., CVPR 2018): a teacher's detections count as true
+    boxes; threshold of Unbiased Teacher (Liu et al., ICLR 2021). Choice: what overlaps a true box,
+    of any class, is dropped, so that a labelled object is not learned twice.
+
+    Args:
+        threshold: least score of a detection, 0..1.
+        overlap: IoU with a true box, 0..1, above which a detection is dropped.
+
+    Raises:
+        ValueError: when an argument is out of range.
+    """
+
+    def __init__(self, *, threshold: float = 0.7, overlap: float = 0.5) -> None:
+        super().__init__()
+        for name, value in (("threshold", threshold), ("overlap", overlap)):
+            check(name, value, 0 <= value <= 1, "in 0..1")
+        self.threshold, self.overlap, self.weights = threshold, overlap, {}
+
+    @torch.no_grad()
+    def targets(
+        self, teacher: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The targets with the detections of `teacher`, a detector in eval mode, behind them.
+
+        Images without boxes get the detections alone. `images` and `targets` are those of one
+        batch, augmented already.
+        """
+        with torch.autocast(images[0].device.type, enabled=False):  # in bf16 boxes are pixels off
+            detected = teacher(images)
+        return [self.merge(*pair) for pair in zip(targets, detected, strict=True)]
+
+    def merge(self, target: dict[str, Any], detected: dict[str, Tensor]) -> dict[str, Any]:
+        """One image's target with its detections (`boxes`, `labels`, `scores`) behind it."""
+        from torchvision.ops import box_iou  # the methods are imported without torchvision
+
+        true, boxes = target["boxes"], detected["boxes"]
+        sides = boxes[:, 2:] - boxes[:, :2]
+        # less than a pixel is left of no true box either, see `dfmsd.data.batches.augmentation`
+        chosen = (detected["scores"] >= self.threshold) & (sides >= 1).all(1)
+        chosen &= ~(box_iou(boxes, true) > self.overlap).any(1)
+        labels = torch.cat([target["labels"], detected["labels"][chosen]])
+        return target | {"boxes": torch.cat([true, boxes[chosen]]), "labels": labels}

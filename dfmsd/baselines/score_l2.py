@@ -1,0 +1,49 @@
+"""Score-weighted L2: imitate the teacher's feature where the teacher sees objects."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dfmsd.align import Fit, Match, check, widen
+from dfmsd.baselines.base import Baseline, Level
+
+
+class ScoreL2(Baseline):
+    """Feature imitation weighted by the teacher's scores: {"imitation"}.
+
+    Source: Ultralytics' `distill_model` (2026): per level `Σ s (P(F_s) − F_t)² / (C Σ s + 1e-9)`
+    over the batch, s the teacher's highest class score at a cell, P = conv1x1 – ReLU – conv1x1; the
+    sum over three levels times 6, beside a detector's own losses. Here it is the mean over the
+    levels, so the weight is that of the sum times the number of levels. The first convolution of P
+    is the adapter; with adapter="identity" P is ReLU – conv1x1. Choice: a two-stage teacher's
+    scores are its objectness (see `dfmsd.detectors.features.score_maps`); padding scores 0.
+
+    Args:
+        weight: on the weighted mean squared difference, > 0.
+    """
+
+    needs_scores = True  # `Distiller` then gives `Context.scores`
+
+    def __init__(
+        self,
+        student_channels: dict[int, int],
+        teacher_channels: dict[int, int],
+        *,
+        adapter: Fit = "conv",
+        match: Match = "stride",
+        weight: float = 6.0 * 3,
+    ) -> None:
+        super().__init__(student_channels, teacher_channels, adapter, match, {"imitation": weight})
+        self.teacher_strides = {str(stride): other for stride, other in self.pairs}
+        self.projections = nn.ModuleDict()
+        for key, count in self.channels.items():
+            self.projections[key] = nn.Sequential(nn.ReLU(), nn.Conv2d(count, count, 1))
+
+    def compare(self, level: Level) -> dict[str, Tensor]:
+        """{"imitation": unweighted scalar} of one level; ValueError without the level's scores."""
+        scores, stride = level.context.scores or {}, self.teacher_strides[level.key]
+        check("context.scores", sorted(scores), stride in scores, f"with a map of stride {stride}")
+        score = scores[stride] if level.valid is None else scores[stride] * level.valid
+        error = (widen(self.projections[level.key](level.student)) - level.teacher).square()
+        total = (score * error.sum(1, keepdim=True)).sum()
+        return {"imitation": total / (error.shape[1] * score.sum() + 1e-9)}
