@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import pandas as pd
-from scipy import optimize, stats
+from scipy import special
 
 from dfmsd.experiments.grids import EXPERIMENTS
 from dfmsd.experiments.settings import ARMS
@@ -35,7 +35,7 @@ def gain_of(differences: Iterable[float]) -> Gain | None:
     known = pd.Series(differences, dtype=float).dropna()
     if len(known) < 2:
         return Gain(known.item(), None) if len(known) else None
-    mean, half = known.mean(), round(stats.t.ppf(0.975, len(known) - 1), 3) * known.sem()
+    mean, half = known.mean(), round(special.stdtrit(len(known) - 1, 0.975), 3) * known.sem()
     return Gain(float(mean), (float(mean - half), float(mean + half)))
 
 
@@ -50,12 +50,9 @@ def detectable(differences: Iterable[float], power: float = 0.8) -> float | None
     freedom = len(known) - 1
     if freedom < 1:
         return None
-    limit = stats.t.ppf(0.975, freedom)
-
-    def surplus(shift: float) -> float:  # in standard errors; the wrong tail adds nothing near 80 %
-        return stats.nct.sf(limit, freedom, shift) - power
-
-    return float(optimize.brentq(surplus, 0.01, 100) * known.sem())
+    limit = special.stdtrit(freedom, 0.975)
+    # the shift in standard errors; the wrong tail adds nothing near 80 %
+    return float(special.nctdtrinc(freedom, 1 - power, limit) * known.sem())
 
 
 def gains(frame: pd.DataFrame, column: str = "gain AP") -> dict[str, Gain | None]:
