@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from dfmsd.experiments.build import arm_stages, batches, datasets, detector
-from dfmsd.experiments.grids import TITLES, chosen
+from dfmsd.experiments.grids_scenes import TITLES, chosen
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import append_record, environment
 from dfmsd.experiments.tables import cost_table

@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from dfmsd.experiments.grids import EXPERIMENTS, Experiment, Row
+from dfmsd.experiments.grids import EXPERIMENTS
+from dfmsd.experiments.grids_scenes import SCENES
+from dfmsd.experiments.plan import Experiment, Row
 from dfmsd.experiments.records import read_folder
 from dfmsd.experiments.results import (
     Gain,
@@ -321,7 +323,7 @@ def test_cost_by_hand():
     assert {row[1] for row in cells(cost_table([], titles))} == {"not run"}
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "plan"])
+@pytest.mark.parametrize("name", SCENES)
 def test_every_experiment_reports_what_its_records_hold(name):
     plan = EXPERIMENTS[name]
     report = experiment_report(name, RECORDS)

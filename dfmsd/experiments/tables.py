@@ -135,7 +135,7 @@ def weights_grid(frame: pd.DataFrame) -> pd.DataFrame:
     """Method by multiple → AP in points (NaN: not run), of rows titled `TITLE × MULTIPLE`."""
     titles = frame["title"].str.rsplit(" × ", n=1).str[0]
     multiples = frame.index.get_level_values("row").str.rsplit("-", n=1).str[1].astype(float)
-    grid = frame["AP"].groupby([titles, multiples]).first().unstack()
+    grid = frame["AP"].groupby([titles, multiples]).mean().unstack()
     return grid.reindex(index=titles.unique())
 
 

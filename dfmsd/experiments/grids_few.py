@@ -1,0 +1,105 @@
+"""Experiments at the plateau: few labelled scenes, a student that learns all it can (`few`).
+
+The rule, written before the runs. On the held-out seeds every method has the same three multiples
+of its balance; the one with the highest mean AP is taken. Then DFMSD's readings are compared at
+that multiple, and the one with the highest mean AP is "the best reading" of the tables, whatever
+the tables then say. Seeds 0 to 7 are looked at once, afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dfmsd.experiments.grids_scenes import ABLATION, TITLES
+from dfmsd.experiments.plan import BALANCE, HELD_OUT, Experiment, Row
+
+MULTIPLES = (0.3, 1.0, 3.0)
+SEEDS = tuple(range(8))
+PRESET = {"preset": "few", "settings": ("scale=quick",)}
+DISTRIBUTION = ("method.align=distribution",)
+METHODS = {
+    **{name: title for name, title in TITLES.items() if name in BALANCE},
+    "norm_cwd": "normalise + CWD",
+    "score_l2": "score-weighted L2",
+    "distribution": "DFMSD, alignment as distributions",
+}
+"""What has a weight to choose → its title."""
+CHOSEN = dict.fromkeys(METHODS, 1.0)
+"""Method → the multiple of its balance with the highest mean AP in `few-weights`."""
+BEST: tuple[str, ...] = ()
+"""What the best reading in `few-readings` changes against DFMSD's defaults."""
+
+
+def _chosen(key: str, multiple: float | None = None) -> tuple[str, ...]:
+    """Settings: the method of a row, at the multiple of its balance, or at the chosen one."""
+    name, reading = ("dfmsd", DISTRIBUTION) if key == "distribution" else (key, ())
+    factor = BALANCE[name] * (multiple or CHOSEN[key])
+    return (f"method.name={name}", f"method.factor={factor:.3g}", *reading)
+
+
+WEIGHTS = {
+    f"{key}-{multiple:g}": Row(f"{title} × {multiple:g}", "one", _chosen(key, multiple))
+    for multiple in MULTIPLES
+    for key, title in METHODS.items()
+}
+DFMSD = _chosen("dfmsd")
+READINGS = {
+    "none": Row("no distillation", "none"),
+    "pearson": replace(
+        WEIGHTS[f"dfmsd-{CHOSEN['dfmsd']:g}"],
+        title="DFMSD as it is",
+        recorded=("few-weights", f"dfmsd-{CHOSEN['dfmsd']:g}"),
+    ),
+    "distribution": replace(
+        WEIGHTS[f"distribution-{CHOSEN['distribution']:g}"],
+        title="alignment as distributions",
+        recorded=("few-weights", f"distribution-{CHOSEN['distribution']:g}"),
+    ),
+    "fade": Row("faded over the last third", "one", (*DFMSD, "method.fade=0.33")),
+    "fitted": Row("adapters fitted before", "one", (*DFMSD, "method.adapter=fitted")),
+    "none-long": Row("no distillation, twice the steps", "none-long"),
+}
+TABLE = {
+    "none": Row("no distillation", "none"),
+    "none-long": Row("no distillation, twice the steps", "none-long"),
+    "pseudo_labels": Row("pseudo-labels", "one", ("method.name=pseudo_labels",)),
+    **{key: Row(title, "one", _chosen(key)) for key, title in METHODS.items()},
+    "dfmsd-long": Row("DFMSD, one stage, twice the steps", "one-long", DFMSD, "none-long"),
+}
+OWN = ("align", "rebuild", "spatial", "channel", "dual", "low", "random", "boxes", "raw")
+PARTS = {key: replace(TABLE[key], recorded=("few-methods", key)) for key in ("none", "dfmsd")} | {
+    key: Row(ABLATION[key][0], "one", (*DFMSD, *ABLATION[key][1])) for key in OWN
+}
+HEIR = (*DFMSD, "inherit=neck+head")
+STAGES = {
+    "strong": replace(
+        TABLE["dfmsd-long"],
+        title="strong, one stage",
+        base="",
+        recorded=("few-methods", "dfmsd-long"),
+    ),
+    "weak": Row("weak, one stage", "weak-long", DFMSD, "strong"),
+    "staged": Row("weak → strong", "two-long", DFMSD, "strong"),
+    "restart": Row("strong → strong", "strong-strong-long", DFMSD, "strong"),
+    "fitted": Row(
+        "weak → strong, adapters fitted", "two-long", (*DFMSD, "method.adapter=fitted"), "strong"
+    ),
+    "anchor": Row("weak → strong, anchored", "two-long", (*DFMSD, "method.anchor=1"), "strong"),
+    "heir": Row("strong, one stage, inherits from it", "one-long", HEIR, "strong"),
+    "staged-heir": Row(
+        "weak → strong, inherits from the weak", "two-long", (*HEIR, "inherit_from=weak"), "heir"
+    ),
+}
+"""Two base budgets each: what a stage before the strong teacher is worth."""
+
+FEW = {
+    "few-weights": Experiment("Which weight does each method want?", WEIGHTS, HELD_OUT, **PRESET),
+    "few-readings": Experiment("Which reading of DFMSD is best?", READINGS, HELD_OUT, **PRESET),
+    "few-methods": Experiment("What is a teacher worth at the plateau?", TABLE, SEEDS, **PRESET),
+    "few-parts": Experiment(
+        "Which part of DFMSD helps at the plateau?", PARTS, SEEDS[:5], **PRESET
+    ),
+    "few-stages": Experiment(
+        "Does a weaker teacher first help, in equal steps?", STAGES, SEEDS, **PRESET
+    ),
+}
