@@ -7,11 +7,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
+
+if TYPE_CHECKING:  # importing torchvision costs more than importing torch
+    from torchvision.models.detection.image_list import ImageList
 
 
 @contextmanager
