@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from dfmsd.experiments.grids import EXPERIMENTS
 from dfmsd.experiments.settings import ARMS
@@ -35,7 +35,7 @@ def gain_of(differences: Iterable[float]) -> Gain | None:
     known = pd.Series(differences, dtype=float).dropna()
     if len(known) < 2:
         return Gain(known.item(), None) if len(known) else None
-    mean, half = known.mean(), round(stats.t.ppf(0.975, len(known) - 1), 3) * known.sem()
+    mean, half = known.mean(), round(special.stdtrit(len(known) - 1, 0.975), 3) * known.sem()
     return Gain(float(mean), (float(mean - half), float(mean + half)))
 
 

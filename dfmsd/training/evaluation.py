@@ -18,7 +18,8 @@ from torchvision.ops import box_convert
 
 from dfmsd.detectors.features import frozen_modes
 
-KEYS = tuple("AP AP50 AP75 AP_S AP_M AP_L AR1 AR10 AR100 AR_S AR_M AR_L".split())
+KEYS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
+KEYS += ("AR1", "AR10", "AR100", "AR_S", "AR_M", "AR_L")
 FOUND = ("boxes", "labels", "scores")
 Load = Callable[[Any, list[Sequence[int]]], Iterable[tuple[Sequence[Tensor], Any]]]
 
