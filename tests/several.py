@@ -11,7 +11,7 @@ import traceback
 
 # a server that has imported torch but never used it: each process starts in a fraction of a second
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "dfmsd.stages", "dfmsd.experiments.build"])
+CONTEXT.set_forkserver_preload(["torch", "timm", "dfmsd.experiments.build"])
 
 
 def _work(function, arguments, environment, pipe):

@@ -267,8 +267,8 @@ def test_the_coco_sample_against_itself_is_perfect(capsys):
     file = folder / "annotations" / "instances_val2017.json"
     status, out, _ = call(capsys, "evaluate", folder, "--detections", file)
     assert status == 0
-    keys = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
-    assert out == "  ".join(f"{key} 1.000" for key in keys) + "\n"
+    assert out.startswith("AP 1.000  AP50 1.000  AP75 1.000  AP_S 1.000  AP_M 1.000  AP_L 1.000")
+    assert out.endswith("AR100 1.000  AR_S 1.000  AR_M 1.000  AR_L 1.000\n")
 
 
 def test_detections_of_half_the_objects_by_hand(capsys, tmp_path):
@@ -278,7 +278,9 @@ def test_detections_of_half_the_objects_by_hand(capsys, tmp_path):
     (tmp_path / "found.json").write_text(json.dumps(found))
     status, out, _ = call(capsys, "evaluate", folder, "--detections", tmp_path / "found.json")
     assert status == 0
-    assert out == "AP 0.500  AP50 0.500  AP75 0.500  AP_S 0.500  AP_M –  AP_L –\n"
+    line = "AP 0.500  AP50 0.500  AP75 0.500  AP_S 0.500  AP_M –  AP_L –"
+    recall = "AR1 0.500  AR10 0.500  AR100 0.500  AR_S 0.500  AR_M –  AR_L –"
+    assert out == f"{line}  {recall}\n"
 
 
 def test_a_checkpoint_is_evaluated(capsys, scenes, checkpoint):

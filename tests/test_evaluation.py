@@ -7,6 +7,8 @@ import copy
 import io
 import json
 import math
+import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
+from dfmsd.data.batches import load
 from dfmsd.data.coco import CocoDataset
 from dfmsd.data.detections import read_detections
 from dfmsd.training import evaluation
@@ -23,7 +26,7 @@ from dfmsd.training.evaluation import KEYS, coco_metrics, detections, evaluate_d
 
 
 def reference(truth, results, small=32**2, medium=96**2):
-    """The six numbers by pycocotools."""
+    """The twelve numbers by pycocotools."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = copy.deepcopy(truth)
@@ -33,7 +36,7 @@ def reference(truth, results, small=32**2, medium=96**2):
         run.evaluate()
         run.accumulate()
         run.summarize()
-    return [math.nan if value == -1 else float(value) for value in run.stats[:6]]
+    return [math.nan if value == -1 else float(value) for value in run.stats]
 
 
 def agree(truth, results, **limits):
@@ -124,7 +127,8 @@ def test_equal_on_the_coco_sample_and_truth_against_itself_is_one():
     agree(truth, jittered(truth, np.random.default_rng(0)))
     plain = [entry | {"score": 1.0} for entry in truth["annotations"] if not entry["iscrowd"]]
     found = agree(truth, plain)
-    assert all(value == pytest.approx(1.0, abs=1e-9) for value in found.values())
+    assert [found[key] for key in KEYS[:6]] == pytest.approx([1.0] * 6, abs=1e-9)
+    assert found["AR1"] < 0.9 < found["AR100"]  # of several objects one detection finds one
 
 
 def test_the_coco_sample_file_as_detections_gives_one():
@@ -154,6 +158,17 @@ def test_values_by_hand():
     assert found["AP_S"] == pytest.approx(0.7)
     assert math.isnan(found["AP_M"])
     assert math.isnan(found["AP_L"])
+
+
+def test_recall_by_hand():
+    # 12 objects of 8 x 8 pixels and one of 20 x 20, each found exactly, the small ones first
+    boxes = [(10 * i, 0, 8, 8) for i in range(12)] + [(0, 20, 20, 20)]
+    entries = [box(i, bbox=b, area=b[2] * b[3], iscrowd=0) for i, b in enumerate(boxes, start=1)]
+    results = [one(b, score=1 - i / 100) for i, b in enumerate(boxes)]
+    found = coco_metrics(content(1, entries, 200, 200), results, small=100, medium=500)
+    assert [found[k] for k in ("AR1", "AR10", "AR100")] == pytest.approx([1 / 13, 10 / 13, 1])
+    assert [found[k] for k in ("AR_S", "AR_M")] == pytest.approx([1, 1])
+    assert math.isnan(found["AR_L"])
 
 
 def test_a_detection_in_a_crowd_does_not_count_against():
@@ -344,6 +359,29 @@ def test_predict_keeps_order_chunks_and_modes():
     assert predict(model, Pixels(0)) == []
     assert predict(model.eval(), Pixels(1))
     assert not model.training
+
+
+def test_loader_processes_give_the_same_images_in_the_same_batches():
+    class Elsewhere(Pixels):
+        def __getitem__(self, index):
+            assert os.getpid() != here
+            return super().__getitem__(index)
+
+    model, here = Oracle(), os.getpid()
+    found = predict(model, Elsewhere(7), batch_size=3, load=partial(load, workers=2))
+    assert [float(f["boxes"][0, 0]) for f in found] == [1, 2, 3, 4, 5, 6, 7]
+    assert [calls[0] for calls in model.calls] == [3, 3, 1]
+
+
+def test_images_without_detections_stay_in_their_place():
+    class Blind(Oracle):
+        def forward(self, images):
+            found = super().forward(images)
+            return [{k: v[: i % 2] for k, v in one.items()} for i, one in enumerate(found)]
+
+    found = predict(Blind(), Pixels(5), batch_size=5)
+    assert [f["boxes"][:, 0].tolist() for f in found] == [[], [2], [], [4], []]
+    assert [tuple(f["boxes"].shape) for f in found] == [(0, 4), (1, 4)] * 2 + [(0, 4)]
 
 
 def test_predict_puts_the_mode_back_after_an_error():

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny import tiny_images
+from tiny import Line, tiny_images
 from torch import nn
 
 from dfmsd.baselines import MGD, FitNet
@@ -134,7 +134,21 @@ def test_fit_in_parts_is_fit():
         assert one == pytest.approx(other, rel=1e-4)
 
 
-def test_a_loss_that_a_part_does_not_bear_stops_before_its_gradient():
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_losses_of_a_step_are_fetched_once(accumulate):
+    """Every fetch makes the host wait for the device, and the processes for each other."""
+
+    class Counting(Accelerator):
+        def reduce(self, *arguments):
+            shapes.append(tuple(arguments[0].shape))
+            return super().reduce(*arguments)
+
+    shapes, how = [], {"weights": {}, "accumulate": accumulate, "flags": (True, False)}
+    backward(Counting(cpu=True), Line(), tiny_images(4), 3, **how)
+    assert shapes == [(accumulate, 5)]  # the sum, two losses, two flags
+
+
+def test_a_loss_that_a_part_does_not_bear_stops_before_the_step():
     from dfmsd.training.finite import NonFiniteLossError
 
     class Second(nn.Module):
@@ -149,3 +163,4 @@ def test_a_loss_that_a_part_does_not_bear_stops_before_its_gradient():
     with pytest.raises(NonFiniteLossError, match="step 3: fit is not finite"):
         gradients(model, accumulate=2)
     assert model.weight.grad == 0.5  # of the first part only
+    assert model.weight == 1

@@ -6,7 +6,7 @@ import functools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -181,6 +181,44 @@ def _obey_parent_only(_worker: int) -> None:
     threading.Thread(target=listen, daemon=True).start()
 
 
+def load(dataset: Any, batches: Iterable[Sequence[Any]], *, workers: int = 0) -> Iterator[Batch]:
+    """The samples `dataset[key]` of each list of keys, in order, by `workers` loader processes.
+
+    Raises:
+        ValueError: what the data set raises.
+        ChildProcessError: a loader process was lost; torch's RuntimeError between two batches.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else it draws from the caller's
+        worker_init_fn=_obey_parent_only,
+    )
+    # loader processes are born with the signals blocked, and so never without
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        samples = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        yield from samples
+    except ValueError as error:
+        # from a loader process it comes as "Caught ...", a traceback, and its words at the end
+        if not str(error).startswith("Caught "):
+            raise
+        raise type(error)(str(error).splitlines()[-1].partition(": ")[2]) from None
+    except (RuntimeError, OSError, EOFError) as error:
+        # torch's own report, or what reading a batch ends with while its sender dies
+        if not workers or str(error).startswith("Caught "):
+            raise
+        lost = "a loader process was lost (out of memory? data.workers=0 needs the least)"
+        again = "the same command continues from the last checkpoint"
+        raise ChildProcessError(f"{lost}: {error}; {again}") from error
+
+
 class Batches:
     """The training batches of a data set; see `iterate`.
 
@@ -217,36 +255,6 @@ class Batches:
     def iterate(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Endless (images, targets) from step `start` on, for process `rank` of `world`.
 
-        Raises:
-            ValueError: a batch that `world` processes cannot share; what the data set raises.
-            ChildProcessError: a loader process was lost; torch's RuntimeError between two batches.
+        Raises ValueError for a batch that `world` processes cannot share, and what `load` raises.
         """
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=self.sampler.shares(start, rank, world),
-            collate_fn=collate,
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else it draws from the caller's
-            worker_init_fn=_obey_parent_only,
-        )
-        # loader processes are born with the signals blocked, and so never without
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            batches = iter(loader)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        try:
-            yield from batches
-        except ValueError as error:
-            # from a loader process it comes as "Caught ...", a traceback, and its words at the end
-            if not str(error).startswith("Caught "):
-                raise
-            raise type(error)(str(error).splitlines()[-1].partition(": ")[2]) from None
-        except (RuntimeError, OSError, EOFError) as error:
-            # torch's own report, or what reading a batch ends with while its sender dies
-            if not self.workers or str(error).startswith("Caught "):
-                raise
-            lost = "a loader process was lost (out of memory? data.workers=0 needs the least)"
-            again = "the same command continues from the last checkpoint"
-            raise ChildProcessError(f"{lost}: {error}; {again}") from error
+        return load(self.dataset, self.sampler.shares(start, rank, world), workers=self.workers)

@@ -7,10 +7,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
 import torch
 import torchvision
-from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.swin_transformer import SwinTransformer
@@ -119,6 +117,8 @@ def _swin(arguments: Mapping[str, Any]) -> SwinTransformer:
 
 
 def _timm_body(name: str, strides: Sequence[int], arguments: Mapping[str, Any]) -> Body:
+    import timm
+
     settings = {"pretrained": False, "features_only": True, **arguments}
     try:  # timm's Swin takes other input sizes only when told so at its construction
         info = timm.create_model(name, strict_img_size=False, **settings).feature_info
@@ -132,6 +132,8 @@ def _timm_body(name: str, strides: Sequence[int], arguments: Mapping[str, Any]) 
 
 def _body(trunk: str, strides: Sequence[int], arguments: Mapping[str, Any]) -> Body:
     family, _, name = trunk.partition(":")
+    if family == "timm":
+        import timm  # all its models: a second, which a trunk of torchvision need not wait for
     if trunk == "swin":
         model: nn.Module = _swin(arguments)
     elif family == "torchvision" and name in torchvision.models.list_models(torchvision.models):
@@ -179,6 +181,8 @@ def build_backbone(
     if weights is not None:
         load_trunk(getattr(body, "features", body), weights, trunk)
     if frozen_norm:
+        from timm.utils.model import freeze_batch_norm_2d
+
         freeze_batch_norm_2d(body)
     backbone = nn.Sequential(OrderedDict(body=body, fpn=fpn))
     backbone.out_channels = channels

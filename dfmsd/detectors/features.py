@@ -7,12 +7,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
-from torchvision.models.detection.image_list import ImageList
+
+if TYPE_CHECKING:  # importing torchvision costs more than importing torch
+    from torchvision.models.detection.image_list import ImageList
 
 
 @contextmanager
@@ -92,6 +93,8 @@ def score_maps(detector: nn.Module, features: Mapping[int, Tensor]) -> dict[int,
     Raises:
         ValueError: the detector is none of Faster R-CNN, RetinaNet and FCOS.
     """
+    from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+
     maps = list(features.values())
     if isinstance(detector, FasterRCNN):
         logits = detector.rpn.head(maps)[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -22,6 +21,8 @@ def hub_state(model: str) -> dict[str, Tensor]:
     family, _, name = model.partition(":")
     try:
         if family == "timm":
+            import timm
+
             return timm.create_model(name, pretrained=True).state_dict()
         if family == "torchvision":
             weights = next(iter(torchvision.models.get_model_weights(name)))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dfmsd.baselines import BASELINES, PseudoLabels
-from dfmsd.data.batches import Batches, augmentation
+from dfmsd.data.batches import Batches, augmentation, load
 from dfmsd.data.coco import CocoDataset
 from dfmsd.data.scenes import SceneDataset
 from dfmsd.detectors.build import build_detector
@@ -74,8 +75,10 @@ def detector_for(settings: Detector, data: Data, *, num_classes: int) -> nn.Modu
 
 
 def evaluate(model: nn.Module, dataset: Any, data: Data, **options: Any) -> dict[str, float]:
-    """COCO metrics with the size limits of the settings."""
-    return evaluate_detector(model, dataset, small=data.small**2, medium=data.medium**2, **options)
+    """COCO metrics with the size limits and the loader processes of the settings."""
+    limits = {"small": data.small**2, "medium": data.medium**2}
+    how = {"load": partial(load, workers=data.workers), **limits, **options}
+    return evaluate_detector(model, dataset, **how)
 
 
 def schedule(train: Train, *, steps: int, offset: int = 0, total: int | None = None) -> Schedule:

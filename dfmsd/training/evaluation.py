@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from faster_coco_eval import COCO, COCOeval_faster
@@ -17,6 +19,9 @@ from torchvision.ops import box_convert
 from dfmsd.detectors.features import frozen_modes
 
 KEYS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
+KEYS += ("AR1", "AR10", "AR100", "AR_S", "AR_M", "AR_L")
+FOUND = ("boxes", "labels", "scores")
+Load = Callable[[Any, list[Sequence[int]]], Iterable[tuple[Sequence[Tensor], Any]]]
 
 
 def detections(
@@ -46,9 +51,12 @@ def coco_metrics(
     small: float = 32**2,
     medium: float = 96**2,
 ) -> dict[str, float]:
-    """AP (IoU 0.50:0.95), AP50, AP75, AP_S, AP_M, AP_L in 0..1; NaN where nothing is to be found.
+    """COCO's twelve numbers (see `KEYS`) in 0..1; NaN where nothing is to be found.
 
-    Source: COCO's evaluation, 100 detections per image, through faster-coco-eval.
+    AP and AR are means over IoU 0.50:0.95, AP50 and AP75 at one IoU; S, M, L are small, medium and
+    large objects; AR1, AR10, AR100 allow so many detections per image, all others 100.
+
+    Source: COCO's evaluation, through faster-coco-eval.
 
     Args:
         truth: COCO-format dict with images, annotations, categories.
@@ -65,16 +73,35 @@ def coco_metrics(
             raise ValueError(f"results: image_id {entry['image_id']!r} is not in truth")
     # copies, for COCO writes into them; numbered from 1, for it takes an id of 0 for "no match"
     annotations = [entry | {"id": id_} for id_, entry in enumerate(truth["annotations"], start=1)]
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _no_collection():
         reference = COCO(truth | {"annotations": annotations})
-        loaded = reference.loadRes([dict(entry) for entry in results])
+        # "segmentation": else it makes a polygon of every box, which nothing reads
+        loaded = reference.loadRes([entry | {"segmentation": None} for entry in results])
         run = COCOeval_faster(reference, loaded, "bbox", print_function=lambda *_text: None)
         run.params.areaRng = [[0, 1e10], [0, small], [small, medium], [medium, 1e10]]
         run.evaluate()
         run.accumulate()
         run.summarize()
     # COCO writes -1 where there is nothing to find
-    return {k: float(v) if v >= 0 else math.nan for k, v in zip(KEYS, run.stats[:6], strict=True)}
+    return {k: float(v) if v >= 0 else math.nan for k, v in zip(KEYS, run.stats, strict=True)}
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Context without garbage collection: it would visit half a million dicts again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _load(dataset: Any, batches: list[Sequence[int]]) -> Iterator[tuple[Sequence[Tensor], Any]]:
+    """Images and targets of each list of indices, loaded by this process."""
+    for indices in batches:
+        yield tuple(zip(*(dataset[index] for index in indices), strict=True))
 
 
 def predict(
@@ -83,22 +110,29 @@ def predict(
     *,
     indices: Sequence[int] | None = None,
     batch_size: int = 8,
+    load: Load = _load,
 ) -> list[dict[str, Tensor]]:
-    """The detections for each image of `dataset` (or those in `indices`), on the CPU, in order.
+    """Boxes, labels and scores per image of `dataset` (or of `indices`), on the CPU, in order.
 
     Args:
         model: a torchvision detector; the mode of every part is put back, whatever happens.
         dataset: `dataset[i]` gives (image (3, H, W) in 0..1, target).
         indices: which images.
         batch_size: images at a time.
+        load: `load(dataset, lists of indices)` gives the images and targets of each list;
+            `dfmsd.data.batches.load` does it with loader processes.
     """
     device = next(model.parameters()).device
     indices = range(len(dataset)) if indices is None else indices
     predictions: list[dict[str, Tensor]] = []
+    batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     with frozen_modes(model):
-        for first in range(0, len(indices), batch_size):
-            images = [dataset[i][0].to(device) for i in indices[first : first + batch_size]]
-            predictions += [{k: v.cpu() for k, v in boxes.items()} for boxes in model(images)]
+        for images, _ in load(dataset, batches):
+            found = model([image.to(device, non_blocking=True) for image in images])
+            counts = [len(one["scores"]) for one in found]
+            # one transfer per batch, not one per image: each waits for the device
+            parts = [torch.cat([one[k] for one in found]).cpu().split(counts) for k in FOUND]
+            predictions += [dict(zip(FOUND, one, strict=True)) for one in zip(*parts, strict=True)]
     return predictions
 
 
@@ -111,8 +145,9 @@ def evaluate_detector(
     small: float = 32**2,
     medium: float = 96**2,
     accelerator: Accelerator | None = None,
+    load: Load = _load,
 ) -> dict[str, float]:
-    """COCO AP of `model` on `dataset`, every process taking its share of the images.
+    """COCO's twelve numbers of `model` on `dataset`, every process taking its share of the images.
 
     The processes share whole batches of those that one process would make (what a detector finds
     in an image depends, through padding, on its batch), so the metrics are the very same.
@@ -125,12 +160,13 @@ def evaluate_detector(
         small: area limit of small objects, square pixels.
         medium: area limit of medium objects, square pixels.
         accelerator: the processes that share the work; one unless given.
+        load: see `predict`.
     """
     truth = dataset.truth()
     images = truth["images"][:limit]
     rank, count = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     share = [i for i in range(len(images)) if i // batch_size % count == rank]
-    predictions = predict(model, dataset, indices=share, batch_size=batch_size)
+    predictions = predict(model, dataset, indices=share, batch_size=batch_size, load=load)
     results = detections(predictions, [images[i]["id"] for i in share])
     if count > 1:
         order = {image["id"]: number for number, image in enumerate(images)}

@@ -94,5 +94,5 @@ def make_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(settings, lr=lr, betas=(0.9, 0.99), fused=True)
     if name == "sgd":
-        return torch.optim.SGD(settings, lr=lr, momentum=0.9)
+        return torch.optim.SGD(settings, lr=lr, momentum=0.9, fused=True)
     raise ValueError(f"optimizer must be 'adamw' or 'sgd', got {name!r}")

@@ -89,22 +89,24 @@ def backward(
         flags: what this process asks for.
 
     Raises:
-        NonFiniteLossError: a loss of any process is NaN or infinite; before any backward pass of
-            that part.
+        NonFiniteLossError: a loss of any process and part is NaN or infinite; before the last
+            backward pass, and so before any weight changes.
     """
-    reports = []
+    rows = []
     for number, (images, targets) in enumerate(parts(batch, accumulate), start=1):
         with nullcontext() if number == accumulate else accelerator.no_sync(model):
             losses = model(images, targets)
             loss = total_loss(losses, weights)
             names = ["loss", *losses]
             values = torch.stack([value.detach().float() for value in (loss, *losses.values())])
-            values = torch.cat([values, values.new_tensor(flags)])
-            report = accelerator.reduce(values, "mean").tolist()
-            check_finite(dict(zip(names, report, strict=False)), step)
+            asked = [values.new_full((1,), float(flag)) for flag in flags]  # made on the device
+            rows.append(torch.cat([values, *asked]))
+            if number == accumulate:  # the one time that the host waits for the device
+                reports = accelerator.reduce(torch.stack(rows), "mean").tolist()
+                for report in reports:
+                    check_finite(dict(zip(names, report, strict=False)), step)
             accelerator.backward(loss / accumulate if accumulate > 1 else loss)
-        reports.append(report)
-    means = [sum(parted) / len(reports) for parted in zip(*reports, strict=True)]
+    means = [sum(parted) / accumulate for parted in zip(*reports, strict=True)]
     return dict(zip(names, means, strict=False)), [mean > 0 for mean in means[len(names) :]]
 
 

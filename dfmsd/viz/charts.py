@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -53,6 +52,8 @@ def moving_mean(values: Sequence[float], window: int) -> np.ndarray:
 
     Choice: a centred mean, not an exponential one, because it does not lag behind its curve.
     """
+    import pandas as pd  # slow to import, and most figures go without
+
     line = pd.Series(values, dtype=float).replace([math.inf, -math.inf], math.nan)
     odd = window // 2 * 2 + 1
     return line.rolling(odd, center=True, min_periods=1).mean().to_numpy()
