@@ -1,7 +1,4 @@
-"""Teacher and student features made comparable: level pairs, adapters, standardising, alignment.
-
-What every method needs besides is here too: `Context`, the batch behind the features.
-"""
+"""Features made comparable: `Context`, level pairs, adapters, standardising, alignment."""
 
 from __future__ import annotations
 
@@ -93,9 +90,8 @@ def mean_over(value: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def mean_squared_error(one: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor:
     """The scalar mean of `(one − other)²` where `mask` counts; arguments as of `mean_over`."""
-    if mask is None:
-        return F.mse_loss(one, other)
-    return mean_over(F.mse_loss(one, other, reduction="none"), mask)
+    error = F.mse_loss(one, other, reduction="mean" if mask is None else "none")
+    return mean_over(error, mask)
 
 
 def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5) -> Tensor:
