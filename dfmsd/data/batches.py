@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import threading
@@ -11,9 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
-from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from dfmsd.data.images import to_float
 
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
@@ -29,6 +31,8 @@ def augmentation(
     colour: float = 0.0,
 ) -> Callable[[Tensor, Target], Sample]:
     """A random change of (image, target), drawn from torch's global generator.
+
+    Images are uint8 in 0..255 or float in 0..1, and stay what they are.
 
     Boxes move with the image, are clipped to it, and go together with their labels when less than a
     pixel of their width or height is left.
@@ -48,46 +52,65 @@ def augmentation(
             raise ValueError(f"{name} must lie in 0..1, got {value}")
     if scale is not None and not 0 < scale[0] <= scale[1]:
         raise ValueError(f"scale must be (low, high) with 0 < low <= high, got {scale}")
-    steps: list[Callable] = [v2.RandomHorizontalFlip(flip), v2.RandomVerticalFlip(vflip)]
-    if colour:
-        steps.append(v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour))
-    if scale is not None:
-        steps.append(functools.partial(_rescale, scale=scale))
-    change = v2.Compose([*steps, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
+    jitter = v2.ColorJitter(colour, colour, colour) if colour else None
 
     def apply(image: Tensor, target: Target) -> Sample:
-        canvas = tuple(image.shape[-2:])
-        boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=canvas)
-        image, moved = change(tv_tensors.Image(image), {"boxes": boxes, "labels": target["labels"]})
-        moved["boxes"] = moved["boxes"].as_subclass(Tensor)
-        return image.as_subclass(Tensor), target | moved
+        boxes, (height, width) = target["boxes"], image.shape[-2:]
+        if torch.rand(1) < flip:
+            image = image.flip(-1)
+            boxes = torch.stack(
+                [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1
+            )
+        if torch.rand(1) < vflip:
+            image = image.flip(-2)
+            boxes = torch.stack(
+                [boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], 1
+            )
+        if jitter is not None:
+            image = jitter(image)
+        if scale is not None:
+            image, boxes = _rescale(image, boxes, scale)
+        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+        large = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
+        return image, target | {"boxes": boxes[large], "labels": target["labels"][large]}
 
     return apply
 
 
-def _rescale(image: Tensor, target: Target, scale: tuple[float, float]) -> Sample:
+def _rescale(image: Tensor, boxes: Tensor, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Image and boxes times a random factor, cropped or set on grey so that the size stays."""
     height, width = image.shape[-2:]
     factor = scale[0] * (scale[1] / scale[0]) ** float(torch.rand(()))
-    size = [max(1, round(height * factor)), max(1, round(width * factor))]
-    image, target = v2.Resize(size, antialias=True)(image, target)
-    pad = [max(0, width - size[1]), max(0, height - size[0])]
-    left, top = (int(torch.randint(room + 1, ())) for room in pad)
-    padding = [left, top, pad[0] - left, pad[1] - top]
-    image, target = v2.Pad(padding, fill={tv_tensors.Image: 0.5, "others": 0})(image, target)
-    return v2.RandomCrop((height, width))(image, target)
+    down, across = max(1, round(height * factor)), max(1, round(width * factor))
+    image = F.resize(image, [down, across], antialias=True)
+    left, top = (_place(room) for room in (width - across, height - down))
+    grey = 0.5 if image.is_floating_point() else 128
+    # what is negative is cut off
+    image = pad(image, [left, width - across - left, top, height - down - top], value=grey)
+    ratios = boxes.new_tensor([across / width, down / height])
+    return image, boxes * ratios.repeat(2) + boxes.new_tensor([left, top]).repeat(2)
+
+
+def _place(room: int) -> int:
+    """A random offset from 0 to `room`, which may be negative."""
+    offset = int(torch.randint(abs(room) + 1, ()))
+    return offset if room >= 0 else -offset
 
 
 class Augmented(Dataset):
-    """`dataset[index]` changed by `transform`, if any, as a function of (seed, epoch, index)."""
+    """`dataset[index]` changed by `transform`, if any, as a function of (seed, epoch, index).
+
+    Of a data set that has `read`, images come as that gives them: as uint8, a quarter of the bytes.
+    """
 
     def __init__(self, dataset: Any, transform: Callable | None, *, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.read = getattr(dataset, "read", dataset.__getitem__)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Image and target of `key` = (epoch, index); the caller's random state stays."""
         epoch, index = key
-        sample = self.dataset[index]
+        sample = self.read(index)
         if self.transform is None:
             return sample
         with torch.random.fork_rng(devices=[]):
@@ -192,6 +215,7 @@ class Batches:
             to 32 pixels, which is what detectors pad to. None puts all in one group.
         transform: see `augmentation`.
         workers: loader processes.
+        device: where images become float in 0..1; before it they are as `Augmented` gives them.
 
     Raises:
         ValueError: not as many sizes as images, no images, or a batch size below 1.
@@ -206,6 +230,7 @@ class Batches:
         sizes: Sequence[tuple[int, int]] | None = None,
         transform: Callable | None = None,
         workers: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.dataset = Augmented(dataset, transform, seed=seed)
         sizes = [(0, 0)] * len(dataset) if sizes is None else sizes
@@ -213,9 +238,12 @@ class Batches:
             raise ValueError(f"sizes: {len(sizes)} of them for {len(dataset)} images")
         self.groups = [(-(-height // 32), -(-width // 32)) for height, width in sizes]
         self.sampler, self.workers = StepSampler(self.groups, batch_size, seed=seed), workers
+        self.device = device
 
     def iterate(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Endless (images, targets) from step `start` on, for process `rank` of `world`.
+
+        Images are float in 0..1 on `device`.
 
         Raises:
             ValueError: a batch that `world` processes cannot share; what the data set raises.
@@ -237,7 +265,8 @@ class Batches:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
-            yield from batches
+            for images, targets in batches:
+                yield [to_float(i.to(self.device, non_blocking=True)) for i in images], targets
         except ValueError as error:
             # from a loader process it comes as "Caught ...", a traceback, and its words at the end
             if not str(error).startswith("Caught "):

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dfmsd.baselines import BASELINES
@@ -46,13 +47,15 @@ def shown_size(data: Data, height: int, width: int) -> tuple[int, int]:
     return round(height * factor), round(width * factor)
 
 
-def batches(dataset: Any, data: Data, *, batch_size: int, seed: int) -> Batches:
+def batches(
+    dataset: Any, data: Data, *, batch_size: int, seed: int, device: torch.device | str = "cpu"
+) -> Batches:
     """Augmented batches, grouped by shape; what comes at a step depends on seed and step only."""
     zoom = None if tuple(data.zoom) == (1.0, 1.0) else tuple(data.zoom)
     flips = {"flip": data.horizontal_flip, "vflip": data.vertical_flip}
     transform = augmentation(**flips, scale=zoom, colour=data.colour)
     options = {"sizes": [shown_size(data, *s) for s in dataset.sizes], "workers": data.workers}
-    return Batches(dataset, batch_size, seed=seed, transform=transform, **options)
+    return Batches(dataset, batch_size, seed=seed, transform=transform, device=device, **options)
 
 
 def detector(
