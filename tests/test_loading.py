@@ -14,7 +14,8 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dfmsd.data.batches import Augmented, Batches, StepSampler, augmentation, collate
+from dfmsd.data.augmentation import augmentation
+from dfmsd.data.batches import Augmented, Batches, StepSampler, collate
 
 BOXES = [[6, 4, 22, 14], [30, 20, 47, 33], [50, 2, 58, 38]]  # one per colour channel
 LABELS = [5, 1, 3]

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from dfmsd.baselines import BASELINES
-from dfmsd.data.batches import Batches, augmentation
+from dfmsd.data.augmentation import augmentation
+from dfmsd.data.batches import Batches
 from dfmsd.data.coco import CocoDataset
 from dfmsd.data.scenes import SceneDataset
 from dfmsd.detectors.build import build_detector
