@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +132,56 @@ def test_the_cache_gives_the_same_and_reads_once(folder):
     with pytest.raises(DataError, match=r"1\.png: no such file"):
         plain[0]
     assert torch.equal(cached[1][0], plain[1][0])
+
+
+def test_loader_processes_share_everything_that_grows(folder):
+    # what is no tensor is as long for three images as for 100,000
+    dataset = CocoDataset(folder, "train")
+    small = (Path, int, type(None))
+    grown = {k: v for k, v in vars(dataset).items() if not isinstance(v, small)}
+    assert {k for k, v in grown.items() if not isinstance(v, torch.Tensor)} == {
+        "classes",
+        "category_ids",
+    }
+    context = torch.multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    process = context.Process(target=overwrite, args=(dataset, answers))
+    process.start()
+    process.join(60)
+    assert answers.get() == [[10, 5, 30, 15], [0, 30, 19.5, 40]]
+    assert dataset[0][1]["boxes"][0].tolist() == [1, 2, 4, 6]  # by the other process
+
+
+def overwrite(dataset, answers):
+    answers.put(dataset[0][1]["boxes"].tolist())
+    dataset._boxes[0] = torch.tensor([1, 2, 3, 4])
+
+
+def test_read_gives_the_decoded_bytes(folder):
+    dataset = CocoDataset(folder, "train", max_size=30)
+    pixels, target = dataset.read(2)
+    image, same = dataset[-1]
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels.float() / 255, image)
+    assert torch.equal(target["boxes"], same["boxes"])
+    with pytest.raises(IndexError):
+        dataset[3]
+
+
+def test_file_names_of_any_length_and_script(tmp_path):
+    data = content(3, annotations=[])
+    for image, name in zip(data["images"], ("é猫.png", "a.png", "long name, 1.png"), strict=True):
+        image["file_name"] = name
+    dataset = CocoDataset(write(tmp_path, data), "train")
+    for seed in range(3):
+        found = dataset.read(seed)[0].permute(1, 2, 0)
+        assert np.array_equal(found, np.asarray(picture(60, 40, seed)))
+
+
+def test_a_folder_without_images_is_empty(tmp_path):
+    dataset = CocoDataset(write(tmp_path, content(0, annotations=[])), "train")
+    assert len(dataset) == 0
+    assert dataset.truth()["annotations"] == dataset.truth()["images"] == dataset.sizes == []
 
 
 def test_turned_photographs_with_either_stated_size(tmp_path):

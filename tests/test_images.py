@@ -5,12 +5,23 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import PIL
 import pytest
 import torch
+import torchvision
 from coco_folder import picture
 from PIL import Image
+from torch.nn.functional import interpolate
 
-from dfmsd.data.images import DataError, open_image, read_image, reduced, to_pixels
+from dfmsd.data.images import (
+    DataError,
+    decode_image,
+    decoder,
+    read_image,
+    reduce_image,
+    reduced,
+    to_float,
+)
 
 # EXIF orientation -> how the stored pixels must be turned (numpy), from the EXIF standard
 TURNS = {
@@ -23,6 +34,13 @@ TURNS = {
     7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
     8: lambda a: a.transpose(1, 0, 2)[::-1],
 }
+
+
+def opened(path, size=None):
+    """The decoded pixels as (H, W, 3)."""
+    pixels = decode_image(path, size)
+    assert pixels.dtype == torch.uint8
+    return pixels.permute(1, 2, 0).numpy()
 
 
 def stored(path, image, **options):
@@ -40,15 +58,15 @@ def turned(path, orientation):
 def test_exif_turns_the_pixels(tmp_path, orientation):
     path = turned(tmp_path / "a.png", orientation)
     expected = TURNS[orientation](np.asarray(picture()))
-    assert np.array_equal(np.asarray(open_image(path)), expected)
+    assert np.array_equal(opened(path), expected)
 
 
 def test_exif_in_a_jpeg_with_turned_and_unturned_stated_sizes(tmp_path):
     path = turned(tmp_path / "a.jpg", 6)
     for size, turn in (((40, 60), TURNS[6]), (None, TURNS[6]), ((60, 40), TURNS[1])):
-        image = open_image(path, size)
-        difference = np.asarray(image).astype(int) - turn(np.asarray(picture())).astype(int)
-        assert image.size == (size or (40, 60))
+        image = opened(path, size)
+        difference = image.astype(int) - turn(np.asarray(picture())).astype(int)
+        assert image.shape[1::-1] == (size or (40, 60))
         assert np.abs(difference).mean() < 4  # what JPEG loses
 
 
@@ -57,13 +75,13 @@ def test_a_square_image_is_turned_by_its_tag(tmp_path):
     exif[0x112] = 3
     path = stored(tmp_path / "a.png", picture(30, 30), exif=exif)
     expected = np.asarray(picture(30, 30))[::-1, ::-1]
-    assert np.array_equal(np.asarray(open_image(path, (30, 30))), expected)
+    assert np.array_equal(opened(path, (30, 30)), expected)
 
 
 def test_another_size_than_stated_is_refused(tmp_path):
     path = stored(tmp_path / "a.png", picture())
     with pytest.raises(DataError) as error:
-        open_image(path, (61, 40))
+        decode_image(path, (61, 40))
     assert str(error.value) == f"{path}: is (60, 40), the annotations say (61, 40)"
 
 
@@ -71,22 +89,20 @@ def test_grey_palette_and_alpha_keep_their_colours(tmp_path):
     image = picture()
     grey = image.convert("L")
     three = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
-    assert np.array_equal(np.asarray(open_image(stored(tmp_path / "l.png", grey))), three)
-    assert np.array_equal(
-        np.asarray(open_image(stored(tmp_path / "la.png", grey.convert("LA")))), three
-    )
+    assert np.array_equal(opened(stored(tmp_path / "l.png", grey)), three)
+    assert np.array_equal(opened(stored(tmp_path / "la.png", grey.convert("LA"))), three)
     palette = image.quantize(16)
     colours = np.array(palette.getpalette()).reshape(-1, 3)[np.asarray(palette)]
-    assert np.array_equal(np.asarray(open_image(stored(tmp_path / "p.png", palette))), colours)
+    assert np.array_equal(opened(stored(tmp_path / "p.png", palette)), colours)
     image.putalpha(7)
-    found = np.asarray(open_image(stored(tmp_path / "a.png", image)))
+    found = opened(stored(tmp_path / "a.png", image))
     assert np.array_equal(found, np.asarray(picture()))
 
 
 def test_cmyk_becomes_the_same_colours(tmp_path):
     rgb = np.full((16, 16, 3), (200, 100, 50), np.uint8)
     path = stored(tmp_path / "a.jpg", Image.fromarray(rgb).convert("CMYK"), quality=95)
-    found = np.asarray(open_image(path)).astype(int)
+    found = opened(path).astype(int)
     assert found.shape == (16, 16, 3)
     assert np.abs(found - rgb).max() <= 6
 
@@ -94,23 +110,23 @@ def test_cmyk_becomes_the_same_colours(tmp_path):
 def test_sixteen_bits_become_the_upper_eight(tmp_path):
     values = (np.arange(24 * 16) * 170).astype(np.uint16).reshape(24, 16)
     for name, image in (("a.png", Image.fromarray(values)), ("a.tif", Image.fromarray(values))):
-        found = np.asarray(open_image(stored(tmp_path / name, image)))
+        found = opened(stored(tmp_path / name, image))
         assert np.array_equal(found[..., 1], values // 256)
 
 
 def test_missing_file_text_file_and_folder(tmp_path):
     with pytest.raises(DataError) as error:
-        open_image(tmp_path / "no.png")
+        decode_image(tmp_path / "no.png")
     assert str(error.value) == f"{tmp_path / 'no.png'}: no such file"
     (tmp_path / "a.jpg").write_text("this is no picture")
     with pytest.raises(DataError) as error:
-        open_image(tmp_path / "a.jpg")
+        decode_image(tmp_path / "a.jpg")
     assert str(error.value) == f"{tmp_path / 'a.jpg'}: not an image"
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(DataError, match=r"empty.jpg: not an image"):
-        open_image(tmp_path / "empty.jpg")
+        decode_image(tmp_path / "empty.jpg")
     with pytest.raises(DataError, match="cannot be decoded"):
-        open_image(tmp_path)
+        decode_image(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
@@ -122,7 +138,7 @@ def test_truncated_files_are_refused_in_one_line(tmp_path, kind):
     for count in (10, 40, len(whole) // 3, len(whole) // 2, len(whole) * 9 // 10):
         path.write_bytes(whole[:count])
         with pytest.raises(DataError) as error:
-            open_image(path)
+            decode_image(path)
         assert str(error.value).startswith(f"{path}: ")
         assert "\n" not in str(error.value)
 
@@ -131,7 +147,7 @@ def test_a_truncated_jpeg_says_so(tmp_path):
     path = stored(tmp_path / "a.jpg", picture(200, 100), quality=95)
     path.write_bytes(path.read_bytes()[:-600])
     with pytest.raises(DataError, match=r"a.jpg: cannot be decoded \(image file is truncated"):
-        open_image(path)
+        decode_image(path)
 
 
 @pytest.mark.parametrize(
@@ -163,5 +179,71 @@ def test_read_image_scales_values_and_size(tmp_path):
     assert float((small - means).abs().mean()) < 0.01
 
 
-def test_to_pixels_of_an_image_that_fits_are_its_own():
-    assert np.array_equal(to_pixels(picture(), 60).permute(1, 2, 0).numpy(), np.asarray(picture()))
+def test_read_image_of_an_image_that_fits_is_its_own(tmp_path):
+    path = stored(tmp_path / "a.png", picture())
+    assert torch.equal(read_image(path, max_size=60), read_image(path))
+
+
+def by_pillow(path):
+    with Image.open(path) as file:
+        return np.asarray(file.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_jpegs_decode_as_by_pillow(tmp_path, mode, options):
+    path = stored(tmp_path / "a.jpg", picture(61, 43).convert(mode), quality=90, **options)
+    found = opened(path, (61, 43))
+    assert found.shape == (43, 61, 3)
+    assert np.abs(found - by_pillow(path)).max() <= 2
+
+
+def test_only_unturned_jpegs_are_decoded_by_torchvision(tmp_path, monkeypatch):
+    decoded = []
+    decode = torchvision.io.decode_jpeg
+    monkeypatch.setattr(
+        torchvision.io, "decode_jpeg", lambda *a, **k: decoded.append(1) or decode(*a, **k)
+    )
+    opened(stored(tmp_path / "a.jpg", picture()))
+    opened(stored(tmp_path / "l.jpg", picture().convert("L")))
+    assert len(decoded) == 2
+    opened(stored(tmp_path / "c.jpg", picture().convert("CMYK")))
+    opened(stored(tmp_path / "a.png", picture()))
+    opened(turned(tmp_path / "t.jpg", 3))
+    assert len(decoded) == 2
+
+
+@pytest.mark.parametrize("reason", ["removed", "fails"])
+def test_pillow_gives_the_same_pixels_without_torchvision(tmp_path, monkeypatch, reason):
+    path = stored(tmp_path / "a.jpg", picture(), quality=90)
+    before = opened(path)
+    assert decoder() == f"torchvision {torchvision.__version__}, else Pillow {PIL.__version__}"
+    if reason == "removed":
+        monkeypatch.delattr(torchvision.io, "decode_jpeg")
+        assert decoder() == f"Pillow {PIL.__version__}"
+    else:
+        monkeypatch.setattr(torchvision.io, "decode_jpeg", failing)
+    assert np.abs(opened(path).astype(int) - before).max() <= 2
+
+
+def failing(*_arguments, **_options):
+    raise RuntimeError("no image extension")
+
+
+def test_float_pixels_are_those_of_the_plain_division():
+    # point by point in memory, as decoders give them
+    pixels = torch.arange(256, dtype=torch.uint8).view(16, 16, 1).expand(16, 16, 3).permute(2, 0, 1)
+    found = to_float(pixels)
+    assert found.is_contiguous()
+    assert torch.equal(found, pixels.float() / 255)
+    assert to_float(found) is found
+
+
+@pytest.mark.parametrize("limit", [20, 37])
+def test_reduced_pixels_are_those_of_the_resized_floats(limit):
+    pixels = torch.from_numpy(np.array(picture(61, 43))).permute(2, 0, 1)
+    found = reduce_image(pixels, limit)
+    size = [round(43 * limit / 61), limit]
+    exact = interpolate(pixels[None].double(), size, mode="bilinear", antialias=True)[0]
+    assert found.dtype == torch.uint8
+    assert (found - exact).abs().max() <= 1.0

@@ -11,8 +11,11 @@ from collections import Counter
 
 import pytest
 import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from dfmsd.data.batches import Augmented, Batches, StepSampler, augmentation, collate
+from dfmsd.data.augmentation import augmentation
+from dfmsd.data.batches import Augmented, Batches, StepSampler, collate
 
 BOXES = [[6, 4, 22, 14], [30, 20, 47, 33], [50, 2, 58, 38]]  # one per colour channel
 LABELS = [5, 1, 3]
@@ -121,6 +124,49 @@ def test_boxes_hug_what_is_painted(options):
 
 def side(box):
     return box[2] - box[0], box[3] - box[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"flip": 1},
+        {"vflip": 1},
+        {"flip": 0.5, "vflip": 0.5, "scale": (0.6, 1.8)},
+        {"colour": 0.4},
+    ],
+)
+def test_bytes_change_as_floats_do(options):
+    for seed in range(10):
+        image, target = painted()
+        pixels = (image * 255).round().to(torch.uint8)
+        torch.manual_seed(seed)
+        expected, moved = augmentation(**options)(pixels / 255, target)
+        torch.manual_seed(seed)
+        found, same = augmentation(**options)(pixels, target)
+        assert found.dtype == torch.uint8
+        # rounded once in each of the three changes of colour
+        assert float((found / 255 - expected).abs().max()) <= 3.5 / 255
+        assert torch.equal(moved["boxes"], same["boxes"])
+        assert torch.equal(moved["labels"], same["labels"])
+
+
+def test_flips_draw_and_move_as_those_of_torchvision():
+    image, target = painted()
+    steps = [v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.3)]
+    plain = v2.Compose([*steps, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
+    boxes = target["boxes"] + torch.tensor([-7.0, 0.25, 0.5, 8.0])  # they stick out
+    boxes[1, 2] = boxes[1, 0] + 0.9  # too small to stay
+    target |= {"boxes": boxes}
+    for seed in range(10):
+        torch.manual_seed(seed)
+        wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(HEIGHT, WIDTH))
+        labelled = {"boxes": wrapped, "labels": target["labels"]}
+        expected, moved = plain(tv_tensors.Image(image), labelled)
+        torch.manual_seed(seed)
+        found, same = augmentation(flip=0.5, vflip=0.3)(image, target)
+        assert torch.equal(found, expected)
+        assert torch.equal(same["boxes"], moved["boxes"])
+        assert same["labels"].tolist() == moved["labels"].tolist() == [5, 3]
 
 
 def test_images_without_boxes_stay_without():
@@ -320,6 +366,33 @@ def test_batches_start_anywhere_with_any_number_of_workers():
     second = [(images[1:], ids[1:], targets[1:]) for images, ids, targets in whole[1:5]]
     assert equal(drawn(batches(), 4, start=1, rank=1, world=2), second)
     assert not equal(drawn(batches(seed=4), 12), whole)
+
+
+class Bytes:
+    """One grey image, with what loader processes are to take: its bytes."""
+
+    def __len__(self):
+        return 1
+
+    def read(self, index):
+        return torch.full((3, 8, 8), 51, dtype=torch.uint8), {"image_id": index}
+
+    def __getitem__(self, index):
+        raise AssertionError("four times the bytes")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bytes_become_floats_behind_the_loader_processes(workers):
+    batches = Batches(Bytes(), 2, seed=0, workers=workers)
+    assert batches.dataset[0, 0][0].dtype == torch.uint8
+    (images, targets) = next(batches.iterate())
+    assert all(torch.equal(image, torch.full((3, 8, 8), 0.2)) for image in images)
+    assert len(targets) == 2
+
+
+def test_batches_go_to_their_device():
+    images, _ = next(Batches(Bytes(), 1, seed=0, device="meta").iterate())
+    assert (images[0].device.type, images[0].dtype) == ("meta", torch.float32)
 
 
 def test_batches_leave_the_callers_random_state():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import threading
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
+
+from dfmsd.data.images import to_float
 
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
@@ -21,73 +20,20 @@ Batch = tuple[list[Tensor], list[Target]]
 Share = list[tuple[int, int]]
 
 
-def augmentation(
-    *,
-    flip: float = 0.5,
-    vflip: float = 0.0,
-    scale: tuple[float, float] | None = None,
-    colour: float = 0.0,
-) -> Callable[[Tensor, Target], Sample]:
-    """A random change of (image, target), drawn from torch's global generator.
-
-    Boxes move with the image, are clipped to it, and go together with their labels when less than a
-    pixel of their width or height is left.
-
-    Args:
-        flip: probability of a left-right flip.
-        vflip: probability of an up-down flip.
-        scale: smallest and largest factor of a random rescaling; the image keeps its size: what
-            grows is cropped at a random place, what shrinks is set on grey. None for none.
-        colour: strength of brightness, contrast and saturation jitter, 0 to 1.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-    for name, value in (("flip", flip), ("vflip", vflip), ("colour", colour)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in 0..1, got {value}")
-    if scale is not None and not 0 < scale[0] <= scale[1]:
-        raise ValueError(f"scale must be (low, high) with 0 < low <= high, got {scale}")
-    steps: list[Callable] = [v2.RandomHorizontalFlip(flip), v2.RandomVerticalFlip(vflip)]
-    if colour:
-        steps.append(v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour))
-    if scale is not None:
-        steps.append(functools.partial(_rescale, scale=scale))
-    change = v2.Compose([*steps, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
-
-    def apply(image: Tensor, target: Target) -> Sample:
-        canvas = tuple(image.shape[-2:])
-        boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=canvas)
-        image, moved = change(tv_tensors.Image(image), {"boxes": boxes, "labels": target["labels"]})
-        moved["boxes"] = moved["boxes"].as_subclass(Tensor)
-        return image.as_subclass(Tensor), target | moved
-
-    return apply
-
-
-def _rescale(image: Tensor, target: Target, scale: tuple[float, float]) -> Sample:
-    """Image and boxes times a random factor, cropped or set on grey so that the size stays."""
-    height, width = image.shape[-2:]
-    factor = scale[0] * (scale[1] / scale[0]) ** float(torch.rand(()))
-    size = [max(1, round(height * factor)), max(1, round(width * factor))]
-    image, target = v2.Resize(size, antialias=True)(image, target)
-    pad = [max(0, width - size[1]), max(0, height - size[0])]
-    left, top = (int(torch.randint(room + 1, ())) for room in pad)
-    padding = [left, top, pad[0] - left, pad[1] - top]
-    image, target = v2.Pad(padding, fill={tv_tensors.Image: 0.5, "others": 0})(image, target)
-    return v2.RandomCrop((height, width))(image, target)
-
-
 class Augmented(Dataset):
-    """`dataset[index]` changed by `transform`, if any, as a function of (seed, epoch, index)."""
+    """`dataset[index]` changed by `transform`, if any, as a function of (seed, epoch, index).
+
+    Of a data set that has `read`, images come as that gives them: as uint8, a quarter of the bytes.
+    """
 
     def __init__(self, dataset: Any, transform: Callable | None, *, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.read = getattr(dataset, "read", dataset.__getitem__)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Image and target of `key` = (epoch, index); the caller's random state stays."""
         epoch, index = key
-        sample = self.dataset[index]
+        sample = self.read(index)
         if self.transform is None:
             return sample
         with torch.random.fork_rng(devices=[]):
@@ -181,8 +127,16 @@ def _obey_parent_only(_worker: int) -> None:
     threading.Thread(target=listen, daemon=True).start()
 
 
-def load(dataset: Any, batches: Iterable[Sequence[Any]], *, workers: int = 0) -> Iterator[Batch]:
+def load(
+    dataset: Any,
+    batches: Iterable[Sequence[Any]],
+    *,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
     """The samples `dataset[key]` of each list of keys, in order, by `workers` loader processes.
+
+    Images are float in 0..1 on `device`; before it they are what the data set gives.
 
     Raises:
         ValueError: what the data set raises.
@@ -204,7 +158,8 @@ def load(dataset: Any, batches: Iterable[Sequence[Any]], *, workers: int = 0) ->
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
-        yield from samples
+        for images, targets in samples:
+            yield [to_float(i.to(device, non_blocking=True)) for i in images], targets
     except ValueError as error:
         # from a loader process it comes as "Caught ...", a traceback, and its words at the end
         if not str(error).startswith("Caught "):
@@ -230,6 +185,7 @@ class Batches:
             to 32 pixels, which is what detectors pad to. None puts all in one group.
         transform: see `augmentation`.
         workers: loader processes.
+        device: where images become float in 0..1; before it they are as `Augmented` gives them.
 
     Raises:
         ValueError: not as many sizes as images, no images, or a batch size below 1.
@@ -244,6 +200,7 @@ class Batches:
         sizes: Sequence[tuple[int, int]] | None = None,
         transform: Callable | None = None,
         workers: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.dataset = Augmented(dataset, transform, seed=seed)
         sizes = [(0, 0)] * len(dataset) if sizes is None else sizes
@@ -251,10 +208,12 @@ class Batches:
             raise ValueError(f"sizes: {len(sizes)} of them for {len(dataset)} images")
         self.groups = [(-(-height // 32), -(-width // 32)) for height, width in sizes]
         self.sampler, self.workers = StepSampler(self.groups, batch_size, seed=seed), workers
+        self.device = device
 
     def iterate(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Endless (images, targets) from step `start` on, for process `rank` of `world`.
 
         Raises ValueError for a batch that `world` processes cannot share, and what `load` raises.
         """
-        return load(self.dataset, self.sampler.shares(start, rank, world), workers=self.workers)
+        shares = self.sampler.shares(start, rank, world)
+        return load(self.dataset, shares, workers=self.workers, device=self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dfmsd.data.images import DataError, open_image
+from dfmsd.data.fields import field_problem, is_box, is_integer, is_number
+from dfmsd.data.images import DataError, decode_image
 
 Entry = dict[str, Any]
 
@@ -42,11 +44,16 @@ def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
 
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file; DataError when it is none (cut off, say)."""
+    collecting = gc.isenabled()
+    gc.disable()  # it would look through the growing content again and again, for half of the time
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         where = f", line {error.lineno}, column {error.colno}" if hasattr(error, "lineno") else ""
         raise DataError(f"{path}{where}: not JSON ({getattr(error, 'msg', error)})") from error
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def read_annotations(path: str | Path) -> dict[str, Any]:
@@ -71,11 +78,11 @@ def problems(content: dict[str, Any], images: Path) -> list[str]:
         files = {entry.name for entry in listing if entry.is_file()}
     sizes: dict[int, tuple[float, float] | None] = {}
     for image in _objects(content, "images"):
-        if _is_integer(image.get("id")):
+        if is_integer(image.get("id")):
             # an image that is wrong itself is no reason to complain about its boxes too
             usable = field_problem(image, "image") is None
             sizes.setdefault(image["id"], (image["width"], image["height"]) if usable else None)
-    categories = {c["id"] for c in _objects(content, "categories") if _is_integer(c.get("id"))}
+    categories = {c["id"] for c in _objects(content, "categories") if is_integer(c.get("id"))}
 
     def image_problem(image: Entry) -> str | None:
         file = image["file_name"]
@@ -100,33 +107,6 @@ def _objects(content: dict[str, Any], key: str) -> list[Entry]:
     return [entry for entry in content[key] if isinstance(entry, dict)]
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    """Whether `value` is a finite number of the size of pixels (an area: 1e9² of them)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
-
-
-_INTEGER = (_is_integer, "an integer")
-_TEXT = (lambda value: isinstance(value, str), "a text")
-_SIDE = (lambda value: _is_number(value) and value > 0, "a number above 0")
-_AREA = (lambda value: _is_number(value) and value >= 0, "a number from 0 up")
-_REGION = {"image_id": _INTEGER, "category_id": _INTEGER, "bbox": (_is_box, "four finite numbers")}
-_CROWD = (lambda value: value in (0, 1), "0 or 1")
-_FIELDS = {
-    "image": {"id": _INTEGER, "file_name": _TEXT, "width": _SIDE, "height": _SIDE},
-    "category": {"id": _INTEGER, "name": _TEXT},
-    "annotation": {"id": _INTEGER} | _REGION | {"area": _AREA, "iscrowd": _CROWD},
-    "detection": _REGION | {"score": (_is_number, "a finite number")},
-}
-
-
 def _lines(kind: str, entries: list[Any], rule: Callable[[Entry], str | None]) -> Iterator[str]:
     """A line for each entry whose fields are wrong, or to which `rule` objects."""
     seen: set[int] = set()
@@ -140,20 +120,6 @@ def _lines(kind: str, entries: list[Any], rule: Callable[[Entry], str | None]) -
             yield f"{kind} {entry['id'] if known else f'number {number}'}: {wrong}"
 
 
-def field_problem(entry: Any, kind: str) -> str | None:
-    """No object, a missing field, or a value of another kind than a `kind` should have."""
-    fields = _FIELDS[kind]
-    if not isinstance(entry, dict):
-        return f"expected an object, got {entry!r}"
-    missing = [name for name in fields if name not in entry and name not in ("area", "iscrowd")]
-    if missing:
-        return f"{', '.join(missing)} missing"
-    for name, (is_right, words) in fields.items():
-        if name in entry and not is_right(entry[name]):
-            return f"{name} must be {words}, got {entry[name]!r}"
-    return None
-
-
 def _box_problem(entry: Entry, size: tuple[float, float] | None) -> str | None:
     """What is wrong with a box of an image of `size` (width, height; None: not known), or None."""
     box, image = entry["bbox"], entry["image_id"]
@@ -162,11 +128,14 @@ def _box_problem(entry: Entry, size: tuple[float, float] | None) -> str | None:
     x, y, width, height = box
     if width <= 0 or height <= 0:
         return f"bbox {box} has no size"
-    over = max(-x, -y, x + width - size[0], y + height - size[1])
-    inside = min(x + width, size[0]) > max(x, 0) and min(y + height, size[1]) > max(y, 0)
-    if over > _OVERHANG or not inside:
+    if not (_overlaps(x, x + width, size[0]) and _overlaps(y, y + height, size[1])):
         return f"bbox {box} lies outside image {image} of {size[0]} x {size[1]}"
     return None
+
+
+def _overlaps(low: float, high: float, side: float) -> bool:
+    """Whether low..high meets 0..side and sticks out by a pixel at most."""
+    return -_OVERHANG <= low < high <= side + _OVERHANG and low < side and high > 0
 
 
 @dataclass
@@ -227,7 +196,7 @@ def _undecodable(content: dict[str, Any], images: Path) -> Iterator[str]:
         if None in size or not isinstance(file, str) or not (images / file).is_file():
             continue
         try:
-            open_image(images / file, size)
+            decode_image(images / file, size)
         except DataError as error:
             yield f"image {image.get('id')}: {error}"
 
@@ -250,6 +219,6 @@ def _counts(content: dict[str, Any]) -> dict[str, int]:
 def _area(entry: Entry) -> float:
     """The area of an annotation, its box's unless stated; NaN when neither can be told."""
     area, box = entry.get("area"), entry.get("bbox")
-    if _is_number(area):
+    if is_number(area):
         return area
-    return box[2] * box[3] if _is_box(box) else math.nan
+    return box[2] * box[3] if is_box(box) else math.nan

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dfmsd.data.check import find_split, problems, read_annotations
-from dfmsd.data.images import DataError, open_image, reduced, to_pixels
+from dfmsd.data.images import DataError, decode_image, reduce_image, reduced, to_float
 
 
 class CocoDataset(Dataset):
@@ -18,7 +20,8 @@ class CocoDataset(Dataset):
 
     Labels are 1..K in the order of the category ids, whatever gaps these have. Crowd regions are no
     training targets, nor are boxes that have no width or height left in float32; `truth()` keeps
-    both for the evaluation. Images without boxes have (0, 4).
+    both for the evaluation. Images without boxes have (0, 4). What grows with the data is held
+    in tensors, which loader processes share.
 
     Args:
         root: the folder, see `find_split`.
@@ -44,67 +47,97 @@ class CocoDataset(Dataset):
         categories = sorted(content["categories"], key=lambda category: category["id"])
         self.category_ids = [category["id"] for category in categories]
         self.classes = [category["name"] for category in categories]
-        self.images, self.max_size = content["images"], max_size
-        sizes = (reduced(i["width"], i["height"], max_size) for i in self.images)
-        self.sizes = [(height, width) for width, height in sizes]
-        self._entries = self._by_image(content["annotations"])
-        self._cache: dict[int, Tensor] | None = {} if cache else None
+        self.max_size, self._cache = max_size, {} if cache else None
+        self._keep_images(content["images"])
+        self._keep_annotations(content["annotations"])
 
-    def _by_image(self, annotations: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        """Per image its annotations in reduced pixels, with labels for category ids."""
-        indices = {image["id"]: index for index, image in enumerate(self.images)}
+    def _keep_images(self, images: list[dict[str, Any]]) -> None:
+        """Ids, file names, and sizes as (width, height), stated and reduced."""
+        self._image_ids = torch.tensor([image["id"] for image in images], dtype=torch.int64)
+        names = np.array([os.fsencode(image["file_name"]) for image in images], np.bytes_)
+        letters = names.view(np.uint8).reshape(len(images), names.itemsize)  # filled up with zeros
+        self._names = torch.from_numpy(letters)
+        stated = [(image["width"], image["height"]) for image in images]
+        sizes = [reduced(*size, self.max_size) for size in stated]
+        self._stated = torch.tensor(stated, dtype=torch.float64).view(-1, 2)
+        self._sizes = torch.tensor(sizes, dtype=torch.int64).view(-1, 2)
+
+    def _keep_annotations(self, entries: list[dict[str, Any]]) -> None:
+        """Image by image, boxes (x, y, width, height) and areas in reduced pixels, and labels."""
+        indices = {number: index for index, number in enumerate(self._image_ids.tolist())}
+        images = torch.tensor([indices[e["image_id"]] for e in entries], dtype=torch.int64)
+        images, order = images.sort(stable=True)
+        counts = images.bincount(minlength=len(self))
+        self._ends = counts.cumsum(0)
         labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
-        entries: list[list[dict[str, Any]]] = [[] for _ in self.images]
-        for entry in annotations:
-            index = indices[entry["image_id"]]
-            image, (height, width) = self.images[index], self.sizes[index]
-            across, down = width / image["width"], height / image["height"]
-            x, y, w, h = entry["bbox"]
-            values = {
-                "id": entry["id"],
-                "image_id": entry["image_id"],
-                "category_id": labels[entry["category_id"]],
-                "bbox": [x * across, y * down, w * across, h * down],
-                "area": entry.get("area", w * h) * across * down,
-                "iscrowd": int(entry.get("iscrowd", 0)),
-            }
-            entries[index].append(values)
-        return entries
+
+        def column(values: list, dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype)[order]
+
+        self._ids = column([e["id"] for e in entries], torch.int64)
+        self._labels = column([labels[e["category_id"]] for e in entries], torch.int64)
+        self._crowds = column([bool(e.get("iscrowd", 0)) for e in entries], torch.bool)
+        scale = (self._sizes / self._stated)[images]
+        areas = [e["area"] if "area" in e else e["bbox"][2] * e["bbox"][3] for e in entries]
+        self._areas = column(areas, torch.float64) * scale[:, 0] * scale[:, 1]
+        boxes = np.array([e["bbox"] for e in entries], np.float64).reshape(-1, 4)
+        self._boxes = torch.from_numpy(boxes)[order] * scale.repeat(1, 2)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image that `dataset[i]` gives."""
+        return [(height, width) for width, height in self._sizes.tolist()]
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.images)
+        return len(self._image_ids)
 
     def _image(self, index: int) -> Tensor:
         """The decoded image as uint8 (3, H, W)."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        image = self.images[index]
-        stated = (image["width"], image["height"])
-        pixels = to_pixels(open_image(self.folder / image["file_name"], stated), self.max_size)
+        name = os.fsdecode(bytes(self._names[index].tolist()).rstrip(b"\0"))
+        width, height = (int(side) for side in self._stated[index])
+        pixels = reduce_image(decode_image(self.folder / name, (width, height)), self.max_size)
         if self._cache is not None:
             self._cache[index] = pixels
         return pixels
 
+    def read(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """Image number `index` as uint8 (3, H, W) in 0..255, not to be written to, and target."""
+        index = range(len(self))[index]
+        end = int(self._ends[index])
+        mine = slice(int(self._ends[index - 1]) if index else 0, end)
+        plain = ~self._crowds[mine]
+        boxes = self._boxes[mine][plain].float()
+        boxes[:, 2:] += boxes[:, :2]
+        boxes = boxes.clamp(min=0).minimum(self._sizes[index].repeat(2).float())
+        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        target = {"boxes": boxes[solid], "labels": self._labels[mine][plain][solid]}
+        return self._image(index), target | {"image_id": int(self._image_ids[index])}
+
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         """Image and target number `index`."""
-        entries = [entry for entry in self._entries[index] if not entry["iscrowd"]]
-        boxes = torch.tensor([e["bbox"] for e in entries], dtype=torch.float32).view(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        height, width = self.sizes[index]
-        limits = torch.tensor([width, height, width, height], dtype=torch.float32)
-        boxes = boxes.clamp(min=0).minimum(limits)
-        labels = torch.tensor([e["category_id"] for e in entries], dtype=torch.int64)
-        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        target = {"boxes": boxes[solid], "labels": labels[solid]}
-        return self._image(index).float() / 255, target | {"image_id": self.images[index]["id"]}
+        pixels, target = self.read(index)
+        return to_float(pixels), target
 
     def truth(self) -> dict[str, Any]:
         """COCO-format dict in the pixels and labels that `dataset[i]` gives, crowds included."""
+        ids = self._image_ids.tolist()
         images = [
-            {"id": image["id"], "width": width, "height": height}
-            for image, (height, width) in zip(self.images, self.sizes, strict=True)
+            {"id": number, "width": width, "height": height}
+            for number, (width, height) in zip(ids, self._sizes.tolist(), strict=True)
         ]
         categories = [{"id": k, "name": n} for k, n in enumerate(self.classes, start=1)]
-        entries = [entry for group in self._entries for entry in group]
+        counts = self._ends.diff(prepend=self._ends.new_zeros(1))
+        columns = {
+            "id": self._ids,
+            "image_id": self._image_ids.repeat_interleave(counts),
+            "category_id": self._labels,
+            "bbox": self._boxes,
+            "area": self._areas,
+            "iscrowd": self._crowds.long(),
+        }
+        rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+        entries = [dict(zip(columns, row, strict=True)) for row in rows]
         return {"images": images, "annotations": entries, "categories": categories}

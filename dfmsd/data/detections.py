@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dfmsd.data.check import field_problem, read_json
+from dfmsd.data.check import read_json
+from dfmsd.data.fields import field_problem
 from dfmsd.data.images import DataError
 
 

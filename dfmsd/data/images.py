@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+import PIL
+import torch
+import torchvision
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -13,10 +17,17 @@ class DataError(ValueError):
     """Data that cannot be used; one line that names file, entry and value."""
 
 
-def open_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
-    """An image file as RGB, turned as its EXIF tag says; grey, CMYK, palette, 16-bit become RGB.
+def decoder() -> str:
+    """What decodes ordinary JPEG files here, and what decodes all others, with their versions."""
+    jpeg = f"torchvision {torchvision.__version__}, else " * hasattr(torchvision.io, "decode_jpeg")
+    return f"{jpeg}Pillow {PIL.__version__}"
 
-    Transparency is dropped: the colour underneath shows.
+
+def decode_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
+    """An image file as RGB, uint8 (3, H, W), turned as its EXIF tag says, whatever its own colours.
+
+    Transparency is dropped: the colour underneath shows. Pixels may lie in memory colour by colour
+    or point by point.
 
     Args:
         path: the file.
@@ -28,14 +39,8 @@ def open_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.I
     """
     try:
         with Image.open(path) as file:
-            file.load()
-            turned = ImageOps.exif_transpose(file)
-            image = file if size is not None and turned.size != size == file.size else turned
-            if size is not None and image.size != tuple(size):
-                raise DataError(f"{path}: is {turned.size}, the annotations say {tuple(size)}")
-            if image.mode.startswith("I"):  # 16 bits a channel
-                image = image.point(lambda value: value / 256).convert("L")
-            return image.convert("RGB")
+            pixels = _ordinary_jpeg(file, size)
+            return _by_pillow(file, path, size) if pixels is None else pixels
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except UnidentifiedImageError:
@@ -44,6 +49,31 @@ def open_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.I
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded ({error})") from error
+
+
+def _ordinary_jpeg(file: Image.Image, size: tuple[int, int] | None) -> Tensor | None:
+    """The pixels of an unturned grey or colour JPEG by torchvision, which is faster; else None."""
+    # torchvision 0.29 calls it deprecated: without it Pillow gives the same pixels
+    decode = getattr(torchvision.io, "decode_jpeg", None)
+    ordinary = file.format == "JPEG" and file.mode in ("L", "RGB") and size in (None, file.size)
+    if decode is None or not ordinary or file.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        return None
+    file.fp.seek(0)
+    try:
+        return decode(torch.frombuffer(bytearray(file.fp.read()), dtype=torch.uint8), mode="RGB")
+    except RuntimeError:
+        return None  # Pillow says what is wrong
+
+
+def _by_pillow(file: Image.Image, path: str | Path, size: tuple[int, int] | None) -> Tensor:
+    file.load()
+    turned = ImageOps.exif_transpose(file)
+    image = file if size is not None and turned.size != size == file.size else turned
+    if size is not None and image.size != tuple(size):
+        raise DataError(f"{path}: is {turned.size}, the annotations say {tuple(size)}")
+    if image.mode.startswith("I"):  # 16 bits a channel
+        image = image.point(lambda value: value / 256).convert("L")
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def reduced(width: int, height: int, max_size: int | None) -> tuple[int, int]:
@@ -58,13 +88,20 @@ def read_image(path: str | Path, *, max_size: int | None = None) -> Tensor:
     Raises:
         DataError: the file cannot be read.
     """
-    return to_pixels(open_image(path), max_size).float() / 255
+    return to_float(reduce_image(decode_image(path), max_size))
 
 
-def to_pixels(image: Image.Image, max_size: int | None) -> Tensor:
-    """An RGB image as uint8 (3, H, W), reduced to `max_size`."""
-    width, height = reduced(*image.size, max_size)
-    pixels = F.pil_to_tensor(image)
-    if (width, height) != image.size:
-        pixels = F.resize(pixels, [height, width], antialias=True)
-    return pixels
+def reduce_image(pixels: Tensor, max_size: int | None) -> Tensor:
+    """An image (3, H, W) with its longer side at most `max_size` pixels."""
+    height, width = pixels.shape[1:]
+    smaller = reduced(width, height, max_size)
+    if smaller == (width, height):
+        return pixels
+    return F.resize(pixels, [smaller[1], smaller[0]], antialias=True)
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """Pixels of 0..255 (uint8) as contiguous float32 in 0..1; float ones as they are."""
+    if pixels.is_floating_point():
+        return pixels
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfmsd.data.images import to_float
+
 TEXTURES = ("striped", "checked")
 SHAPES = ("disc", "square", "triangle")
 CLASSES = tuple(f"{texture} {shape}" for texture in TEXTURES for shape in SHAPES)
@@ -178,11 +180,16 @@ class SceneDataset(torch.utils.data.Dataset):
         """Number of scenes."""
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict]:
-        """`(image, target)` of scene `index`."""
+    def read(self, index: int) -> tuple[Tensor, dict]:
+        """Scene `index` as rendered: uint8 (3, H, W), not to be written to, and target."""
         boxes, labels = (values.clone() for values in self._objects[index])
         target = {"boxes": boxes, "labels": labels, "image_id": index % len(self)}
-        return self.images[index].float() / 255, target
+        return self.images[index], target
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict]:
+        """`(image, target)` of scene `index`."""
+        pixels, target = self.read(index)
+        return to_float(pixels), target
 
     def truth(self) -> dict:
         """All boxes as a COCO-format dict; category ids are labels, annotation ids start at 1."""

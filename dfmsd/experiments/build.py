@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dfmsd.baselines import BASELINES, PseudoLabels
-from dfmsd.data.batches import Batches, augmentation, load
+from dfmsd.data.augmentation import augmentation
+from dfmsd.data.batches import Augmented, Batches, load
 from dfmsd.data.coco import CocoDataset
 from dfmsd.data.scenes import SceneDataset
 from dfmsd.detectors.build import build_detector
@@ -48,13 +50,15 @@ def shown_size(data: Data, height: int, width: int) -> tuple[int, int]:
     return round(height * factor), round(width * factor)
 
 
-def batches(dataset: Any, data: Data, *, batch_size: int, seed: int) -> Batches:
+def batches(
+    dataset: Any, data: Data, *, batch_size: int, seed: int, device: torch.device | str = "cpu"
+) -> Batches:
     """Augmented batches, grouped by shape; what comes at a step depends on seed and step only."""
     zoom = None if tuple(data.zoom) == (1.0, 1.0) else tuple(data.zoom)
     flips = {"flip": data.horizontal_flip, "vflip": data.vertical_flip}
     transform = augmentation(**flips, scale=zoom, colour=data.colour)
     options = {"sizes": [shown_size(data, *s) for s in dataset.sizes], "workers": data.workers}
-    return Batches(dataset, batch_size, seed=seed, transform=transform, **options)
+    return Batches(dataset, batch_size, seed=seed, transform=transform, device=device, **options)
 
 
 def detector(
@@ -76,9 +80,14 @@ def detector_for(settings: Detector, data: Data, *, num_classes: int) -> nn.Modu
 
 def evaluate(model: nn.Module, dataset: Any, data: Data, **options: Any) -> dict[str, float]:
     """COCO metrics with the size limits and the loader processes of the settings."""
+    device, samples = next(model.parameters()).device, Augmented(dataset, None, seed=0)
+
+    def load_batches(_dataset: Any, batches: list[Sequence[int]]) -> Iterator[Any]:
+        keys = [[(0, index) for index in indices] for indices in batches]
+        return load(samples, keys, workers=data.workers, device=device)
+
     limits = {"small": data.small**2, "medium": data.medium**2}
-    how = {"load": partial(load, workers=data.workers), **limits, **options}
-    return evaluate_detector(model, dataset, **how)
+    return evaluate_detector(model, dataset, load=load_batches, **limits, **options)
 
 
 def schedule(train: Train, *, steps: int, offset: int = 0, total: int | None = None) -> Schedule:

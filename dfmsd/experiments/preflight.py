@@ -228,6 +228,7 @@ def run_preflight(settings: Settings, *, images: int = 32, steps: int = 4) -> Pr
     with preflight.refuse("method"):
         distiller = preflight.check_method(student, teachers, samples)
     if not preflight.reasons:
-        batches = build.batches(train, data, batch_size=settings.train.batch_size, seed=0)
+        size, device = settings.train.batch_size, preflight.accelerator.device
+        batches = build.batches(train, data, batch_size=size, seed=0, device=device)
         preflight.check_steps(distiller, batches, steps)
     return preflight

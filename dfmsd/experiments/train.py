@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from dfmsd.data.images import decoder
 from dfmsd.detectors.checkpoints import read_metadata
 from dfmsd.detectors.pretrained import inherit
 from dfmsd.detectors.saved import save_detector
@@ -92,6 +93,8 @@ def train_and_record(
         "settings": asdict(settings),
         "environment": origin,
     }
+    if settings.data.kind == "coco":
+        record["decoder"] = decoder()
     if accelerator.is_main_process:
         append_record(build.records_file(settings), record)
     accelerator.wait_for_everyone()
@@ -136,7 +139,8 @@ def train_stages(
 
     if engine.tensorboard:
         log = replace(log, watch=tensorboard(folder / "tensorboard", lengths))
-    batches = build.batches(train_set, settings.data, batch_size=train.batch_size, seed=seed)
+    where = {"batch_size": train.batch_size, "seed": seed, "device": accelerator.device}
+    batches = build.batches(train_set, settings.data, **where)
     every = max(1, sum(lengths) // train.evaluations) if train.evaluations else 0
     curve = Evaluation(lambda model: score(model.student, settings.data.curve_images), every)
     options = {"seed": seed, "clip": train.clip, "accumulate": engine.accumulate, "log": log}

@@ -1,0 +1,89 @@
+"""Random changes of images and the boxes in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+Target = dict[str, Any]
+Sample = tuple[Tensor, Target]
+
+
+def augmentation(
+    *,
+    flip: float = 0.5,
+    vflip: float = 0.0,
+    scale: tuple[float, float] | None = None,
+    colour: float = 0.0,
+) -> Callable[[Tensor, Target], Sample]:
+    """A random change of (image, target), drawn from torch's global generator.
+
+    Images are uint8 in 0..255 or float in 0..1, and stay what they are.
+
+    Boxes move with the image, are clipped to it, and go together with their labels when less than a
+    pixel of their width or height is left.
+
+    Args:
+        flip: probability of a left-right flip.
+        vflip: probability of an up-down flip.
+        scale: smallest and largest factor of a random rescaling; the image keeps its size: what
+            grows is cropped at a random place, what shrinks is set on grey. None for none.
+        colour: strength of brightness, contrast and saturation jitter, 0 to 1.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    for name, value in (("flip", flip), ("vflip", vflip), ("colour", colour)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in 0..1, got {value}")
+    if scale is not None and not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"scale must be (low, high) with 0 < low <= high, got {scale}")
+    jitter = v2.ColorJitter(colour, colour, colour) if colour else None
+
+    def apply(image: Tensor, target: Target) -> Sample:
+        boxes, (height, width) = target["boxes"], image.shape[-2:]
+        if torch.rand(1) < flip:
+            image = image.flip(-1)
+            boxes = torch.stack(
+                [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1
+            )
+        if torch.rand(1) < vflip:
+            image = image.flip(-2)
+            boxes = torch.stack(
+                [boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], 1
+            )
+        if jitter is not None:
+            image = jitter(image)
+        if scale is not None:
+            image, boxes = _rescale(image, boxes, scale)
+        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+        large = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
+        return image, target | {"boxes": boxes[large], "labels": target["labels"][large]}
+
+    return apply
+
+
+def _rescale(image: Tensor, boxes: Tensor, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Image and boxes times a random factor, cropped or set on grey so that the size stays."""
+    height, width = image.shape[-2:]
+    factor = scale[0] * (scale[1] / scale[0]) ** float(torch.rand(()))
+    down, across = max(1, round(height * factor)), max(1, round(width * factor))
+    image = F.resize(image, [down, across], antialias=True)
+    left, top = (_place(room) for room in (width - across, height - down))
+    grey = 0.5 if image.is_floating_point() else 128
+    # what is negative is cut off
+    image = pad(image, [left, width - across - left, top, height - down - top], value=grey)
+    ratios = boxes.new_tensor([across / width, down / height])
+    return image, boxes * ratios.repeat(2) + boxes.new_tensor([left, top]).repeat(2)
+
+
+def _place(room: int) -> int:
+    """A random offset from 0 to `room`, which may be negative."""
+    offset = int(torch.randint(abs(room) + 1, ()))
+    return offset if room >= 0 else -offset
