@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 from pathlib import Path
 
 import pytest
 from coco_folder import box, content, shared, write
 
-from dfmsd.data.check import DataError, find_split, problems, read_annotations
+from dfmsd.data.check import DataError, find_split, problems, read_annotations, read_json
 
 
 def wrong(data, folder):
@@ -61,6 +63,19 @@ def test_json_cut_off_anywhere_is_refused(tmp_path, count):
     file.write_text(json.dumps(content(), indent=1)[:count])
     with pytest.raises(DataError, match="not JSON"):
         read_annotations(file)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+@pytest.mark.parametrize("text", ["{}", "{"])
+def test_reading_leaves_the_garbage_collector_as_it_was(tmp_path, collects, text):
+    (tmp_path / "a.json").write_text(text)
+    (gc.enable if collects else gc.disable)()
+    try:
+        with contextlib.suppress(DataError):
+            read_json(tmp_path / "a.json")
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
@@ -135,6 +150,10 @@ LINES = {
     ),
     "none": (box(7) | {"bbox": None}, "bbox must be four finite numbers, got None"),
     "list as id": (box(7) | {"image_id": [1]}, "image_id must be an integer, got [1]"),
+    "number too large": (
+        box(7) | {"image_id": 2**63},
+        f"image_id must be an integer, got {2**63}",
+    ),
     "text as category": (box(7) | {"category_id": "1"}, "category_id must be an integer, got '1'"),
     "area": (box(7, area=None), "area must be a number from 0 up, got None"),
     "negative area": (box(7, area=-1), "area must be a number from 0 up, got -1"),

@@ -75,6 +75,7 @@ def test_truth_keeps_crowds_with_labels_for_categories(folder):
     ]
     assert [image["id"] for image in truth["images"]] == [1, 2, 3]
     entries = {entry["id"]: entry for entry in truth["annotations"]}
+    assert [(n, e["image_id"]) for n, e in entries.items()] == [(11, 1), (12, 1), (14, 1), (13, 3)]
     assert entries[12]["iscrowd"] == 1
     assert entries[12]["category_id"] == 1
     assert entries[13]["area"] == 29.5 * 19.75  # not stated: the box's
@@ -166,6 +167,7 @@ def test_read_gives_the_decoded_bytes(folder):
     assert torch.equal(target["boxes"], same["boxes"])
     with pytest.raises(IndexError):
         dataset[3]
+    assert torch.equal(dataset[-3][1]["boxes"], dataset[0][1]["boxes"])
 
 
 def test_file_names_of_any_length_and_script(tmp_path):

@@ -20,6 +20,7 @@ from coco_folder import box, content, write
 from command_line import TINY, call, everything, refused, teachers
 
 from dfmsd.__main__ import main
+from dfmsd.data.images import decoder
 from dfmsd.detectors.checkpoints import read_tensors
 from dfmsd.experiments import runs
 from dfmsd.experiments import teachers as teachers_module
@@ -91,6 +92,7 @@ def test_records_hold_everything_needed_to_repeat_a_run(finished):
         assert set(place["versions"]) == {"python", *PACKAGES}
         assert place["versions"]["torch"].startswith(torch.__version__.split("+")[0])
         assert place["processor"]
+        assert "decoder" not in record  # generated scenes need none
         assert place["cores"] >= 1
         assert re.fullmatch(r"[0-9a-f]{12}\+?|unknown", place["commit"])
     assert {"reconstruction", "alignment"} < set(found["two"]["losses"][0])
@@ -352,6 +354,7 @@ def test_a_folder_of_photographs_from_teacher_to_student(capsys, fresh):
     assert [record["arm"] for record in found] == ["train strong", "none", "one"]
     assert "| DFMSD, one stage (strong) | 2 | 1 |" in out
     assert found[2]["settings"]["data"]["root"] == "photos"
+    assert {record["decoder"] for record in found} == {decoder()}
     (student,) = fresh.glob("runs/photos-smoke-*/one-seed0/stage1.safetensors")
     status, out, _ = call(capsys, "evaluate", "photos", "--checkpoint", student, "--size", 64)
     assert status == 0
