@@ -63,25 +63,33 @@ class CocoDataset(Dataset):
         self._sizes = torch.tensor(sizes, dtype=torch.int64).view(-1, 2)
 
     def _keep_annotations(self, entries: list[dict[str, Any]]) -> None:
-        """Image by image, boxes (x, y, width, height) and areas in reduced pixels, and labels."""
+        """Image by image, all annotations in reduced pixels, and the boxes that are targets."""
         indices = {number: index for index, number in enumerate(self._image_ids.tolist())}
         images = torch.tensor([indices[e["image_id"]] for e in entries], dtype=torch.int64)
         images, order = images.sort(stable=True)
-        counts = images.bincount(minlength=len(self))
-        self._ends = counts.cumsum(0)
         labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
-
-        def column(values: list, dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype)[order]
-
-        self._ids = column([e["id"] for e in entries], torch.int64)
-        self._labels = column([labels[e["category_id"]] for e in entries], torch.int64)
-        self._crowds = column([bool(e.get("iscrowd", 0)) for e in entries], torch.bool)
         scale = (self._sizes / self._stated)[images]
         areas = [e["area"] if "area" in e else e["bbox"][2] * e["bbox"][3] for e in entries]
-        self._areas = column(areas, torch.float64) * scale[:, 0] * scale[:, 1]
         boxes = np.array([e["bbox"] for e in entries], np.float64).reshape(-1, 4)
-        self._boxes = torch.from_numpy(boxes)[order] * scale.repeat(1, 2)
+
+        def column(values: list, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.tensor(values, dtype=dtype)[order]
+
+        self._annotations = {
+            "id": column([e["id"] for e in entries]),
+            "image_id": self._image_ids[images],
+            "category_id": column([labels[e["category_id"]] for e in entries]),
+            "bbox": torch.from_numpy(boxes)[order] * scale.repeat(1, 2),
+            "area": column(areas, torch.float64) * scale[:, 0] * scale[:, 1],
+            "iscrowd": column([e.get("iscrowd", 0) for e in entries], torch.uint8),
+        }
+        corners = self._annotations["bbox"].float()
+        corners[:, 2:] += corners[:, :2]
+        corners = corners.clamp(min=0).minimum(self._sizes[images].repeat(1, 2).float())
+        solid = (corners[:, 2:] > corners[:, :2]).all(1) & (self._annotations["iscrowd"] == 0)
+        self._boxes, self._labels = corners[solid], self._annotations["category_id"][solid]
+        self._starts = torch.zeros(len(self) + 1, dtype=torch.int64)
+        self._starts[1:] = images[solid].bincount(minlength=len(self)).cumsum(0)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -97,7 +105,7 @@ class CocoDataset(Dataset):
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         name = os.fsdecode(bytes(self._names[index].tolist()).rstrip(b"\0"))
-        width, height = (int(side) for side in self._stated[index])
+        width, height = map(int, self._stated[index].tolist())
         pixels = reduce_image(decode_image(self.folder / name, (width, height)), self.max_size)
         if self._cache is not None:
             self._cache[index] = pixels
@@ -106,20 +114,14 @@ class CocoDataset(Dataset):
     def read(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         """Image number `index` as uint8 (3, H, W) in 0..255, not to be written to, and target."""
         index = range(len(self))[index]
-        end = int(self._ends[index])
-        mine = slice(int(self._ends[index - 1]) if index else 0, end)
-        plain = ~self._crowds[mine]
-        boxes = self._boxes[mine][plain].float()
-        boxes[:, 2:] += boxes[:, :2]
-        boxes = boxes.clamp(min=0).minimum(self._sizes[index].repeat(2).float())
-        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        target = {"boxes": boxes[solid], "labels": self._labels[mine][plain][solid]}
+        mine = slice(*self._starts[index : index + 2].tolist())
+        target = {"boxes": self._boxes[mine].clone(), "labels": self._labels[mine].clone()}
         return self._image(index), target | {"image_id": int(self._image_ids[index])}
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         """Image and target number `index`."""
         pixels, target = self.read(index)
-        return to_float(pixels), target
+        return to_float(pixels).contiguous(), target
 
     def truth(self) -> dict[str, Any]:
         """COCO-format dict in the pixels and labels that `dataset[i]` gives, crowds included."""
@@ -129,15 +131,6 @@ class CocoDataset(Dataset):
             for number, (width, height) in zip(ids, self._sizes.tolist(), strict=True)
         ]
         categories = [{"id": k, "name": n} for k, n in enumerate(self.classes, start=1)]
-        counts = self._ends.diff(prepend=self._ends.new_zeros(1))
-        columns = {
-            "id": self._ids,
-            "image_id": self._image_ids.repeat_interleave(counts),
-            "category_id": self._labels,
-            "bbox": self._boxes,
-            "area": self._areas,
-            "iscrowd": self._crowds.long(),
-        }
-        rows = zip(*(values.tolist() for values in columns.values()), strict=True)
-        entries = [dict(zip(columns, row, strict=True)) for row in rows]
+        rows = zip(*(values.tolist() for values in self._annotations.values()), strict=True)
+        entries = [dict(zip(self._annotations, row, strict=True)) for row in rows]
         return {"images": images, "annotations": entries, "categories": categories}

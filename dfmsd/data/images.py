@@ -88,7 +88,7 @@ def read_image(path: str | Path, *, max_size: int | None = None) -> Tensor:
     Raises:
         DataError: the file cannot be read.
     """
-    return to_float(reduce_image(decode_image(path), max_size))
+    return to_float(reduce_image(decode_image(path), max_size)).contiguous()
 
 
 def reduce_image(pixels: Tensor, max_size: int | None) -> Tensor:
@@ -101,7 +101,5 @@ def reduce_image(pixels: Tensor, max_size: int | None) -> Tensor:
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """Pixels of 0..255 (uint8) as contiguous float32 in 0..1; float ones as they are."""
-    if pixels.is_floating_point():
-        return pixels
-    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    """Pixels of 0..255 (uint8) as float32 in 0..1, in the same order in memory; float ones stay."""
+    return pixels if pixels.is_floating_point() else pixels.float().div_(255)
