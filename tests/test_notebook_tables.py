@@ -14,7 +14,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 FROM_RECORDS = {
     "07_staged_distillation": (20,),
     "09_baselines": (1, 14, 15, 17, 19, 20, 22, 24, 26, 28, 30, 31, 33, 34, 36),
-    "11_tables": (1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25),
+    "11_tables": (1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27),
 }
 """Notebook → the cells that need nothing but records. Of the cells between, the imports run."""
 

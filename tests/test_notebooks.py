@@ -85,7 +85,8 @@ def test_the_tables_can_be_made_from_no_record_at_all(number, tmp_path):
     for folder in ("notebooks", "data/results"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "data/teachers").symlink_to(ROOT / "data/teachers")
-    (tmp_path / "data/published.jsonl").symlink_to(ROOT / "data/published.jsonl")
+    for file in ("published.jsonl", "claims.jsonl"):
+        (tmp_path / "data" / file).symlink_to(ROOT / "data" / file)
     source = tmp_path / "notebooks" / path.name
     source.write_bytes(path.read_bytes())
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute"]
