@@ -51,7 +51,7 @@ notebooks: $(STAMP) ## execute every notebook at smoke scale into build/
 		[ $$ran -gt 0 ] || { echo "make notebooks: found none in notebooks/"; exit 1; }; \
 		echo "make notebooks: $$ran executed into build/, none failed"
 
-bench: $(STAMP) ## measure every ratio of benchmarks/ (12 minutes on two quiet cores), show the table
+bench: $(STAMP) ## measure every ratio of benchmarks/ (16 minutes on two quiet cores), show the table
 	@$(VENV)/bin/python benchmarks
 
 lint: $(STAMP) ## check style and formatting, notebooks included
