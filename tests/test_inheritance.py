@@ -8,8 +8,10 @@ from command_line import TINY, call, refused, teachers
 from tiny import tiny_detector
 
 from dfmsd import stages
+from dfmsd.detectors.build import build_detector
 from dfmsd.detectors.checkpoints import read_tensors
 from dfmsd.detectors.pretrained import inherit
+from dfmsd.detectors.recipe import Recipe
 from dfmsd.experiments import train as training
 from dfmsd.experiments.records import read_records
 
@@ -42,6 +44,27 @@ def test_other_shapes_and_other_names_stay():
     copied = inherit(student, teacher, ("head",))
     assert "head.regression_head.bbox_reg.weight" in copied
     assert not any("cls_logits" in name for name in copied)
+
+
+def test_levels_of_the_neck_pair_by_stride():
+    """A student that begins at stride 8 takes the teacher's level of stride 8, its second."""
+    recipe = {
+        "kind": "faster_rcnn",
+        "trunk": "timm:resnet10t",
+        "num_classes": 3,
+        "image_size": 96,
+        "fpn_channels": 16,
+    }
+    arguments = {"trunk_arguments": {"channels": [8, 8, 8, 8]}}
+    student, teacher = (
+        build_detector(Recipe(strides=strides, **recipe, **arguments))
+        for strides in ((8, 16, 32), (4, 8, 16, 32))
+    )
+    inherit(student, teacher, ("neck",))
+    for block in ("inner_blocks", "layer_blocks"):
+        levels = (getattr(detector.backbone.fpn, block) for detector in (student, teacher))
+        for mine, its in zip(*(list(level)[-3:] for level in levels), strict=True):
+            assert torch.equal(mine[0].weight, its[0].weight)
 
 
 def test_a_student_does_not_change_with_its_teacher_later():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -9,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from dfmsd.detectors.checkpoints import PathLike, read_tensors
+from dfmsd.detectors.features import strided_levels
 
 
 def hub_state(model: str) -> dict[str, Tensor]:
@@ -61,13 +63,29 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Iterable[str]) -> lis
     """Names of the tensors of `student` that now hold the values of `teacher`'s.
 
     A tensor of `parts` ("neck", the feature pyramid, and "head") is copied when both have it under
-    one name and in one shape. Raises ValueError for a part of which no tensor fits.
+    one name and in one shape; convolutions of the neck pair by the stride of their level. Raises
+    ValueError for a part of which no tensor fits.
 
     Source: the "inheriting strategy" of Kang et al. 2021 (arXiv 2110.12724); FGD and MGD copy all
     but the trunk when both heads are alike.
     """
     tensors, source = student.state_dict(), teacher.state_dict()
-    fitting = [k for k, v in tensors.items() if k in source and source[k].shape == v.shape]
+    strides, of_teacher = (list(strided_levels(detector)) for detector in (student, teacher))
+
+    def counterpart(name: str) -> str:
+        """The teacher's name of a tensor: its neck counts levels from another stride, perhaps."""
+        if level := re.match(r"(backbone\.fpn\.(?:inner|layer)_blocks\.)(\d+)(.*)", name):
+            stride = strides[int(level[2])]
+            index = of_teacher.index(stride) if stride in of_teacher else "none"
+            return f"{level[1]}{index}{level[3]}"
+        return name
+
+    pairs = {name: counterpart(name) for name in tensors}
+    fitting = [
+        name
+        for name, other in pairs.items()
+        if other in source and source[other].shape == tensors[name].shape
+    ]
     fitting_parts = {
         "neck": [name for name in fitting if name.startswith("backbone.fpn.")],
         "head": [name for name in fitting if not name.startswith("backbone.")],
@@ -79,5 +97,5 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Iterable[str]) -> lis
             raise ValueError(f"no tensor of the {part} fits from {kinds}; try another `inherit`")
         copied += fitting_parts[part]
     for name in copied:
-        tensors[name].copy_(source[name])
+        tensors[name].copy_(source[pairs[name]])
     return copied
