@@ -26,8 +26,6 @@ METHODS = {
 """What has a weight to choose → its title."""
 CHOSEN = dict.fromkeys(METHODS, 1.0)
 """Method → the multiple of its balance with the highest mean AP in `few-weights`."""
-BEST: tuple[str, ...] = ()
-"""What the best reading in `few-readings` changes against DFMSD's defaults."""
 
 
 def _chosen(key: str, multiple: float | None = None) -> tuple[str, ...]:
@@ -43,18 +41,18 @@ WEIGHTS = {
     for key, title in METHODS.items()
 }
 DFMSD = _chosen("dfmsd")
+
+
+def _again(key: str, title: str) -> Row:
+    """The row of `few-weights` with the chosen weight, under another title; its runs count here."""
+    row = f"{key}-{CHOSEN[key]:g}"
+    return replace(WEIGHTS[row], title=title, recorded=("few-weights", row))
+
+
 READINGS = {
     "none": Row("no distillation", "none"),
-    "pearson": replace(
-        WEIGHTS[f"dfmsd-{CHOSEN['dfmsd']:g}"],
-        title="DFMSD as it is",
-        recorded=("few-weights", f"dfmsd-{CHOSEN['dfmsd']:g}"),
-    ),
-    "distribution": replace(
-        WEIGHTS[f"distribution-{CHOSEN['distribution']:g}"],
-        title="alignment as distributions",
-        recorded=("few-weights", f"distribution-{CHOSEN['distribution']:g}"),
-    ),
+    "pearson": _again("dfmsd", "DFMSD as it is"),
+    "distribution": _again("distribution", "alignment as distributions"),
     "fade": Row("faded over the last third", "one", (*DFMSD, "method.fade=0.33")),
     "fitted": Row("adapters fitted before", "one", (*DFMSD, "method.adapter=fitted")),
     "none-long": Row("no distillation, twice the steps", "none-long"),
