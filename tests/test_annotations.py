@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from coco_folder import box, content, shared, write
 
-from dfmsd.data.check import DataError, find_split, problems, read_annotations, read_json
+from dfmsd.data.annotations import find_split, read_annotations, read_json, validate
+from dfmsd.data.pixels import DataError
 
 
 def wrong(data, folder):
@@ -19,7 +20,7 @@ def wrong(data, folder):
     for image in data["images"]:
         if isinstance(image, dict) and isinstance(image.get("file_name"), str):
             (folder / image["file_name"]).touch()
-    return problems(data, folder)
+    return validate(data, folder, "val")[0]
 
 
 def test_both_layouts_are_found_and_the_official_one_first(tmp_path):
@@ -226,7 +227,9 @@ def test_a_wrong_category_gets_one_line(tmp_path):
 
 def test_a_missing_image_file_is_named(tmp_path):
     (tmp_path / "1.png").mkdir()  # a folder of that name is no image
-    assert problems(content(), tmp_path) == [f"image 1: file '1.png' is not in {tmp_path}"]
+    assert validate(content(), tmp_path, "val")[0] == [
+        f"image 1: file '1.png' is not in {tmp_path}"
+    ]
 
 
 def test_an_image_in_a_folder_below_is_found(tmp_path):
@@ -234,7 +237,7 @@ def test_an_image_in_a_folder_below_is_found(tmp_path):
     data["images"][0]["file_name"] = "day/1.png"
     (tmp_path / "day").mkdir()
     (tmp_path / "day" / "1.png").touch()
-    assert problems(data, tmp_path) == []
+    assert validate(data, tmp_path, "val")[0] == []
 
 
 def test_the_two_flat_boxes_of_the_official_file_pass_and_no_others(tmp_path):
@@ -254,7 +257,7 @@ def test_the_two_flat_boxes_of_the_official_file_pass_and_no_others(tmp_path):
 def test_the_shared_folders_are_well_formed(name, split):
     images, file = find_split(shared(name), split)
     assert isinstance(images, Path)
-    assert problems(read_annotations(file), images) == []
+    assert validate(read_annotations(file), images, split)[0] == []
 
 
 def test_a_folder_that_is_not_there_is_called_so(tmp_path):

@@ -12,8 +12,9 @@ from coco_folder import box, content, picture, shared, write
 from PIL import Image
 from pycocotools.coco import COCO
 
-from dfmsd.data.check import DataError, check
+from dfmsd.data.check import check
 from dfmsd.data.coco import CocoDataset, content_hash
+from dfmsd.data.pixels import DataError
 
 
 @pytest.fixture

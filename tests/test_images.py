@@ -14,7 +14,6 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from dfmsd.data.images import (
-    DataError,
     decode_image,
     decoder,
     read_image,
@@ -22,6 +21,7 @@ from dfmsd.data.images import (
     reduced,
     to_float,
 )
+from dfmsd.data.pixels import DataError
 
 # EXIF orientation -> how the stored pixels must be turned (numpy), from the EXIF standard
 TURNS = {
