@@ -20,7 +20,7 @@ _OVERHANG = 1.0  # pixels; official COCO boxes stick out by fractions of one
 
 # The two boxes without height in the official train2017 (and train2014), by annotation id; see
 # github.com/cocodataset/cocoapi issue 355. Everybody drops them, nobody can mend the file.
-_OFFICIAL_FLAT = {918: [296.65, 388.33, 1.03, 0.0], 2206849: [9.98, 188.56, 5.54, 0.0]}
+_OFFICIAL_FLAT = ((918, [296.65, 388.33, 1.03, 0.0]), (2206849, [9.98, 188.56, 5.54, 0.0]))
 
 # categories by annotation file, so that nobody parses a large one again for them alone
 _CATEGORIES: dict[tuple[str, int, int], list[Any]] = {}
@@ -211,15 +211,15 @@ def _split_problems(annotations: list[Entry], split: str) -> Iterator[str]:
     """What makes annotations useless though each is sound."""
     if annotations and all(max(entry["bbox"]) <= 1 for entry in annotations):
         yield "every box lies in 0..1: COCO's boxes are pixels, not shares of the image"
-    if split == "train" and all(entry.get("iscrowd", 0) for entry in annotations):
-        yield "not one box to learn from; a crowd region (iscrowd 1) is none"
+    if all(entry.get("iscrowd", 0) for entry in annotations) and (annotations or split == "train"):
+        yield "not one box to learn from or to find; a crowd region (iscrowd 1) is none"
 
 
 def _box_problem(entry: Entry, sizes: dict[int, tuple[float, float] | None]) -> str | None:
     """What is wrong with a box of one of the images of `sizes` (width, height; None: not known)."""
     box, image = entry["bbox"], entry.get("image_id")
     size = sizes.get(image) if is_integer(image) else None
-    if size is None or _OFFICIAL_FLAT.get(entry.get("id")) == box:
+    if size is None or (entry.get("id"), box) in _OFFICIAL_FLAT:
         return None
     x, y, width, height = box
     if width <= 0 or height <= 0:

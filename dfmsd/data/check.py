@@ -47,14 +47,18 @@ class Report:
             lines.append(f"    boxes by class: {boxes}" + (f", {rest} more" if rest > 0 else ""))
         lines += [f"  {problem}" for problem in self.problems]
         lines += [f"  warning: {warning}" for warning in self.warnings]
-        counts = [f"{len(self.problems) or 'no'} problem{'s' * (len(self.problems) != 1)}"]
-        if self.warnings:
-            counts.append(f"{len(self.warnings)} warning{'s' * (len(self.warnings) != 1)}")
-        return "\n".join([*lines, f"  {', '.join(counts)}"])
+        counts = [_count("warning", self.warnings)] if self.warnings else []
+        return "\n".join([*lines, f"  {', '.join([*counts, _count('problem', self.problems)])}"])
+
+
+def _count(kind: str, things: list) -> str:
+    """How many things of a kind there are."""
+    ending = ("es" if kind.endswith("s") else "s") * (len(things) != 1)
+    return f"{len(things) or 'no'} {kind}{ending}"
 
 
 def check(root: str | Path, split: str | None = None) -> Report:
-    """Everything wrong or strange in a COCO-format folder, and what it holds.
+    """Everything wrong or strange in a COCO-format folder, and what it holds that is sound.
 
     Every image is decoded. `split` is "train" or "val"; None checks every split that is there.
 
@@ -85,9 +89,8 @@ def check(root: str | Path, split: str | None = None) -> Report:
 
 def _some(kind: str, things: list[object]) -> str:
     """How many things of a kind there are, and the first three."""
-    plural = kind + ("es" if kind.endswith("s") else "s") * (len(things) > 1)
     some = ", ".join(shown(thing) for thing in things[:3])
-    return f"{len(things)} {plural} ({some}{', …' * (len(things) > 3)})"
+    return f"{_count(kind, things)} ({some}{', …' * (len(things) > 3)})"
 
 
 def _inspect(images: list[Entry], folder: Path) -> tuple[list[str], list[str]]:
@@ -113,8 +116,6 @@ def _implausible(sound: dict[str, list[Entry]]) -> Iterator[str]:
     entries = sound["annotations"]
     if not entries:
         return
-    if all(entry.get("iscrowd", 0) for entry in entries):
-        yield "every object is a crowd region (iscrowd 1): nothing that a detector could find"
     sizes = {image["id"]: image["width"] * image["height"] for image in sound["images"]}
     width, height = np.array([entry["bbox"][2:] for entry in entries], np.float64).T
     if len(entries) > 1:
@@ -149,12 +150,10 @@ def _counts(sound: dict[str, list[Entry]]) -> dict[str, int]:
     plain = [entry for entry in entries if not entry.get("iscrowd", 0)]
     areas = [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in plain]
     annotated = {entry["image_id"] for entry in entries}
+    by_size = np.histogram(areas, [0, 32**2, 96**2, np.inf])[0].tolist()
     return {
         "images": len(images),
         "without boxes": sum(image["id"] not in annotated for image in images),
-        "boxes": len(areas),
-        "crowds": len(entries) - len(areas),
-        "small": sum(area < 32**2 for area in areas),
-        "medium": sum(32**2 <= area < 96**2 for area in areas),
-        "large": sum(area >= 96**2 for area in areas),
-    }
+        "boxes": len(plain),
+        "crowds": len(entries) - len(plain),
+    } | dict(zip(("small", "medium", "large"), by_size, strict=True))

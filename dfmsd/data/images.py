@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from dfmsd.data.pixels import Exif, has_turn, open_image, to_rgb, upright
+from dfmsd.data.pixels import Exif, open_image, orientation, to_rgb, upright
 
 
 def decoder() -> str:
@@ -48,7 +48,7 @@ def _ordinary_jpeg(file: Image.Image, size: tuple[int, int] | None) -> Tensor | 
     # torchvision 0.29 calls it deprecated: without it Pillow gives the same pixels
     decode = getattr(torchvision.io, "decode_jpeg", None)
     ordinary = file.format == "JPEG" and file.mode in ("L", "RGB") and size in (None, file.size)
-    if decode is None or not ordinary or has_turn(file):
+    if decode is None or not ordinary or orientation(file) != 1:
         return None
     file.fp.seek(0)
     try:

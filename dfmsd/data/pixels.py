@@ -13,6 +13,16 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 Exif = Literal["turn", "ignore"]
+_TURN = Image.Transpose
+_BACK = {  # by orientation: what takes the turned pixels back to the stored ones
+    2: _TURN.FLIP_LEFT_RIGHT,
+    3: _TURN.ROTATE_180,
+    4: _TURN.FLIP_TOP_BOTTOM,
+    5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_90,
+    7: _TURN.TRANSVERSE,
+    8: _TURN.ROTATE_270,
+}
 
 
 class DataError(ValueError):
@@ -50,9 +60,10 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise DataError(f"{path}: cannot be decoded ({reason})") from error
 
 
-def has_turn(file: Image.Image) -> bool:
-    """Whether an EXIF tag says that the stored pixels are to be turned or mirrored."""
-    return file.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+def orientation(file: Image.Image) -> int:
+    """The orientation that an EXIF tag states, 2 to 8; 1 for the stored one. To be asked first."""
+    tag = file.getexif().get(ExifTags.Base.Orientation, 1)
+    return tag if tag in _BACK else 1
 
 
 def upright(file: Image.Image, size: tuple[int, int] | None, exif: Exif) -> Image.Image:
@@ -61,10 +72,14 @@ def upright(file: Image.Image, size: tuple[int, int] | None, exif: Exif) -> Imag
     The stated `size` (width, height) settles which, where it fits only one of the two; else `exif`
     does. Raises DataError when neither has that size.
     """
-    turned = ImageOps.exif_transpose(file) if has_turn(file) else file
-    settled = size is not None and turned.size != file.size
-    stored = tuple(size) == file.size if settled else exif == "ignore"
-    image = file if stored else turned
+    if (tag := orientation(file)) == 1:
+        image = file
+    else:
+        image = ImageOps.exif_transpose(file)
+        stored = image.size[::-1] if tag > 4 else image.size
+        settled = size is not None and stored != image.size
+        if tuple(size) == stored if settled else exif == "ignore":
+            image = image.transpose(_BACK[tag])  # of a TIFF, Pillow gives only the turned one
     if size is not None and image.size != tuple(size):
         raise DataError(f"is {image.size}, the annotations say {tuple(size)}")
     return image
@@ -112,9 +127,10 @@ def inspect_image(path: str | Path, size: tuple[int, int]) -> list[str]:
     remarks = []
     with open_image(path) as file:
         colours16 = ";16" in str(file.tile) and file.mode[0] != "I"
+        tag = orientation(file)
         image = upright(file, size, "turn")
         image.load()
-        if has_turn(file) and image.size == file.size:
+        if tag in (2, 3, 4) or (tag != 1 and image.width == image.height):
             remarks.append("an EXIF turn that the stated size does not settle, see data.exif")
         if colours16:
             remarks.append("16 bits a colour, of which the upper 8 are used")
