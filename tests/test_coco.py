@@ -271,6 +271,16 @@ def test_check_says_a_missing_file_once(tmp_path):
     assert len(check(tmp_path).problems) == 1
 
 
+def test_check_survives_a_class_that_is_wrong_and_comes_again(tmp_path):
+    data = content() | {"categories": [{"id": 1, "name": 0}, {"id": 1, "name": "cat"}]}
+    report = check(write(tmp_path, data, splits=("val",)))
+    assert [line.rpartition(": ")[2] for line in report.problems] == [
+        "name must be a text of at most 1,000 letters, got 0",
+        "id appears twice",
+    ]
+    assert report.classes["val"] == {"cat": 1}
+
+
 def test_check_survives_images_that_are_no_entries(tmp_path):
     data = content(annotations=[]) | {"images": [4, {"id": 1}, {"id": 2, "file_name": 3}]}
     write(tmp_path, data, splits=("val",), pictures={})

@@ -68,16 +68,16 @@ def check(root: str | Path, split: str | None = None) -> Report:
     """
     report, pictures = Report(Path(root)), {}
     found = {split: find_split(root, split)} if split else find_splits(root)
+    contents = {name: read_annotations(file) for name, (_, file) in found.items()}
+    names, contradictions = class_names(root)
     for name, (folder, file) in found.items():
-        lines, sound = validate(read_annotations(file), folder, name)
-        names = {category["id"]: category["name"] for category in sound["categories"]}
+        lines, sound = validate(contents.pop(name), folder, name)
         damaged, strange = _inspect(sound["images"], folder)
         report.problems += [f"{file}: {line}" for line in (*lines, *damaged)]
         report.warnings += [f"{file}: {line}" for line in (*_implausible(sound), *strange)]
         report.splits[name] = _counts(sound)
         report.classes[name] = Counter(names[a["category_id"]] for a in sound["annotations"])
         pictures[name] = [folder / image["file_name"] for image in sound["images"]]
-    names, contradictions = class_names(root)
     report.problems += [f"{root}: {line}" for line in contradictions]
     unused = [name for name in names.values() if not any(c[name] for c in report.classes.values())]
     if unused and not split:
