@@ -194,8 +194,9 @@ def _sift(kind: str, entries: list[Any], rules: dict[str, Rule]) -> tuple[list[E
     for number, entry in enumerate(entries):
         wrong = field_problems(entry, kind)
         if "" not in wrong:
-            judged = ((field, rule(entry)) for field, rule in rules.items() if field not in wrong)
-            wrong |= {field: words for field, words in list(judged) if words}
+            for field, rule in rules.items():
+                if field not in wrong and (words := rule(entry)):
+                    wrong[field] = words
             if "id" not in wrong:
                 seen.add(entry["id"])
         if not wrong:

@@ -117,7 +117,7 @@ def _implausible(sound: dict[str, list[Entry]]) -> Iterator[str]:
     if not entries:
         return
     sizes = {image["id"]: image["width"] * image["height"] for image in sound["images"]}
-    width, height = np.array([entry["bbox"][2:] for entry in entries], np.float64).T
+    _, _, width, height = np.array([entry["bbox"] for entry in entries], np.float64).T
     if len(entries) > 1:
         image = np.array([sizes.get(entry["image_id"], np.inf) for entry in entries])
         if (width * height >= 0.99 * image).all():

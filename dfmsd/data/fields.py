@@ -57,11 +57,11 @@ def field_problems(entry: Any, kind: str) -> dict[str, str]:
         return {"": f"expected an object, got {shown(entry)}"}
     wrong = {}
     for name, (is_right, words) in _FIELDS[kind].items():
-        if name not in entry:
-            if name not in _OPTIONAL:
-                wrong[name] = "missing"
-        elif not is_right(entry[name]):
-            wrong[name] = f"must be {words}, got {shown(entry[name])}"
+        if name in entry:
+            if not is_right(value := entry[name]):
+                wrong[name] = f"must be {words}, got {shown(value)}"
+        elif name not in _OPTIONAL:
+            wrong[name] = "missing"
     return wrong
 
 
