@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from coco_folder import box, content, shared, write
 
-from dfmsd.data.check import DataError, find_split, problems, read_annotations, read_json
+from dfmsd.data.annotations import find_split, read_annotations, read_json, validate
+from dfmsd.data.pixels import DataError
 
 
 def wrong(data, folder):
@@ -19,7 +20,7 @@ def wrong(data, folder):
     for image in data["images"]:
         if isinstance(image, dict) and isinstance(image.get("file_name"), str):
             (folder / image["file_name"]).touch()
-    return problems(data, folder)
+    return validate(data, folder, "val")[0]
 
 
 def test_both_layouts_are_found_and_the_official_one_first(tmp_path):
@@ -142,19 +143,22 @@ LINES = {
     ),
     "huge": (
         box(7, bbox=(5, 5, 10**400, 9)),
-        f"bbox must be four finite numbers, got [5, 5, {10**400}, 9]",
+        f"bbox must be four finite numbers, got [5, 5, 1{'0' * 17}...{'0' * 19}, 9]",
     ),
     "text": (
         box(7, bbox=(5, "5", 9, 9)),
         "bbox must be four finite numbers, got [5, '5', 9, 9]",
     ),
     "none": (box(7) | {"bbox": None}, "bbox must be four finite numbers, got None"),
-    "list as id": (box(7) | {"image_id": [1]}, "image_id must be an integer, got [1]"),
+    "list as id": (box(7) | {"image_id": [1]}, "image_id must be a 64-bit integer, got [1]"),
     "number too large": (
         box(7) | {"image_id": 2**63},
-        f"image_id must be an integer, got {2**63}",
+        f"image_id must be a 64-bit integer, got {2**63}",
     ),
-    "text as category": (box(7) | {"category_id": "1"}, "category_id must be an integer, got '1'"),
+    "text as category": (
+        box(7) | {"category_id": "1"},
+        "category_id must be a 64-bit integer, got '1'",
+    ),
     "area": (box(7, area=None), "area must be a number from 0 up, got None"),
     "negative area": (box(7, area=-1), "area must be a number from 0 up, got -1"),
     "crowd": (box(7, iscrowd=None), "iscrowd must be 0 or 1, got None"),
@@ -168,12 +172,89 @@ def test_a_wrong_annotation_gets_one_line(tmp_path, case):
     assert found == [f"annotation 7: {line}"]
 
 
+def test_all_faults_of_an_entry_are_on_its_line(tmp_path):
+    both = box(7, image=99, category=33) | {"iscrowd": 2}
+    turned = box(8, category="dog", bbox=(5, 35, 9, 9), area=-1)
+    data = content(annotations=[box(1), both, turned, box(1, image=98)])
+    data["images"][0]["file_name"] = "1.png"
+    assert wrong(data, tmp_path / "images") == [
+        "annotation 7: iscrowd must be 0 or 1, got 2; image_id 99 is no image; "
+        "category_id 33 is no category",
+        "annotation 8: category_id must be a 64-bit integer, got 'dog'; "
+        "area must be a number from 0 up, got -1; "
+        "bbox [5, 35, 9, 9] lies outside image 1 of 60 x 40",
+        "annotation 1: id appears twice; image_id 98 is no image",
+    ]
+
+
+def test_json_nested_too_deep_or_with_an_endless_number_is_refused_in_a_line(tmp_path):
+    for value in ("[" * 100_000, "9" * 5_000, "{" * 7, '{"images": ' * 5_000):
+        (tmp_path / "a.json").write_text('{"x": ' + value)
+        with pytest.raises(DataError, match=r"a\.json.*: not JSON \(") as error:
+            read_json(tmp_path / "a.json")
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "value", ["\ud800", "nul\0.png", "x" * 100_000, "\x1b[2Jcat", [[[[]]]] * 99]
+)
+def test_what_a_line_shows_is_printable_and_short(tmp_path, value):
+    data = content(annotations=[box(value), box(2, image=value, bbox=[value] * 4)])
+    data["categories"] += [{"id": 7, "name": value}, {"id": value, "name": "cat"}]
+    data["images"] += [{"id": 5, "file_name": value, "width": 60, "height": value}, value]
+    for line in validate(data, tmp_path, "val")[0]:
+        assert line.isprintable()
+        assert len(line.encode()) < 700
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("../outside.png", "leads out of"),
+        ("day/../../outside.png", "leads out of"),
+        ("{outside}", "leads out of"),
+        ("link.png", "leads out of"),
+        ("linked/outside.png", "leads out of"),
+        ("", "leads out of"),
+        (".", "leads out of"),
+        ("day", "is not in"),
+        ("day/1.jpg", "is not in"),
+        ("day\\a b.png", "but 'day/a b.png': backslashes differ"),
+        ("day/a%20b.png", "but 'day/a b.png': percent signs differ"),
+        ("DAY/a b.PNG", "but 'day/a b.png': case differ"),
+        ("e\u0301.png", "but 'é.png': Unicode form (NFC, NFD) differ"),
+        ("Day\\a%20b.png", "but 'day/a b.png': backslashes, percent signs, case differ"),
+    ],
+)
+def test_a_name_that_leads_out_or_is_spelt_otherwise_is_refused(tmp_path, name, words):
+    images, outside = tmp_path / "images", tmp_path / "outside.png"
+    (images / "day").mkdir(parents=True)
+    for file in (outside, images / "day" / "a b.png", images / "\xe9.png"):
+        file.touch()
+    (images / "link.png").symlink_to(outside)
+    (images / "linked").symlink_to(tmp_path)
+    data = content()
+    data["images"][0]["file_name"] = name.format(outside=outside)
+    (line,) = validate(data, images, "val")[0]
+    assert line.startswith("image 1: file_name '")
+    assert words in line
+
+
+def test_links_within_the_folder_and_a_linked_folder_are_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "there.png").touch()
+    (tmp_path / "real" / "1.png").symlink_to("there.png")
+    (tmp_path / "images").symlink_to(tmp_path / "real")
+    assert validate(content(), tmp_path / "images", "val")[0] == []
+
+
 def test_missing_fields_and_entries_that_are_no_objects(tmp_path):
     data = content(annotations=[{"id": 4, "bbox": [1, 1, 2, 2]}, 5, {}])
     assert wrong(data, tmp_path / "images") == [
-        "annotation 4: image_id, category_id missing",
+        "annotation 4: image_id missing; category_id missing",
         "annotation number 1: expected an object, got 5",
-        "annotation number 2: id, image_id, category_id, bbox missing",
+        "annotation number 2: id missing; image_id missing; category_id missing; bbox missing",
     ]
 
 
@@ -192,11 +273,11 @@ def test_ids_that_appear_twice(tmp_path):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"width": None}, "image 1: width must be a number above 0, got None"),
-        ({"height": 0}, "image 1: height must be a number above 0, got 0"),
-        ({"width": float("nan")}, "image 1: width must be a number above 0, got nan"),
-        ({"file_name": 5}, "image 1: file_name must be a text, got 5"),
-        ({"id": "1"}, "image 1: id must be an integer, got '1'"),
+        ({"width": None}, "image 1: width must be a number above 0, to 1e6, got None"),
+        ({"height": 0}, "image 1: height must be a number above 0, to 1e6, got 0"),
+        ({"width": float("nan")}, "image 1: width must be a number above 0, to 1e6, got nan"),
+        ({"file_name": 5}, "image 1: file_name must be a text of at most 1,000 letters, got 5"),
+        ({"id": "1"}, "image '1': id must be a 64-bit integer, got '1'"),
     ],
 )
 def test_a_wrong_image_entry_gets_one_line(tmp_path, change, line):
@@ -219,14 +300,16 @@ def test_a_wrong_category_gets_one_line(tmp_path):
     data["categories"] += [{"id": 3}, {"id": 4, "name": None}, 9]
     assert wrong(data, tmp_path / "images") == [
         "category 3: name missing",
-        "category 4: name must be a text, got None",
+        "category 4: name must be a text of at most 1,000 letters, got None",
         "category number 4: expected an object, got 9",
     ]
 
 
 def test_a_missing_image_file_is_named(tmp_path):
     (tmp_path / "1.png").mkdir()  # a folder of that name is no image
-    assert problems(content(), tmp_path) == [f"image 1: file '1.png' is not in {tmp_path}"]
+    assert validate(content(), tmp_path, "val")[0] == [
+        f"image 1: file_name '1.png' is not in {tmp_path}"
+    ]
 
 
 def test_an_image_in_a_folder_below_is_found(tmp_path):
@@ -234,7 +317,7 @@ def test_an_image_in_a_folder_below_is_found(tmp_path):
     data["images"][0]["file_name"] = "day/1.png"
     (tmp_path / "day").mkdir()
     (tmp_path / "day" / "1.png").touch()
-    assert problems(data, tmp_path) == []
+    assert validate(data, tmp_path, "val")[0] == []
 
 
 def test_the_two_flat_boxes_of_the_official_file_pass_and_no_others(tmp_path):
@@ -254,7 +337,7 @@ def test_the_two_flat_boxes_of_the_official_file_pass_and_no_others(tmp_path):
 def test_the_shared_folders_are_well_formed(name, split):
     images, file = find_split(shared(name), split)
     assert isinstance(images, Path)
-    assert problems(read_annotations(file), images) == []
+    assert validate(read_annotations(file), images, split)[0] == []
 
 
 def test_a_folder_that_is_not_there_is_called_so(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from coco_folder import box, content, picture, shared, write
 from PIL import Image
 from pycocotools.coco import COCO
 
-from dfmsd.data.check import DataError, check
-from dfmsd.data.coco import CocoDataset
+from dfmsd.data.check import check
+from dfmsd.data.coco import CocoDataset, content_hash
+from dfmsd.data.pixels import DataError
 
 
 @pytest.fixture
@@ -138,7 +141,7 @@ def test_the_cache_gives_the_same_and_reads_once(folder):
 def test_loader_processes_share_everything_that_grows(folder):
     # what is no tensor is as long for three images as for 100,000
     dataset = CocoDataset(folder, "train")
-    small = (Path, int, type(None))
+    small = (Path, int, str, type(None))
     grown = vars(dataset) | dataset._annotations
     grown = {k: v for k, v in grown.items() if not isinstance(v, small)}
     assert {k for k, v in grown.items() if not isinstance(v, torch.Tensor)} == {
@@ -177,14 +180,14 @@ def test_file_names_of_any_length_and_script(tmp_path):
     data = content(3, annotations=[])
     for image, name in zip(data["images"], ("é猫.png", "a.png", "long name, 1.png"), strict=True):
         image["file_name"] = name
-    dataset = CocoDataset(write(tmp_path, data), "train")
+    dataset = CocoDataset(write(tmp_path, data), "val")
     for seed in range(3):
         found = dataset.read(seed)[0].permute(1, 2, 0)
         assert np.array_equal(found, np.asarray(picture(60, 40, seed)))
 
 
 def test_a_folder_without_images_is_empty(tmp_path):
-    dataset = CocoDataset(write(tmp_path, content(0, annotations=[])), "train")
+    dataset = CocoDataset(write(tmp_path, content(0, annotations=[])), "val")
     assert len(dataset) == 0
     assert dataset.truth()["annotations"] == dataset.truth()["images"] == dataset.sizes == []
 
@@ -254,9 +257,10 @@ def test_check_lists_every_problem_and_survives_any_box(tmp_path, bad):
     assert report.problems == [
         f"{file}: annotation 1: bbox must be four finite numbers, got {bad!r}",
         f"{file}: annotation number 1: expected an object, got 5",
-        f"{file}: annotation 3: category_id must be an integer, got [1]",
+        f"{file}: annotation 3: category_id must be a 64-bit integer, got [1]",
         f"{file}: annotation 4: area must be a number from 0 up, got None",
-        f"{file}: image 2: {tmp_path / 'val' / '2.png'}: not an image",
+        f"{file}: image 2: {tmp_path / 'val' / '2.png'}: not an image of "
+        "JPEG, PNG, WEBP, TIFF, BMP or GIF; convert HEIC, AVIF, …",
     ]
     assert "5 problems" in str(report)
 
@@ -265,6 +269,16 @@ def test_check_says_a_missing_file_once(tmp_path):
     write(tmp_path, content(), splits=("val",))
     (tmp_path / "val" / "1.png").unlink()
     assert len(check(tmp_path).problems) == 1
+
+
+def test_check_survives_a_class_that_is_wrong_and_comes_again(tmp_path):
+    data = content() | {"categories": [{"id": 1, "name": 0}, {"id": 1, "name": "cat"}]}
+    report = check(write(tmp_path, data, splits=("val",)))
+    assert [line.rpartition(": ")[2] for line in report.problems] == [
+        "name must be a text of at most 1,000 letters, got 0",
+        "id appears twice",
+    ]
+    assert report.classes["val"] == {"cat": 1}
 
 
 def test_check_survives_images_that_are_no_entries(tmp_path):
@@ -334,3 +348,180 @@ def test_the_folder_is_left_as_it_was(folder):
     check(folder)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert json.loads(before[dataset.file])["images"][0]["width"] == 60
+
+
+def annotate(root, split, **lists):
+    """Change lists of an annotation file."""
+    file = root / "annotations" / f"instances_{split}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | lists))
+    return file
+
+
+CATEGORIES = [{"id": n, "name": name} for n, name in ((4, "cat"), (2, "dog"), (9, "fox"))]
+
+
+@pytest.mark.parametrize("first", ["train", "val"])
+def test_both_splits_number_the_classes_of_both(tmp_path, first):
+    root = write(tmp_path, content(annotations=[box(1, category=4), box(2, category=9)]))
+    annotate(root, "train", categories=CATEGORIES[:2], annotations=[box(1, category=4)])
+    # fewer, another order, one that train does not have, and keys behind the list
+    annotate(root, "val", categories=[CATEGORIES[2], CATEGORIES[0]])
+    annotate(root, "val", info={"text": 'a "categories" key: [{"id": 1}]'})
+    datasets = {
+        split: CocoDataset(root, split) for split in sorted(("train", "val"), key=first.__ne__)
+    }
+    for dataset in datasets.values():
+        assert dataset.classes == ["dog", "cat", "fox"]
+        assert dataset.category_ids == [2, 4, 9]
+        assert [c["id"] for c in dataset.truth()["categories"]] == [1, 2, 3]
+    assert datasets["train"][0][1]["labels"].tolist() == [2]
+    assert datasets["val"][0][1]["labels"].tolist() == [2, 3]
+    assert check(root).problems == []
+
+
+@pytest.mark.parametrize(
+    ("split", "changed", "line"),
+    [
+        ("val", {"id": 4, "name": "wolf"}, "category 4 is 'cat' in train and 'wolf' in val"),
+        ("val", {"id": 5, "name": "cat"}, "category 'cat' has the id 4 in train and 5 in val"),
+        ("train", {"id": 7, "name": "dog"}, "category 'dog' has the id 2 in train and 7 in train"),
+    ],
+)
+def test_classes_that_contradict_each_other_are_refused(tmp_path, split, changed, line):
+    root = write(tmp_path, content(annotations=[box(category=2)]))
+    for each in ("train", "val"):
+        more = [changed] if each == split else []
+        annotate(root, each, categories=CATEGORIES[: 3 - len(more) * (split == "val") * 3] + more)
+    if split == "val":
+        annotate(root, "val", annotations=[])
+    for each in ("train", "val"):
+        with pytest.raises(DataError) as error:
+            CocoDataset(root, each)
+        assert str(error.value) == f"{root}: {line}"
+    assert check(root).problems == [f"{root}: {line}"]
+
+
+def test_a_file_is_parsed_once_for_both_splits(folder, monkeypatch):
+    CocoDataset(folder, "train")
+    monkeypatch.setattr("dfmsd.data.annotations._parse_end", None)
+    known = CocoDataset(folder, "train").classes  # val's were parsed for train
+    file = folder / "annotations" / "instances_val.json"
+    monkeypatch.setattr("dfmsd.data.coco.read_annotations", lambda _: json.loads(file.read_text()))
+    assert CocoDataset(folder, "val").classes == known  # and train's are known since
+
+
+@pytest.mark.parametrize("bad", ["{", '{"categories": 3}'])
+def test_a_split_whose_classes_cannot_be_read_is_named_by_the_other(folder, bad):
+    file = folder / "annotations" / "instances_train.json"
+    file.write_text(bad)
+    with pytest.raises(DataError, match=r"instances_train\.json"):
+        CocoDataset(folder, "val")
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([box(bbox=(0.2, 0.1, 0.5, 0.25)), box(2, bbox=(0, 0, 1, 1))], "every box lies in 0..1"),
+        ([box(iscrowd=1), box(2, iscrowd=1)], "not one box to learn from"),
+        ([], "not one box to learn from"),
+    ],
+)
+def test_a_training_split_that_cannot_teach_is_refused(tmp_path, entries, words):
+    root = write(tmp_path, content(annotations=entries))
+    with pytest.raises(DataError, match=f"instances_train.json: {words}"):
+        CocoDataset(root, "train")
+    assert any(words in line for line in check(root).problems)
+    annotate(root, "train", annotations=[*entries, box(9)])
+    CocoDataset(root, "train")
+
+
+STRANGE = {
+    "2 annotations (1, 2) of area 0": [box(1, area=0), box(2, area=0), box(3, area=3)],
+    "1 annotation (2) of an area far above": [box(1, area=200), box(2, area=2400), box(3)],
+    "every box is as large as its image": [
+        box(1, bbox=(0, 0, 60, 40)),
+        box(2, bbox=(0, 0, 60, 40)),
+    ],
+    "1 class ('dog') without a box": [box(1), box(2)],
+}
+
+
+@pytest.mark.parametrize("words", STRANGE)
+def test_what_is_possible_and_strange_is_a_warning(tmp_path, words):
+    root = write(tmp_path, content(annotations=STRANGE[words]), splits=("val",))
+    report = check(root)
+    assert report.problems == []
+    assert [words in line for line in report.warnings if "class" not in line] in ([], [True])
+    assert words in str(report)
+    assert str(report).endswith("no problems")
+
+
+def test_pictures_that_come_twice_are_reported(tmp_path):
+    data = content(3, annotations=[box(1), box(2, 2, 2)])
+    data["images"][2]["file_name"] = "./1.png"
+    root = write(tmp_path, data, pictures={f"{n}.png": picture(seed=n) for n in (1, 2)})
+    picture(seed=3).save(root / "val" / "1.png")
+    assert [line.partition(": ")[2] for line in check(root).warnings] == [
+        "1 file ('1.png') under several image ids",
+        "1 file ('1.png') under several image ids",
+        "1 image ('2.png') of val in train too",
+    ]
+
+
+def test_strange_pixels_are_counted_by_kind(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 3
+    data = content(5, annotations=[box(1), box(2, 2, 2)])
+    deep = Image.fromarray((np.arange(2400, dtype=np.uint16) + 1000).reshape(40, 60))
+    made = {"1.png": picture(), "2.png": picture(), "3.png": deep, "5.png": picture()}
+    root = write(
+        tmp_path, data, splits=("val",), pictures=made | {"4.png": Image.new("L", (60, 40))}
+    )
+    for name in ("1.png", "2.png"):
+        picture().save(root / "val" / name, exif=exif)
+    file = root / "annotations" / "instances_val.json"
+    assert check(root).warnings == [
+        f"{file}: 2 images ('1.png', '2.png'): an EXIF turn that the stated size does not settle, "
+        "see data.exif",
+        f"{file}: 1 image ('3.png'): grey values (12 bits) brought to 8 bits",
+        f"{file}: 1 image ('4.png'): one colour all over",
+    ]
+    stored = CocoDataset(root, "val", exif="ignore").read(0)[0]
+    turned = CocoDataset(root, "val").read(0)[0]
+    assert torch.equal(stored.flip(1, 2), turned)
+    assert np.array_equal(stored.permute(1, 2, 0), np.asarray(picture()))
+
+
+def test_the_check_needs_no_torch(tmp_path):
+    root = write(tmp_path, content())
+    code = "import sys; from dfmsd.data.commands import data_check; data_check(sys.argv[1])"
+    code += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, root], check=True)
+
+
+def test_the_hash_tells_content_and_nothing_else(tmp_path):
+    first = write(tmp_path / "first", content(2))
+    same = write(tmp_path / "second", content(2), official=True)
+    known = content_hash(first)
+    assert content_hash(same) == content_hash(str(first)) == known
+    (first / "train" / ".DS_Store").touch()
+    assert content_hash(first) == known
+    seen = {known}
+    for change in (
+        lambda: (first / "val" / "1.png").rename(first / "val" / "3.png"),
+        lambda: (first / "train" / "more.png").touch(),
+        lambda: (first / "annotations" / "instances_val.json").write_text("{}"),
+        lambda: (first / "annotations" / "instances_val.json").unlink(),
+    ):
+        change()
+        known = content_hash(first)
+        assert known not in seen
+        seen.add(known)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        content_hash(tmp_path / "nowhere")
+
+
+def test_a_folder_is_hashed_once(folder, monkeypatch):
+    known = content_hash(folder)
+    monkeypatch.setattr("hashlib.sha256", None)
+    assert content_hash(folder) == known

@@ -21,7 +21,7 @@ from web_server import closed_url, serve
 from dfmsd.data import download as module
 from dfmsd.data.check import check
 from dfmsd.data.download import Archive, DownloadError, download, get_coco
-from dfmsd.data.images import DataError
+from dfmsd.data.pixels import DataError
 
 DATA = random.Random(0).randbytes(3_000_000)
 PATH = "zips/a.zip"

@@ -219,6 +219,25 @@ def test_the_arguments_stay_as_they_are_and_nothing_is_printed(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("first", [2**53, 1623456789012345601, 2**63 - 13, -(2**63), -6, 0])
+def test_ids_of_any_size_change_no_number(first):
+    rng = np.random.default_rng(1)
+    truth = random_truth(rng)
+    results = jittered(truth, rng)
+    expected = coco_metrics(truth, results)
+    images = {image["id"]: first + image["id"] for image in truth["images"]}
+    classes = {kind["id"]: first + kind["id"] for kind in truth["categories"]}
+    for entry in (*truth["annotations"], *results):
+        entry["image_id"] = images[entry["image_id"]]
+        entry["category_id"] = classes[entry["category_id"]]
+    for key, ids in (("images", images), ("categories", classes)):
+        truth[key] = [entry | {"id": ids[entry["id"]]} for entry in truth[key]]
+    assert coco_metrics(truth, results) == pytest.approx(expected, nan_ok=True)
+    # where the ids are all one to a float, what is found in a wrong image must not count
+    moved = [entry | {"image_id": first + 1} for entry in results]
+    assert coco_metrics(truth, moved)["AP"] < expected["AP"] / 2
+
+
 def test_detections_by_hand():
     predictions = [
         {
@@ -262,6 +281,9 @@ def test_an_annotation_file_counts_as_detections_of_score_one(tmp_path):
     assert read(tmp_path, data) == [one((10, 5, 20, 10), score=1.0)]
 
 
+CUT = f"1{'0' * 17}...{'0' * 19}"  # a long number as messages show it
+
+
 @pytest.mark.parametrize(
     ("entry", "line"),
     [
@@ -269,9 +291,9 @@ def test_an_annotation_file_counts_as_detections_of_score_one(tmp_path):
         ({"image_id": 1, "category_id": 3, "bbox": [1, 1, 1, 1]}, "score missing"),
         ({"image_id": 1, "category_id": 3, "score": 1}, "bbox missing"),
         (one(image=9, category=3), "image_id 9 is not in the annotations"),
-        (one(image=[1], category=3), "image_id must be an integer, got [1]"),
+        (one(image=[1], category=3), "image_id must be a 64-bit integer, got [1]"),
         (one(category=5), "category_id 5 is not in the annotations"),
-        (one(category={}), "category_id must be an integer, got {}"),
+        (one(category={}), "category_id must be a 64-bit integer, got {}"),
         (one((1, 2, 3), category=3), "bbox must be four finite numbers, got [1, 2, 3]"),
         (
             one((1, 2, 3, math.nan), category=3),
@@ -281,7 +303,12 @@ def test_an_annotation_file_counts_as_detections_of_score_one(tmp_path):
         (one((1, 2, 3, -1), category=3), "bbox has a negative side, [1, 2, 3, -1]"),
         (one(score=math.inf, category=3), "score must be a finite number, got inf"),
         (one(score="high", category=3), "score must be a finite number, got 'high'"),
-        (one(score=10**400, category=3), f"score must be a finite number, got {10**400}"),
+        (one(score=10**400, category=3), f"score must be a finite number, got {CUT}"),
+        (
+            one((1, 2, -3, 4), 0.5, 5, 9),
+            "image_id 9 is not in the annotations; category_id 5 is not in the annotations; "
+            "bbox has a negative side, [1, 2, -3, 4]",
+        ),
     ],
 )
 def test_wrong_detections_get_one_line(tmp_path, entry, line):

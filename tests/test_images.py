@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import PIL
@@ -14,7 +16,6 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from dfmsd.data.images import (
-    DataError,
     decode_image,
     decoder,
     read_image,
@@ -22,6 +23,7 @@ from dfmsd.data.images import (
     reduced,
     to_float,
 )
+from dfmsd.data.pixels import DataError, inspect_image
 
 # EXIF orientation -> how the stored pixels must be turned (numpy), from the EXIF standard
 TURNS = {
@@ -114,6 +116,114 @@ def test_sixteen_bits_become_the_upper_eight(tmp_path):
         assert np.array_equal(found[..., 1], values // 256)
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_deep_grey_values_come_out_with_their_full_range(tmp_path, bits):
+    values = np.linspace(0, 2**bits - 1, 24 * 16).round().astype(np.uint16).reshape(24, 16)
+    found = opened(stored(tmp_path / "a.png", Image.fromarray(values)))[..., 0]
+    assert np.array_equal(found, values >> (bits - 8))
+    assert (found.min(), found.max()) == (0, 255)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.1, 0.9, (26, 230)),  # 25.5 and 229.5, rounded
+        (0, 1.2, (0, 255)),
+        (-1, 1, (0, 255)),
+        (3, 200, (3, 200)),
+        (409, 3685, (25, 230)),  # 12 bits
+        (-40.0, -40.0, (0, 0)),
+        (0, 1e30, (0, 201)),  # 1e30 / 2^100 of 256
+    ],
+)
+def test_float_pixels_come_out_with_their_range(tmp_path, low, high, expected):
+    values = np.linspace(low, high, 60).astype(np.float32).reshape(6, 10)
+    found = opened(stored(tmp_path / "a.tif", Image.fromarray(values)))
+    assert (found.min(), found.max()) == expected
+    assert (np.diff(found[..., 0].ravel().astype(int)) >= 0).all()
+
+
+def test_pixels_that_are_no_numbers_are_refused(tmp_path):
+    for value in (np.nan, np.inf):
+        path = stored(tmp_path / "a.tif", Image.fromarray(np.full((4, 4), value, np.float32)))
+        with pytest.raises(DataError, match=r"a\.tif: has pixels that are no finite numbers"):
+            decode_image(path)
+
+
+def png(path, **chunks):
+    """A PNG file of these chunks."""
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for name, content in chunks.items():
+        body = name.encode() + content
+        parts += [struct.pack(">I", len(content)), body, struct.pack(">I", zlib.crc32(body))]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def test_deep_colours_are_reported(tmp_path):
+    # a PNG of 16 bits a colour, which Pillow reads and does not write
+    rows = b"".join(b"\0" + bytes(range(6 * 4)) for _ in range(4))
+    path = tmp_path / "a.png"
+    head = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    png(path, IHDR=head, IDAT=zlib.compress(rows), IEND=b"")
+    assert opened(path)[0, 0].tolist() == [0, 2, 4]
+    assert inspect_image(path, (4, 4)) == ["16 bits a colour, of which the upper 8 are used"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_a_setting_decides_where_the_stated_size_leaves_a_turn_open(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    path = stored(tmp_path / f"a.{suffix}", picture(32, 32), exif=exif, **LOSSLESS.get(suffix, {}))
+    pixels = np.asarray(picture(32, 32)).astype(int)
+    for choice, turn in (("turn", TURNS[orientation]), ("ignore", TURNS[1])):
+        found = decode_image(path, (32, 32), exif=choice).permute(1, 2, 0).numpy()
+        assert np.abs(found - turn(pixels)).mean() < 6
+    assert len(inspect_image(path, (32, 32))) == (orientation > 1)
+
+
+LOSSLESS = {"webp": {"lossless": True}}
+
+
+def test_a_stated_size_that_settles_a_turn_is_no_remark(tmp_path):
+    path = turned(tmp_path / "a.jpg", 6)
+    for choice in ("turn", "ignore"):
+        assert decode_image(path, (40, 60), exif=choice).shape == (3, 60, 40)
+        assert decode_image(path, (60, 40), exif=choice).shape == (3, 40, 60)
+    assert inspect_image(path, (40, 60)) == inspect_image(path, (60, 40)) == []
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "DDS", "PPM", "TGA", "ICO", "PDF", "EPS"])
+def test_other_formats_are_refused_with_advice(tmp_path, kind):
+    try:
+        picture().save(tmp_path / "a.png", kind)
+    except (KeyError, OSError):
+        pytest.skip(f"no {kind} here")
+    with pytest.raises(DataError, match=r"not an image of JPEG, .*convert"):
+        decode_image(tmp_path / "a.png")
+
+
+def test_the_formats_of_the_list_and_several_frames(tmp_path):
+    frames = [picture(), picture(seed=1)]
+    options = {"save_all": True, "append_images": frames[1:], "lossless": True}
+    for kind in ("PNG", "WEBP", "TIFF", "GIF"):
+        frames[0].save(tmp_path / "a", kind, **options)
+        assert np.abs(opened(tmp_path / "a").astype(int) - np.asarray(frames[0])).mean() < 4
+    for kind in ("JPEG", "BMP", "MPO"):
+        frames[0].save(tmp_path / "a", kind)
+        assert opened(tmp_path / "a").shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("sides", [(13_000, 13_000), (20_000, 9_000), (60_000, 60_000)])
+def test_a_bomb_is_refused_before_it_takes_memory(tmp_path, sides, recwarn):
+    rows = zlib.compress(b"\0" * 1000)  # it does not matter what they hold
+    path = png(tmp_path / "a.png", IHDR=struct.pack(">IIBBBBB", *sides, 1, 0, 0, 0, 0), IDAT=rows)
+    with pytest.raises(DataError, match=r"a\.png: more than 89,478,485 pixels"):
+        decode_image(path)
+    assert not recwarn.list
+
+
 def test_missing_file_text_file_and_folder(tmp_path):
     with pytest.raises(DataError) as error:
         decode_image(tmp_path / "no.png")
@@ -121,7 +231,10 @@ def test_missing_file_text_file_and_folder(tmp_path):
     (tmp_path / "a.jpg").write_text("this is no picture")
     with pytest.raises(DataError) as error:
         decode_image(tmp_path / "a.jpg")
-    assert str(error.value) == f"{tmp_path / 'a.jpg'}: not an image"
+    assert str(error.value) == (
+        f"{tmp_path / 'a.jpg'}: not an image of JPEG, PNG, WEBP, TIFF, BMP or GIF; "
+        "convert HEIC, AVIF, …"
+    )
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(DataError, match=r"empty.jpg: not an image"):
         decode_image(tmp_path / "empty.jpg")

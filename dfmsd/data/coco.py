@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dfmsd.data.check import find_split, problems, read_annotations
-from dfmsd.data.images import DataError, decode_image, reduce_image, reduced, to_float
+from dfmsd.data.annotations import (
+    class_names,
+    file_state,
+    find_split,
+    find_splits,
+    read_annotations,
+    validate,
+)
+from dfmsd.data.images import decode_image, reduce_image, reduced, to_float
+from dfmsd.data.pixels import DataError, Exif
 
 
 class CocoDataset(Dataset):
     """A split of a COCO-format folder: `dataset[i]` is (image float (3, H, W) in 0..1, target).
 
-    Labels are 1..K in the order of the category ids, whatever gaps these have. Crowd regions are no
+    Labels are 1..K in the order of the category ids, whatever gaps these have, and the same for all
+    splits of the folder: its classes are those of all of them. Crowd regions are no
     training targets, nor are boxes that have no width or height left in float32; `truth()` keeps
     both for the evaluation. Images without boxes have (0, 4). What grows with the data is held
     in tensors, which loader processes share.
@@ -28,26 +39,35 @@ class CocoDataset(Dataset):
         split: "train" or "val".
         max_size: longest side to which images (and boxes) are reduced, pixels.
         cache: keep decoded images in memory.
+        exif: whether turns of an EXIF tag are made that the stated sizes do not settle.
 
     Raises:
         ValueError: max_size below 1.
         FileNotFoundError: no such split.
-        DataError: the first thing wrong with the annotations; reading an image may raise it too.
+        DataError: the first thing wrong with the annotations, or classes of the splits that
+            contradict each other; reading an image may raise it too.
     """
 
     def __init__(
-        self, root: str | Path, split: str, *, max_size: int | None = None, cache: bool = False
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        max_size: int | None = None,
+        cache: bool = False,
+        exif: Exif = "turn",
     ) -> None:
         if max_size is not None and max_size < 1:
             raise ValueError(f"max_size must be at least 1, or None, got {max_size}")
         self.folder, self.file = find_split(root, split)
         content = read_annotations(self.file)
-        for problem in problems(content, self.folder):
+        for problem in validate(content, self.folder, split)[0]:
             raise DataError(f"{self.file}: {problem}")
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        self.category_ids = [category["id"] for category in categories]
-        self.classes = [category["name"] for category in categories]
-        self.max_size, self._cache = max_size, {} if cache else None
+        names, contradictions = class_names(root)
+        for contradiction in contradictions:
+            raise DataError(f"{root}: {contradiction}")
+        self.category_ids, self.classes = list(names), list(names.values())
+        self.max_size, self.exif, self._cache = max_size, exif, {} if cache else None
         self._keep_images(content["images"])
         self._keep_annotations(content["annotations"])
 
@@ -106,7 +126,8 @@ class CocoDataset(Dataset):
             return self._cache[index]
         name = os.fsdecode(bytes(self._names[index].tolist()).rstrip(b"\0"))
         width, height = map(int, self._stated[index].tolist())
-        pixels = reduce_image(decode_image(self.folder / name, (width, height)), self.max_size)
+        pixels = decode_image(self.folder / name, (width, height), exif=self.exif)
+        pixels = reduce_image(pixels, self.max_size)
         if self._cache is not None:
             self._cache[index] = pixels
         return pixels
@@ -134,3 +155,35 @@ class CocoDataset(Dataset):
         rows = zip(*(values.tolist() for values in self._annotations.values()), strict=True)
         entries = [dict(zip(self._annotations, row, strict=True)) for row in rows]
         return {"images": images, "annotations": entries, "categories": categories}
+
+
+def content_hash(root: str | Path) -> str:
+    """Twelve hexadecimal digits that tell the content of a COCO-format folder, wherever it lies.
+
+    The bytes of the annotation files and the names and sizes of the image files of all its splits
+    enter; hidden files do not, nor do the pixels. A folder is hashed once per process, and again
+    when an annotation file or an image folder has changed.
+
+    Raises:
+        FileNotFoundError: the folder has no split.
+    """
+    states = [
+        (split, images, images.stat().st_mtime_ns, file, file_state(file))
+        for split, (images, file) in find_splits(root).items()
+    ]
+    return _hash(*states)
+
+
+@functools.lru_cache(maxsize=32)
+def _hash(*states: tuple) -> str:
+    digest = hashlib.sha256()
+    for split, images, _, file, _ in states:
+        with file.open("rb") as handle:
+            digest.update(split.encode() + hashlib.file_digest(handle, "sha256").digest())
+        for folder, below, names in os.walk(images):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            for name in sorted(name for name in names if not name.startswith(".")):
+                path = os.path.join(folder, name)
+                line = f"{os.path.relpath(path, images)}\0{os.path.getsize(path)}\n"
+                digest.update(os.fsencode(line))
+    return digest.hexdigest()[:12]

@@ -29,7 +29,7 @@ def data_coco(
 
 
 def data_check(root: Positional[Path], /, split: Split | None = None) -> None:
-    """Check a COCO-format folder: annotations, images, boxes.
+    """Check a COCO-format folder: what is wrong (exit status 2), and what is strange (warnings).
 
     Args:
         root: the folder with images and annotations.

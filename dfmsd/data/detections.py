@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dfmsd.data.check import read_json
-from dfmsd.data.fields import field_problem
-from dfmsd.data.images import DataError
+from dfmsd.data.annotations import read_json
+from dfmsd.data.fields import field_problems, sentence, shown
+from dfmsd.data.pixels import DataError
 
 
 def read_detections(
@@ -36,9 +36,8 @@ def read_detections(
     images = {image["id"] for image in truth["images"]}
     labels = {category: label for label, category in enumerate(category_ids, start=1)}
     for number, entry in enumerate(content):
-        problem = field_problem(entry, "detection") or _problem(entry, images, labels)
-        if problem:
-            raise DataError(f"{path}, entry {number}: {problem}")
+        if wrong := field_problems(entry, "detection") or _problems(entry, images, labels):
+            raise DataError(f"{path}, entry {number}: {sentence(wrong)}")
     return [
         {"image_id": entry["image_id"], "category_id": labels[entry["category_id"]]}
         | {"bbox": entry["bbox"], "score": entry["score"]}
@@ -46,10 +45,14 @@ def read_detections(
     ]
 
 
-def _problem(entry: dict[str, Any], images: set[int], labels: dict[int, int]) -> str | None:
+def _problems(entry: dict[str, Any], images: set[int], labels: dict[int, int]) -> dict[str, str]:
     """An unknown image or category of a detection, or a negative side."""
-    for key, known in (("image_id", images), ("category_id", labels)):
-        if entry[key] not in known:
-            return f"{key} {entry[key]!r} is not in the annotations"
-    negative = min(entry["bbox"][2:]) < 0
-    return f"bbox has a negative side, {entry['bbox']!r}" if negative else None
+    known = {"image_id": images, "category_id": labels}
+    wrong = {
+        key: f"{entry[key]} is not in the annotations"
+        for key, values in known.items()
+        if entry[key] not in values
+    }
+    if min(entry["bbox"][2:]) < 0:
+        wrong["bbox"] = f"has a negative side, {shown(entry['bbox'])}"
+    return wrong

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from dfmsd.data.check import problems, read_annotations
-from dfmsd.data.images import DataError
+from dfmsd.data.annotations import read_annotations, validate
+from dfmsd.data.pixels import DataError
 
 # the bucket behind images.cocodataset.org, whose own https shows this host's certificate
 SOURCE = "https://s3.amazonaws.com/images.cocodataset.org"
@@ -208,6 +208,6 @@ def _complete(root: Path, split: str) -> tuple[int, int]:
     if counts != (official := (ARCHIVES[split].count, ANNOTATIONS[split])):
         numbers = f"has {counts} images and annotations, the official file {official}"
         raise DataError(f"{file}: {numbers}; move it away")
-    for problem in problems(content, root / f"{split}2017"):
+    for problem in validate(content, root / f"{split}2017", split)[0]:
         raise DataError(f"{file}: {problem}; move {split}2017 away")
     return counts

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import PIL
 import torch
 import torchvision
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-
-class DataError(ValueError):
-    """Data that cannot be used; one line that names file, entry and value."""
+from dfmsd.data.pixels import Exif, open_image, orientation, to_rgb, upright
 
 
 def decoder() -> str:
@@ -23,32 +20,27 @@ def decoder() -> str:
     return f"{jpeg}Pillow {PIL.__version__}"
 
 
-def decode_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
-    """An image file as RGB, uint8 (3, H, W), turned as its EXIF tag says, whatever its own colours.
+def decode_image(
+    path: str | Path, size: tuple[int, int] | None = None, *, exif: Exif = "turn"
+) -> Tensor:
+    """An image file as RGB, uint8 (3, H, W), whatever its own colours; see `pixels.to_rgb`.
 
-    Transparency is dropped: the colour underneath shows. Pixels may lie in memory colour by colour
-    or point by point.
+    Pixels may lie in memory colour by colour or point by point.
 
     Args:
         path: the file.
-        size: (width, height) that the annotations state. Where it fits only the unturned image,
-            that one is given: the boxes were drawn on it.
+        size: (width, height) that the annotations state. Where it fits only the image as stored, or
+            only the one that the EXIF tag turns, that one is given: the boxes were drawn on it.
+        exif: whether a turn that the size does not settle is made.
 
     Raises:
-        DataError: no such file, no image, a truncated one, or one of another size.
+        DataError: the file cannot be used (see `pixels.open_image`), or has another size.
     """
-    try:
-        with Image.open(path) as file:
-            pixels = _ordinary_jpeg(file, size)
-            return _by_pillow(file, path, size) if pixels is None else pixels
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: not an image") from None
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error})") from error
+    with open_image(path) as file:
+        pixels = _ordinary_jpeg(file, size)
+        if pixels is None:
+            pixels = torch.from_numpy(to_rgb(upright(file, size, exif))).permute(2, 0, 1)
+        return pixels
 
 
 def _ordinary_jpeg(file: Image.Image, size: tuple[int, int] | None) -> Tensor | None:
@@ -56,24 +48,13 @@ def _ordinary_jpeg(file: Image.Image, size: tuple[int, int] | None) -> Tensor | 
     # torchvision 0.29 calls it deprecated: without it Pillow gives the same pixels
     decode = getattr(torchvision.io, "decode_jpeg", None)
     ordinary = file.format == "JPEG" and file.mode in ("L", "RGB") and size in (None, file.size)
-    if decode is None or not ordinary or file.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if decode is None or not ordinary or orientation(file) != 1:
         return None
     file.fp.seek(0)
     try:
         return decode(torch.frombuffer(bytearray(file.fp.read()), dtype=torch.uint8), mode="RGB")
     except RuntimeError:
         return None  # Pillow says what is wrong
-
-
-def _by_pillow(file: Image.Image, path: str | Path, size: tuple[int, int] | None) -> Tensor:
-    file.load()
-    turned = ImageOps.exif_transpose(file)
-    image = file if size is not None and turned.size != size == file.size else turned
-    if size is not None and image.size != tuple(size):
-        raise DataError(f"{path}: is {turned.size}, the annotations say {tuple(size)}")
-    if image.mode.startswith("I"):  # 16 bits a channel
-        image = image.point(lambda value: value / 256).convert("L")
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def reduced(width: int, height: int, max_size: int | None) -> tuple[int, int]:

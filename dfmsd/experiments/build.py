@@ -39,6 +39,7 @@ def datasets(data: Data) -> tuple[Any, Any]:
         text = "no such folder; it must hold images and annotations in COCO format"
         raise FileNotFoundError(f"data.root={data.root}: {text}")
     options = {"max_size": None if data.short else data.size, "cache": data.cache}
+    options["exif"] = data.exif
     return tuple(CocoDataset(data.root, split, **options) for split in ("train", "val"))
 
 

@@ -38,6 +38,7 @@ class Data:
     small: float = 32.0  # objects below this side squared are small, pixels
     medium: float = 96.0  # objects below this side squared are medium, pixels
     cache: bool = True  # keep decoded images in memory
+    exif: Literal["turn", "ignore"] = "turn"  # EXIF turns that the stated size does not settle
     workers: int = 0  # loader processes
 
 

@@ -67,16 +67,31 @@ def coco_metrics(
     Raises:
         ValueError: a detection of an image that `truth` does not have.
     """
-    images = {image["id"] for image in truth["images"]}
+    # numbered from 1, in the same order: COCO rounds large ids, and takes 0 for "no match"; copies,
+    # for it writes into them
+    images, classes = (
+        {id_: number for number, id_ in enumerate(sorted({one["id"] for one in truth[key]}), 1)}
+        for key in ("images", "categories")
+    )
     for entry in results:
         if entry["image_id"] not in images:
             raise ValueError(f"results: image_id {entry['image_id']!r} is not in truth")
-    # copies, for COCO writes into them; numbered from 1, for it takes an id of 0 for "no match"
-    annotations = [entry | {"id": id_} for id_, entry in enumerate(truth["annotations"], start=1)]
+
+    def numbered(entry: dict[str, Any], **more: Any) -> dict[str, Any]:
+        image, label = images[entry["image_id"]], classes[entry["category_id"]]
+        return entry | {"image_id": image, "category_id": label} | more
+
+    annotations = [numbered(entry, id=n) for n, entry in enumerate(truth["annotations"], start=1)]
+    # "segmentation": else it makes a polygon of every box, which nothing reads
+    found = [numbered(e, segmentation=None) for e in results if e["category_id"] in classes]
+    lists = {
+        "annotations": annotations,
+        "images": [image | {"id": images[image["id"]]} for image in truth["images"]],
+        "categories": [kind | {"id": classes[kind["id"]]} for kind in truth["categories"]],
+    }
     with contextlib.redirect_stdout(io.StringIO()), _no_collection():
-        reference = COCO(truth | {"annotations": annotations})
-        # "segmentation": else it makes a polygon of every box, which nothing reads
-        loaded = reference.loadRes([entry | {"segmentation": None} for entry in results])
+        reference = COCO(truth | lists)
+        loaded = reference.loadRes(found)
         run = COCOeval_faster(reference, loaded, "bbox", print_function=lambda *_text: None)
         run.params.areaRng = [[0, 1e10], [0, small], [small, medium], [medium, 1e10]]
         run.evaluate()
