@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfmsd.align import check, mean_squared_error, widen
+from dfmsd.context import mean_squared_error, widen
+from dfmsd.ranges import Count, Share, check, check_value
+
+Mix = Literal["learned"] | Share
 
 
 class Generator(nn.Module):
@@ -25,12 +28,12 @@ class Generator(nn.Module):
         ValueError: when a channel count is not positive.
     """
 
-    def __init__(self, channels: int, width: int | None = None) -> None:
+    def __init__(self, channels: Count, width: Count | None = None) -> None:
         """See the class."""
         super().__init__()
         width = channels if width is None else width
         for name, value in (("channels", channels), ("width", width)):
-            check(name, value, value >= 1, "at least 1")
+            check_value(name, value, Count)
         self.block = nn.Sequential(
             nn.Conv2d(channels, width, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
@@ -71,19 +74,18 @@ class DualGenerator(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        width: int | None = None,
+        channels: Count,
+        width: Count | None = None,
         *,
         spatial: bool = True,
         channel: bool = True,
-        share: Literal["learned"] | float = "learned",
+        share: Mix = "learned",
     ) -> None:
         """See the class."""
         super().__init__()
         check("spatial or channel", "neither", spatial or channel, "True")
+        check_value("share", share, Mix)
         learned = share == "learned"
-        known = learned or (not isinstance(share, str) and 0 <= share <= 1)
-        check("share", share, known, "'learned' or in 0..1")
         self.spatial = Generator(channels, width) if spatial else None
         self.channel = Generator(channels, width) if channel else None
         both = spatial and channel

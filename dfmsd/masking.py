@@ -13,11 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dfmsd.context import widen
+from dfmsd.ranges import Positive, Share, check, check_value
+
 Select = Literal["high", "low", "random"]
 
 
 def spatial_attention(
-    feature: Tensor, *, temperature: float, valid: Tensor | None = None
+    feature: Tensor, *, temperature: Positive, valid: Tensor | None = None
 ) -> Tensor:
     """Attention of each cell, (N, 1, H, W), ≥ 0, mean 1 over a sample's valid cells, 0 in padding.
 
@@ -34,8 +37,7 @@ def spatial_attention(
         ValueError: for a feature that is not 4-D or a temperature that is not positive.
     """
     _check_attention(feature, temperature)
-    wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
-    score = wide.abs().mean(1).flatten(1) / temperature  # (N, HW)
+    score = widen(feature).abs().mean(1).flatten(1) / temperature  # (N, HW)
     if valid is None:
         attention = score.softmax(1) * score.shape[1]
     else:
@@ -47,7 +49,7 @@ def spatial_attention(
 
 
 def channel_attention(
-    feature: Tensor, *, temperature: float, valid: Tensor | None = None
+    feature: Tensor, *, temperature: Positive, valid: Tensor | None = None
 ) -> Tensor:
     """Attention of each channel, (N, C, 1, 1), ≥ 0, mean 1 over the channels of each sample.
 
@@ -66,7 +68,7 @@ def channel_attention(
         ValueError: for a feature that is not 4-D or a temperature that is not positive.
     """
     _check_attention(feature, temperature)
-    wide = feature.to(torch.promote_types(feature.dtype, torch.float32)).abs()
+    wide = widen(feature).abs()
     if valid is None:
         score = wide.mean((2, 3), keepdim=True)
     else:
@@ -78,7 +80,7 @@ def channel_attention(
 def keep_mask(
     attention: Tensor,
     *,
-    ratio: float | None = None,
+    ratio: Share | None = None,
     threshold: float | None = None,
     select: Select = "high",
     valid: Tensor | None = None,
@@ -105,7 +107,15 @@ def keep_mask(
     Raises:
         ValueError: unless one of ratio and threshold is given, in range, and `select` known.
     """
-    check_selection(ratio, threshold, select)
+    if (ratio is None) == (threshold is None):
+        given = f"ratio={ratio}, threshold={threshold}"
+        raise ValueError(f"give exactly one of ratio and threshold, got {given}")
+    check_value("select", select, Select)
+    if threshold is None:
+        check_value("ratio", ratio, Share)
+    else:
+        check("threshold", threshold, isfinite(threshold), "finite")
+        check("select", select, select != "random", "'high' or 'low' with a threshold")
     attention = attention.detach()
     score = attention.flatten(1)  # (N, K)
     inside = None if valid is None else valid.flatten(1)
@@ -120,31 +130,9 @@ def keep_mask(
     return (~hidden).to(attention.dtype).view(attention.shape)
 
 
-def check_selection(ratio: float | None, threshold: float | None, select: str) -> None:
-    """Nothing; for constructors, so that bad settings of `keep_mask` fail before the first step.
-
-    Raises:
-        ValueError: unless one of ratio and threshold is given, in range, and `select` known.
-    """
-    if (ratio is None) == (threshold is None):
-        raise ValueError(
-            f"give exactly one of ratio and threshold, got ratio={ratio}, threshold={threshold}"
-        )
-    if ratio is not None and not 0 <= ratio <= 1:
-        raise ValueError(f"ratio must be in 0..1, got {ratio}")
-    if threshold is not None and not isfinite(threshold):
-        raise ValueError(f"threshold must be finite, got {threshold}")
-    if select not in ("high", "low", "random"):
-        raise ValueError(f"select must be 'high', 'low' or 'random', got {select!r}")
-    if threshold is not None and select == "random":
-        raise ValueError("select='random' needs a ratio: a threshold cannot choose at random")
-
-
-def _check_attention(feature: Tensor, temperature: float) -> None:
-    if feature.dim() != 4:
-        raise ValueError(f"feature must have shape (N, C, H, W), got {tuple(feature.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+def _check_attention(feature: Tensor, temperature: Positive) -> None:
+    check("feature", tuple(feature.shape), feature.dim() == 4, "of shape (N, C, H, W)")
+    check_value("temperature", temperature, Positive)
 
 
 def _top(score: Tensor, ratio: float, inside: Tensor | None) -> Tensor:

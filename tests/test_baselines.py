@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from test_loss import batch
 from tiny import tiny_detector, tiny_images
 
-from dfmsd.align import Context
 from dfmsd.baselines import AMD, BASELINES, CWD, DMKD, FGD, MGD, PKD, FitNet, NormCWD, ScoreL2
+from dfmsd.context import Context
 from dfmsd.detectors.features import feature_channels
 from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
@@ -167,39 +167,11 @@ def test_levels_pair_by_stride_or_index_and_none_may_be_missing(name):
         method({8: student.s[8]}, teacher.t, context)
 
 
-@pytest.mark.parametrize(
-    ("build", "match", "bad"),
-    [
-        *((build, "adapter kind must be", {"adapter": "mlp"}) for build in BASELINES.values()),
-        *((build, "match must be", {"match": "name"}) for build in BASELINES.values()),
-        *((MGD, "ratio must be in 0..1, got", {"ratio": r}) for r in (1.5, -0.1, float("nan"))),
-        (MGD, "mask must be", {"mask": "exact"}),
-        (MGD, "over must be", {"over": "cells"}),
-        (MGD, "generator_width must be", {"generator_width": 0}),
-        (MGD, "weight must be at least 0 and finite, got -1", {"weight": -1}),
-        (MGD, "weight must be", {"weight": float("inf")}),
-        (MGD, "weights must be above 0", {"weight": 0}),
-        (AMD, "ratio must be in 0..1, got 1.5", {"ratio": 1.5}),
-        (AMD, "select must be 'high', 'low' or 'random', got 'top'", {"select": "top"}),
-        (AMD, "temperature must be more than 0, got 0", {"temperature": 0}),
-        (AMD, "generator_width must be", {"generator_width": -1}),
-        (DMKD, "ratio must be", {"ratio": 1.5}),
-        (DMKD, "ratio must be", {"ratio": -0.5}),
-        (DMKD, "select must be", {"select": "top"}),
-        (DMKD, "temperature must be", {"temperature": -1}),
-        (DMKD, "share must be", {"share": 2.0}),
-        (DMKD, "generator_width must be", {"generator_width": 0}),
-        (DMKD, "spatial or channel", {"spatial": False, "channel": False}),
-        (CWD, "tau must be more than 0, got 0", {"tau": 0}),
-        (NormCWD, "tau must be more than 0, got -1", {"tau": -1}),
-        (ScoreL2, "weight must be", {"weight": -1}),
-        (FGD, "temperature must be", {"temperature": 0}),
-        (FGD, "relation_weight must be", {"relation_weight": -1}),
-    ],
-)
-def test_refuses(build, match, bad):
-    with pytest.raises(ValueError, match=match):
-        build({8: 4}, {8: 4}, **bad)
+def test_refuses_when_every_term_or_branch_is_off():
+    with pytest.raises(ValueError, match="weights must be above 0"):
+        MGD({8: 4}, {8: 4}, weight=0)
+    with pytest.raises(ValueError, match="spatial or channel"):
+        DMKD({8: 4}, {8: 4}, spatial=False, channel=False)
 
 
 def test_an_identity_needs_equal_counts_and_auto_adapts_where_they_differ():

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dfmsd.align import Context, alignment_loss
+from dfmsd.align import alignment_loss
+from dfmsd.context import Context
 from dfmsd.enhance import frequency_energy
 from dfmsd.loss import DFMSDLoss
 
@@ -313,29 +314,11 @@ def test_it_learns():
 
 
 @pytest.mark.parametrize(
-    ("name", "bad"),
-    [
-        ("ratio", {"ratio_spatial": 1.2}),
-        ("ratio", {"ratio_channel": -0.1}),
-        ("temperature", {"temperature": 0}),
-        ("select", {"select": "top"}),
-        ("attention_on", {"attention_on": "both"}),
-        ("target", {"target": "z"}),
-        ("share", {"fusion": 1.5}),
-        ("share", {"fusion": "mean"}),
-        ("cutoff", {"cutoff": 0}),
-        ("strength", {"strength": -1}),
-        ("regions", {"regions": "rois"}),
-        ("kind", {"adapter": "mlp"}),
-        ("generator_width", {"generator_width": 0}),
-        ("match", {"match": "name"}),
-        ("reconstruction_weight", {"reconstruction_weight": -1}),
-        ("weights", {"spatial": False, "channel": False, "alignment_weight": 0}),
-    ],
+    "bad", [{"spatial": False, "channel": False}, {"reconstruction_weight": 0}]
 )
-def test_refuses(name, bad):
-    with pytest.raises(ValueError, match=name):
-        DFMSDLoss({8: 4}, {8: 4}, **bad)
+def test_refuses_when_every_term_is_off(bad):
+    with pytest.raises(ValueError, match="weights must be above 0"):
+        DFMSDLoss({8: 4}, {8: 4}, alignment_weight=0, **bad)
 
 
 def test_refuses_identity_between_other_counts_and_pyramids_without_a_common_level():

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
 
 from torch import Tensor, nn
 
-from dfmsd.align import Fit, Match, check
-from dfmsd.baselines.base import MGD_WEIGHT, Level, Masked
-from dfmsd.masking import Select, check_selection, keep_mask, spatial_attention
+from dfmsd.baselines.base import Level, Masked
+from dfmsd.masking import Select, keep_mask, spatial_attention
+from dfmsd.ranges import Positive, Share
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class AMD(Masked):
     """Our reading of adaptive masking distillation, of which only the abstract is known to us.
 
@@ -34,26 +35,15 @@ class AMD(Masked):
         weight: on the mean squared error, > 0.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        ratio: float = 0.5,
-        select: Select = "high",
-        temperature: float = 0.5,
-        gate: bool = True,
-        generator_width: float = 1.0,
-        adapter: Fit = "conv",
-        match: Match = "stride",
-        weight: float = MGD_WEIGHT,
-    ) -> None:
-        sides = (student_channels, teacher_channels, adapter, match)
-        super().__init__(*sides, weight, generator_width, channel=False)
-        check_selection(ratio, None, select)
-        check("temperature", temperature, temperature > 0, "more than 0")
-        self.ratio, self.select, self.temperature = ratio, select, temperature
-        gated = self.channels.items() if gate else ()
+    ratio: Share = 0.5
+    select: Select = "high"
+    temperature: Positive = 0.5
+    gate: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the settings, build the modules."""
+        super().__post_init__()
+        gated = self.channels.items() if self.gate else ()
         self.gates = nn.ModuleDict({key: ChannelGate(count) for key, count in gated})
 
     def compare(self, level: Level) -> dict[str, Tensor]:

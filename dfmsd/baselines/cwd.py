@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor
 
-from dfmsd.align import Fit, Match, check
+from dfmsd.align import channel_divergence
 from dfmsd.baselines.base import Baseline, Level
-from dfmsd.divergence import channel_divergence
+from dfmsd.ranges import NotNegative, Positive
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class CWD(Baseline):
     """Channel-wise distillation: {"divergence"}, see `channel_divergence`.
 
@@ -21,19 +25,9 @@ class CWD(Baseline):
         weight: on the mean divergence of a channel, > 0.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        tau: float = 1.0,
-        adapter: Fit = "conv",
-        match: Match = "stride",
-        weight: float = 10.0 * 5,
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, adapter, match, {"divergence": weight})
-        check("tau", tau, tau > 0, "more than 0")
-        self.tau = tau
+    term: ClassVar[str] = "divergence"
+    tau: Positive = 1.0
+    weight: NotNegative = 10.0 * 5
 
     def compare(self, level: Level) -> dict[str, Tensor]:
         """{"divergence": unweighted scalar} of one level."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from dfmsd.align import Fit, Match, check
-from dfmsd.baselines.base import MGD_WEIGHT, Keeps, Masked
-from dfmsd.masking import Select, channel_attention, check_selection, keep_mask, spatial_attention
+from dfmsd.baselines.base import Keeps, Masked
+from dfmsd.generate import Mix
+from dfmsd.masking import Select, channel_attention, keep_mask, spatial_attention
+from dfmsd.ranges import Positive, Share
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DMKD(Masked):
     """Our reading of dual masked knowledge distillation, of which only the abstract is known to us.
 
@@ -36,29 +38,16 @@ class DMKD(Masked):
         weight: on the mean squared error, > 0.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        spatial: bool = True,
-        channel: bool = True,
-        ratio: float = 0.5,
-        select: Select = "high",
-        temperature: float = 0.5,
-        share: Literal["learned"] | float = "learned",
-        generator_width: float = 1.0,
-        adapter: Fit = "conv",
-        match: Match = "stride",
-        weight: float = MGD_WEIGHT,
-    ) -> None:
-        branches = {"spatial": spatial, "channel": channel, "share": share}
-        sides = (student_channels, teacher_channels, adapter, match)
-        super().__init__(*sides, weight, generator_width, **branches)
-        check_selection(ratio, None, select)
-        check("temperature", temperature, temperature > 0, "more than 0")
-        self.spatial, self.channel, self.ratio = spatial, channel, ratio
-        self.select, self.temperature = select, temperature
+    spatial: bool = True
+    channel: bool = True
+    ratio: Share = 0.5
+    select: Select = "high"
+    temperature: Positive = 0.5
+    share: Mix = "learned"
+
+    def branches(self) -> dict[str, bool | float | str]:
+        """See `Masked.branches`."""
+        return {"spatial": self.spatial, "channel": self.channel, "share": self.share}
 
     def keeps(self, teacher: Tensor, valid: Tensor | None = None) -> Keeps:
         """See `Masked.keeps`."""

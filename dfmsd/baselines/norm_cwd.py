@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from dfmsd.align import Fit, Match, standardise
+from dfmsd.align import standardise
 from dfmsd.baselines.base import Level
 from dfmsd.baselines.cwd import CWD
+from dfmsd.ranges import NotNegative
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class NormCWD(CWD):
     """CWD on features with mean 0 and variance 1 per channel: {"divergence"}.
 
@@ -26,18 +28,7 @@ class NormCWD(CWD):
         weight: on the mean divergence of a channel, > 0.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        tau: float = 1.0,
-        adapter: Fit = "conv",
-        match: Match = "stride",
-        weight: float = 1.0 * 3,
-    ) -> None:
-        how = {"tau": tau, "adapter": adapter, "match": match, "weight": weight}
-        super().__init__(student_channels, teacher_channels, **how)
+    weight: NotNegative = 1.0 * 3
 
     def compare(self, level: Level) -> dict[str, Tensor]:
         """{"divergence": unweighted scalar} of one level."""

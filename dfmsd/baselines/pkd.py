@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from dfmsd.align import Fit, Match, mean_squared_error
+from dfmsd.align import Fit
 from dfmsd.baselines.base import Baseline, Level
+from dfmsd.context import mean_squared_error
+from dfmsd.ranges import NotNegative
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class PKD(Baseline):
     """Pearson distillation: {"alignment"}, half the mean squared difference of standard scores.
 
@@ -22,16 +28,9 @@ class PKD(Baseline):
     `alignment_loss` is the same but for population statistics and where its `eps` stands.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        adapter: Fit = "auto",
-        match: Match = "stride",
-        weight: float = 10.0 * 4,
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, adapter, match, {"alignment": weight})
+    term: ClassVar[str] = "alignment"
+    adapter: Fit = "auto"
+    weight: NotNegative = 10.0 * 4
 
     def compare(self, level: Level) -> dict[str, Tensor]:
         """{"alignment": unweighted scalar} of one level."""

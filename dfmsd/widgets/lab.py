@@ -16,7 +16,8 @@ from typing import get_args, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from dfmsd.align import Context, standardise
+from dfmsd.align import standardise
+from dfmsd.context import Context
 from dfmsd.detectors.features import capture_features, frozen_modes, strided_levels
 from dfmsd.enhance import high_frequency, pool_energy, region_energy, strengthen
 from dfmsd.loss import DFMSDLoss
@@ -134,7 +135,7 @@ def capture_scene(
     magnitude = {}
     for stride, (name, _) in levels.items():
         feature = captured.features[name].cpu()
-        valid = context.valid(feature) if context.padded else None
+        valid = context.padding_mask(feature)
         for form, values in (("raw", feature), ("standardised", standardise(feature, valid))):
             # the attention averages over channels first: of this mean it makes the same map
             magnitude[stride, form] = values.float().abs().mean(1, keepdim=True)
@@ -158,7 +159,7 @@ def mask_maps(scene: Scene, settings: MaskSettings) -> dict[str, Tensor]:
         strides = sorted({stride for stride, _ in scene.magnitude})
         raise LabError(f"stride must be one of {strides}, got {settings.stride!r}")
     magnitude, context = scene.magnitude[settings.stride, settings.attention_on], scene.context
-    valid = context.valid(magnitude) if context.padded else None
+    valid = context.padding_mask(magnitude)
     attention = spatial_attention(magnitude, temperature=settings.temperature, valid=valid)
     sizes = context.sizes if context.padded else None
     energy = pool_energy(scene.frequency(settings.cutoff), magnitude.shape[-2:], sizes=sizes)
