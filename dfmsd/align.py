@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfmsd.context import mean_squared_error, widen
+from dfmsd.context import mean_squared_error, softmax_input, widen
 from dfmsd.ranges import Positive, check, check_value
 
 Match = Literal["stride", "index"]
@@ -79,10 +79,7 @@ def channel_divergence(
     check_value("tau", tau, Positive)
 
     def log_share(feature: Tensor) -> Tensor:
-        logits = feature if tau == 1 else feature / tau
-        if valid is not None:
-            # the lowest finite number, not -inf: 0 · (−inf + inf) would be NaN
-            logits = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
+        logits = softmax_input(feature if tau == 1 else feature / tau, valid)
         return logits.flatten(2).log_softmax(2)  # (N, C, HW)
 
     log_t = log_share(teacher)

@@ -95,6 +95,22 @@ def mean_squared_error(one: Tensor, other: Tensor, mask: Tensor | None = None) -
     return mean_over(error, mask)
 
 
+def mean_of_cells(feature: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The mean over the valid cells, (N, C, 1, 1), of each channel of a feature (N, C, H, W)."""
+    if valid is None:
+        return feature.mean((2, 3), keepdim=True)
+    count = valid.sum((2, 3), keepdim=True).clamp_min(1)
+    return (feature * valid).sum((2, 3), keepdim=True) / count
+
+
+def softmax_input(score: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The score, (N, C, H, W), of which a softmax over the cells leaves nothing to the padding."""
+    if valid is None:
+        return score
+    # the lowest finite number, not -inf, so that neither values nor gradients become NaN
+    return score.masked_fill(~valid, torch.finfo(score.dtype).min)
+
+
 def widen(feature: Tensor) -> Tensor:
     """The feature in float32, or as it is if its type is wider."""
     return feature.to(torch.promote_types(feature.dtype, torch.float32))

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dfmsd.context import widen
+from dfmsd.context import mean_of_cells, softmax_input, widen
 from dfmsd.ranges import Positive, Share, check, check_value
 
 Select = Literal["high", "low", "random"]
@@ -37,15 +37,10 @@ def spatial_attention(
         ValueError: for a feature that is not 4-D or a temperature that is not positive.
     """
     _check_attention(feature, temperature)
-    score = widen(feature).abs().mean(1).flatten(1) / temperature  # (N, HW)
-    if valid is None:
-        attention = score.softmax(1) * score.shape[1]
-    else:
-        inside = valid.flatten(1)
-        # the lowest finite number, not -inf: a sample without a valid cell gives 0, not NaN
-        score = score.masked_fill(~inside, torch.finfo(score.dtype).min)
-        attention = score.softmax(1) * inside.sum(1, keepdim=True)
-    return attention.view(feature.shape[0], 1, *feature.shape[2:])
+    score = softmax_input(widen(feature).abs().mean(1, keepdim=True) / temperature, valid)
+    # a sample without a valid cell gives 0
+    count = score[0, 0].numel() if valid is None else valid.sum((1, 2, 3))[:, None]
+    return (score.flatten(1).softmax(1) * count).view_as(score)
 
 
 def channel_attention(
@@ -68,13 +63,7 @@ def channel_attention(
         ValueError: for a feature that is not 4-D or a temperature that is not positive.
     """
     _check_attention(feature, temperature)
-    wide = widen(feature).abs()
-    if valid is None:
-        score = wide.mean((2, 3), keepdim=True)
-    else:
-        count = valid.sum((2, 3), keepdim=True).clamp_min(1)
-        score = (wide * valid).sum((2, 3), keepdim=True) / count
-    return (score / temperature).softmax(1) * feature.shape[1]
+    return (mean_of_cells(widen(feature).abs(), valid) / temperature).softmax(1) * feature.shape[1]
 
 
 def keep_mask(

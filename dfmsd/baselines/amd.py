@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 
 from torch import Tensor, nn
 
 from dfmsd.baselines.base import Level, Masked
+from dfmsd.context import mean_of_cells
 from dfmsd.masking import Select, keep_mask, spatial_attention
 from dfmsd.ranges import Positive, Share
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class AMD(Masked):
     """Our reading of adaptive masking distillation, of which only the abstract is known to us.
 
@@ -74,9 +74,4 @@ class ChannelGate(nn.Module):
 
     def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
         """The rescaled feature, (N, C, H, W); `valid` (N, 1, H, W) bool, None means everywhere."""
-        if valid is None:
-            mean = feature.mean((2, 3), keepdim=True)
-        else:
-            count = valid.sum((2, 3), keepdim=True).clamp_min(1)
-            mean = (feature * valid).sum((2, 3), keepdim=True) / count
-        return feature * self.block(mean)
+        return feature * self.block(mean_of_cells(feature, valid))

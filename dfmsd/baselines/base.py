@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from math import ceil
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +52,8 @@ class Baseline(nn.Module):
     """The base of all baselines; a subclass says in `compare` what one level costs.
 
     Called with features by stride and a `Context`, it returns its terms, unweighted means over the
-    levels. `weights` holds the weights of the terms. No gradient reaches the teacher.
+    levels. `weights` holds the weights of the terms. No gradient reaches the teacher. The annotated
+    attributes of a subclass are its settings, keyword-only, and checked by their types.
 
     Args:
         student_channels, teacher_channels: stride → C.
@@ -66,12 +66,16 @@ class Baseline(nn.Module):
             branch is off; so do the subclasses.
     """
 
-    term: ClassVar[str]
     student_channels: dict[int, int]
     teacher_channels: dict[int, int]
     _: KW_ONLY
     adapter: Fit = "conv"
     match: Match = "stride"
+
+    def __init_subclass__(cls) -> None:
+        """Make the annotated attributes arguments, as `dataclass` does."""
+        super().__init_subclass__()
+        dataclass(cls, eq=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the settings, build the modules."""
@@ -127,7 +131,6 @@ class Baseline(nn.Module):
         return terms
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class Masked(Baseline):
     """The base of MGD, AMD and DMKD: {"reconstruction"}, mean squared error of the rebuilt feature.
 
@@ -139,7 +142,7 @@ class Masked(Baseline):
         generator_width: of the generators as a fraction of C_t, rounded up, > 0; published: 1.
     """
 
-    term: ClassVar[str] = "reconstruction"
+    term = "reconstruction"
     generator_width: Positive = 1.0
     weight: NotNegative = MGD_WEIGHT
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from dfmsd.baselines.base import Keeps, Masked
@@ -12,7 +10,6 @@ from dfmsd.masking import Select, channel_attention, keep_mask, spatial_attentio
 from dfmsd.ranges import Positive, Share
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class DMKD(Masked):
     """Our reading of dual masked knowledge distillation, of which only the abstract is known to us.
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
 from dfmsd.baselines.base import CHANNELS, ONE_STAGE_CELLS, Baseline, Level
-from dfmsd.context import Context, mean_over, mean_squared_error
+from dfmsd.context import Context, mean_over, mean_squared_error, softmax_input
 from dfmsd.masking import channel_attention, spatial_attention
 from dfmsd.ranges import NotNegative, Positive, check
 
 LEVELS = 5  # P3–P7
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class FGD(Baseline):
     """Focal and global distillation: five terms, all of them means.
 
@@ -161,8 +160,6 @@ class GlobalContext(nn.Module):
 
     def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
         """The feature with its context, (N, C, H, W); `valid` (N, 1, H, W) bool or None."""
-        score = self.where(feature)
-        if valid is not None:
-            score = score.masked_fill(~valid, torch.finfo(score.dtype).min)
+        score = softmax_input(self.where(feature), valid)
         share = score.flatten(1).softmax(1).view_as(score)  # (N, 1, H, W)
         return feature + self.add((feature * share).sum((2, 3), keepdim=True))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from torch import Tensor
 
 from dfmsd.baselines.base import Baseline, Level
@@ -12,7 +9,6 @@ from dfmsd.context import mean_squared_error
 from dfmsd.ranges import NotNegative
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class FitNet(Baseline):
     """Feature imitation: {"imitation"}, the mean squared difference to the teacher's feature.
 
@@ -22,7 +18,7 @@ class FitNet(Baseline):
     weight is that of the sum times the number of levels: 25 for a RetinaNet with five.
     """
 
-    term: ClassVar[str] = "imitation"
+    term = "imitation"
     weight: NotNegative = 5.0 * 5
 
     def compare(self, level: Level) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,7 +12,6 @@ from dfmsd.masking import keep_mask
 from dfmsd.ranges import Share, check_value
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class MGD(Masked):
     """Masked generative distillation: {"reconstruction"}, the mean squared error of the rebuilt.
 

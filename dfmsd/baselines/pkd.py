@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -14,7 +11,6 @@ from dfmsd.context import mean_squared_error
 from dfmsd.ranges import NotNegative
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class PKD(Baseline):
     """Pearson distillation: {"alignment"}, half the mean squared difference of standard scores.
 
@@ -28,7 +24,7 @@ class PKD(Baseline):
     `alignment_loss` is the same but for population statistics and where its `eps` stands.
     """
 
-    term: ClassVar[str] = "alignment"
+    term = "alignment"
     adapter: Fit = "auto"
     weight: NotNegative = 10.0 * 4
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from dfmsd.baselines.base import Baseline, Level
@@ -12,7 +9,6 @@ from dfmsd.context import widen
 from dfmsd.ranges import NotNegative, check
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class ScoreL2(Baseline):
     """Feature imitation weighted by the teacher's scores: {"imitation"}.
 
@@ -29,7 +25,7 @@ class ScoreL2(Baseline):
 
     needs_scores = True  # `Distiller` then gives `Context.scores`
 
-    term: ClassVar[str] = "imitation"
+    term = "imitation"
     weight: NotNegative = 6.0 * 3
 
     def __post_init__(self) -> None:
