@@ -1,4 +1,8 @@
-"""Features made comparable: level pairs, adapters, standardising, and how far two are apart."""
+"""Features made comparable: level pairs, adapters, standardising, and how far two are apart.
+
+Features are (N, C, H, W), `student` and `teacher` of one shape where they are compared. `valid` is
+(N, 1, H, W) bool, True inside the images; None means everywhere.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +27,6 @@ def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5)
     unbiased, padding included), so that the alignment is one minus Pearson's correlation exactly;
     `eps` is added to the variance, as in batch norm, so that a channel that never fires gives zeros
     and finite gradients.
-
-    Args:
-        feature: (N, C, H, W).
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
-        eps: added to the variance.
     """
     wide = widen(feature)
     if valid is None:
@@ -45,16 +44,8 @@ def alignment_loss(
 ) -> Tensor:
     """Scalar `mean (Z_s − Z_t)² / 2 = 1 − mean_c Pearson(student, teacher)`, in 0..2.
 
-    It does not see scale or offset of a channel. Source: PKD, but for `standardise`'s choices.
-
-    Args:
-        student: (N, C, H, W), channels as the teacher's.
-        teacher: (N, C, H, W).
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
-        eps: added to the variances.
-
-    Raises:
-        ValueError: when the shapes differ.
+    It does not see scale or offset of a channel. Source: PKD, but for the choices of `standardise`,
+    which takes `eps`. ValueError when the shapes differ.
     """
     shape, wanted = tuple(student.shape), tuple(teacher.shape)
     check("student", shape, shape == wanted, f"of teacher's shape {wanted}")
@@ -67,14 +58,8 @@ def channel_divergence(
 ) -> Tensor:
     """Scalar `τ² · mean_(n, c) KL(softmax_hw(F_t / τ) ‖ softmax_hw(F_s / τ))`, nats, ≥ 0.
 
-    It does not see an offset of a channel. Source: CWD. Choice: padding takes no part in the
-    softmax.
-
-    Args:
-        student: (N, C, H, W).
-        teacher: (N, C, H, W).
-        tau: temperature, > 0.
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
+    It does not see an offset of a channel; the temperature `tau` is above 0. Source: CWD. Choice:
+    padding takes no part in the softmax.
     """
     check_value("tau", tau, Positive)
 
@@ -91,14 +76,8 @@ def channel_divergence(
 class Adapter(nn.Module):
     """The student's feature with the teacher's number of channels: (N, C_s, H, W) → (N, C_t, H, W).
 
-    Args:
-        student_channels: C_s.
-        teacher_channels: C_t.
-        kind: "conv", a 1x1 convolution with bias; "identity", nothing (counts must agree); "auto",
-            a convolution where the counts differ.
-
-    Raises:
-        ValueError: for an unknown kind, or an identity between different counts.
+    By `kind` "conv" a 1x1 convolution with bias; by "identity" nothing (C_s must be C_t);
+    by "auto" a convolution where C_s and C_t differ.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, kind: Fit = "conv") -> None:
@@ -121,14 +100,8 @@ def pair_strides(
 ) -> list[tuple[int, int]]:
     """(student stride, teacher stride) of each pair of levels, finest first.
 
-    Args:
-        student: the student's strides.
-        teacher: the teacher's strides.
-        match: "stride" pairs equal strides and leaves the others out; "index" pairs the k-th finest
-            with the k-th finest (mmrazor's way) and leaves the surplus out.
-
-    Raises:
-        ValueError: for an unknown `match`, or when no pair results.
+    "stride" pairs equal strides and leaves the others out; "index" pairs the k-th finest with the
+    k-th finest (mmrazor's way) and leaves the surplus out. ValueError when no pair results.
     """
     check_value("match", match, Match)
     student, teacher = sorted(student), sorted(teacher)
@@ -150,7 +123,7 @@ def match_levels(
     """(student stride, student feature, teacher feature) per pair of levels, equal in H and W.
 
     Where sizes differ, the student is resized bilinearly. By stride, only rounding can make them
-    differ, so more than two cells is an error.
+    differ, so more than two cells is an error; so is a level that is missing, or none in common.
 
     Args:
         student: stride → (N, C_s, H, W).
@@ -158,10 +131,6 @@ def match_levels(
         match: see `pair_strides`.
         pairs: what `pair_strides` gave a method when it was built; other levels are left out. None
             pairs the levels that are there.
-
-    Raises:
-        ValueError: when a level is missing, none is in common, or sizes at one stride differ by
-            more than rounding.
     """
     pairs = pair_strides(student, teacher, match) if pairs is None else pairs
     for name, features, side in (("student", student, 0), ("teacher", teacher, 1)):

@@ -4,7 +4,9 @@ Small objects are rich in high frequency and yet score low in a teacher's attent
 high-frequency energy of the image is measured per cell, and attention is raised where energy is
 high and attention low. In every function `cutoff` is the radius where a filter passes one half, as
 a fraction of Nyquist, in (0, 1], and `softness` the half-width of its edge as a fraction of the
-cut-off, 0 (hard, rings) to 1; other values raise ValueError.
+cut-off, 0 (hard, rings) to 1; other values raise ValueError. `sizes` are the (height, width) of
+each image in the batch, pixels; None means that all fill it. `valid` is (N, 1, H, W) bool, True
+inside the images; None means everywhere.
 """
 
 from __future__ import annotations
@@ -69,9 +71,7 @@ def high_frequency(
 
     The absolute high-pass of the grey image (mean over channels). Each image is cut to its own size
     first, so that neither padding nor its edge shows, and gets a mirrored margin, which keeps the
-    wrap-around of the FFT out of it.
-    `images` is (N, C, H, W); `sizes` holds the (height, width) of each image in it, pixels, None
-    when all fill it.
+    wrap-around of the FFT out of it. `images` is (N, C, H, W).
     """
     check_value("cutoff", cutoff, Cutoff)
     grey = widen(images.detach()).mean(1, True)
@@ -98,11 +98,7 @@ def pool_energy(
 
     Each cell averages the image pixels it covers, then each image is divided by its largest cell.
     Choice: by the maximum, not the range, so that none stays 0 and a flat image stays near 0.
-
-    Args:
-        strength: (N, 1, H, W) from `high_frequency`, 0 in padding.
-        size: (h, w), cells of the level.
-        sizes: (height, width) of each image in the batch, pixels; None means that all fill it.
+    `strength` is (N, 1, H, W) from `high_frequency`, `size` (h, w), the cells of the level.
     """
     energy = F.adaptive_avg_pool2d(strength, size)
     if sizes is not None:
@@ -163,8 +159,6 @@ def relative_rank(score: Tensor, valid: Tensor | None = None) -> Tensor:
     """Rank of each cell among a sample's valid ones, (N, 1, H, W): 0 lowest, 1 highest; padding 0.
 
     Equal scores share their mean rank; a single valid cell ranks 0.
-
-    `valid` is (N, 1, H, W) bool; None means everywhere.
     """
     flat = score.detach().flatten(1)
     inside = torch.ones_like(flat, dtype=torch.bool) if valid is None else valid.flatten(1)
@@ -187,11 +181,8 @@ def strengthen(
     Args:
         attention: (N, 1, H, W), mean 1 over valid cells, 0 in padding.
         energy: (N, 1, H, W) in 0..1.
-        strength: ≥ 0.
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
-
-    Raises:
-        ValueError: when strength is negative.
+        strength: ≥ 0, else ValueError.
+        valid: see above.
     """
     check_value("strength", strength, NotNegative)
     raised = attention * (1 + strength * energy * (1 - relative_rank(attention, valid)))

@@ -2,7 +2,8 @@
 
 Attention averages to one, so that "2" reads as "twice as attended as the mean" on every level. A
 keep mask is 1 where the student's feature stays visible and 0 where it is hidden and has to be
-rebuilt.
+rebuilt. In every function `feature` is (N, C, H, W), `valid` (N, 1, H, W) bool, True inside the
+images, None means everywhere, and `temperature` is above 0, low sharpens; ValueError otherwise.
 """
 
 from __future__ import annotations
@@ -24,23 +25,18 @@ def spatial_attention(
 ) -> Tensor:
     """Attention of each cell, (N, 1, H, W), ≥ 0, mean 1 over a sample's valid cells, 0 in padding.
 
-    `HW · softmax_hw(mean_c |F| / temperature)`, in float32 or better.
+    `HW · softmax_hw(mean_c |F| / temperature)` of a raw or standardised feature, in float32 or
+    better; it depends on the scale of `feature / temperature`.
 
     Source: FGD. Choice: the softmax runs over valid cells only, so padding takes no share of it.
-
-    Args:
-        feature: (N, C, H, W), raw or standardised per channel.
-        temperature: > 0; low sharpens. The map depends on the scale of `feature / temperature`.
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
-
-    Raises:
-        ValueError: for a feature that is not 4-D or a temperature that is not positive.
     """
     _check_attention(feature, temperature)
-    score = softmax_input(widen(feature).abs().mean(1, keepdim=True) / temperature, valid)
+    score = softmax_input(widen(feature).abs().mean(1, keepdim=True) / temperature, valid).flatten(
+        1
+    )
     # a sample without a valid cell gives 0
-    count = score[0, 0].numel() if valid is None else valid.sum((1, 2, 3))[:, None]
-    return (score.flatten(1).softmax(1) * count).view_as(score)
+    count = score.shape[1] if valid is None else valid.sum((1, 2, 3))[:, None]
+    return (score.softmax(1) * count).view(feature.shape[0], 1, *feature.shape[2:])
 
 
 def channel_attention(
@@ -53,14 +49,6 @@ def channel_attention(
     ranking unsteady.
 
     Source: FGD.
-
-    Args:
-        feature: (N, C, H, W).
-        temperature: > 0; low sharpens.
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
-
-    Raises:
-        ValueError: for a feature that is not 4-D or a temperature that is not positive.
     """
     _check_attention(feature, temperature)
     return (mean_of_cells(widen(feature).abs(), valid) / temperature).softmax(1) * feature.shape[1]
@@ -90,7 +78,7 @@ def keep_mask(
         threshold: attention at which hiding starts.
         select: hide the most attended ("high"), the least attended ("low"), or any ("random", ratio
             only).
-        valid: (N, 1, H, W) bool for cells, True inside the images; None means everywhere.
+        valid: see above, for cells.
         generator: source of the random draw; None takes torch's global one.
 
     Raises:

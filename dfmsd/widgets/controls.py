@@ -9,23 +9,20 @@ import ipywidgets as W
 
 from dfmsd.widgets.lab import CHOICES, STOPS
 
+LABELS = {"image": "picture", "detector": "detector", "stride": "level"}
+LABELS |= {"attention_on": "attention on", "temperature": "temperature τ", "ratio": "mask ratio"}
+LABELS |= {"select": "select", "cutoff": "cut-off ρ", "strength": "strength β"}
+LABELS |= {"regions": "energy in"}
 # width of a control and of its label, so that no label is cut
 _FORM = {"style": {"description_width": "105px"}, "layout": {"width": "330px"}}
 
 
 def make_controls(images: Collection[str], detectors: Collection[str]) -> dict[str, W.Widget]:
     """Name → control, in the order of the page; the level's options are still to come."""
+    offers = CHOICES | {"image": images, "detector": detectors, "stride": ()}
     return {
-        "image": _choice("picture", images),
-        "detector": _choice("detector", detectors),
-        "stride": _choice("level", ()),
-        "attention_on": _choice("attention on", CHOICES["attention_on"]),
-        "temperature": _slider("temperature τ", STOPS["temperature"]),
-        "ratio": _slider("mask ratio", STOPS["ratio"]),
-        "select": _choice("select", CHOICES["select"]),
-        "cutoff": _slider("cut-off ρ", STOPS["cutoff"]),
-        "strength": _slider("strength β", STOPS["strength"]),
-        "regions": _choice("energy in", CHOICES["regions"]),
+        name: _slider(label, STOPS[name]) if name in STOPS else _choice(label, offers[name])
+        for name, label in LABELS.items()
     }
 
 

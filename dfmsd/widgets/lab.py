@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from inspect import signature
 from numbers import Real
 from typing import get_args, get_type_hints
 
@@ -33,10 +32,9 @@ STOPS = {
     "strength": [k / 2 for k in range(21)],
 }
 """Where each slider stops; code may also set values between the first and the last."""
-_TYPES = get_type_hints(DFMSDLoss.__init__)
+_TYPES = get_type_hints(DFMSDLoss)
 CHOICES = {name: get_args(_TYPES[name]) for name in ("select", "regions", "attention_on")}
 """What the other controls offer: everything that the loss can take."""
-_DEFAULTS = {name: setting.default for name, setting in signature(DFMSDLoss).parameters.items()}
 MOST_DETECTIONS = 30
 
 
@@ -55,13 +53,13 @@ class MaskSettings:
     """
 
     stride: int
-    temperature: float = _DEFAULTS["temperature"]
-    ratio: float = _DEFAULTS["ratio_spatial"]
-    select: str = _DEFAULTS["select"]
-    cutoff: float = _DEFAULTS["cutoff"]
-    strength: float = _DEFAULTS["strength"]
-    regions: str = _DEFAULTS["regions"]
-    attention_on: str = _DEFAULTS["attention_on"]
+    temperature: float = DFMSDLoss.temperature
+    ratio: float = DFMSDLoss.ratio_spatial
+    select: str = DFMSDLoss.select
+    cutoff: float = DFMSDLoss.cutoff
+    strength: float = DFMSDLoss.strength
+    regions: str = DFMSDLoss.regions
+    attention_on: str = DFMSDLoss.attention_on
 
     def __post_init__(self) -> None:
         """Check ranges and choices."""
