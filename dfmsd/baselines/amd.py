@@ -21,7 +21,7 @@ class AMD(Masked):
     of chance, and that "a simple and efficient module" makes the student's channels adaptive.
     Choice: everything else. The attention is FGD's, of the raw teacher; the most attended share is
     hidden, an exact count; the module is a squeeze-and-excitation gate on the adapted student,
-    before masking; generators and weight are MGD's.
+    before masking; generators and weight are MGD's, see `Masked`.
 
     With select="random" and gate=False it is `MGD` with mask="count" and over="levels".
 
@@ -31,8 +31,6 @@ class AMD(Masked):
             global generator).
         temperature: of the attention, > 0.
         gate: rescale the student's channels, see `ChannelGate`.
-        generator_width: of the generators as a fraction of C_t, rounded up, > 0.
-        weight: on the mean squared error, > 0.
     """
 
     ratio: Share = 0.5

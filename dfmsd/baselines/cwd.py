@@ -41,11 +41,7 @@ class NormCWD(CWD):
     tau 1 and weight 1 on each of three levels, summed, and nothing for the last 20 of 300 epochs
     (`method.fade`). Here it is the mean over the levels, so the weight is that of the sum times the
     number of levels. Choice: statistics over valid cells only; the convolution keeps its bias,
-    which the norm takes away.
-
-    Args:
-        tau: temperature, > 0; high softens.
-        weight: on the mean divergence of a channel, > 0.
+    which the norm takes away. The arguments are CWD's.
     """
 
     weight: NotNegative = 1.0 * 3

@@ -18,7 +18,7 @@ class DMKD(Masked):
     hiding channels, each guided by attention, and a "self-adjustable weighting strategy" that fuses
     what they rebuild. Choice: everything else. The attentions are FGD's, of the raw teacher; the
     most attended share is hidden, an exact count; the share of the spatial branch is one learned
-    number in 0..1 per level; generators and weight are MGD's.
+    number in 0..1 per level; generators and weight are MGD's, see `Masked`.
 
     With channel=False it is `AMD` without gate, and with share=1 so too (the channel branch is then
     computed and not used). `DFMSDLoss` with strength=0, alignment_weight=0, target="raw",
@@ -31,8 +31,6 @@ class DMKD(Masked):
             global generator, cells before channels).
         temperature: of both attentions, > 0.
         share: of the spatial branch, 0..1, or "learned" per level, starting at a half.
-        generator_width: of the generators as a fraction of C_t, rounded up, > 0.
-        weight: on the mean squared error, > 0.
     """
 
     spatial: bool = True

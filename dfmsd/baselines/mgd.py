@@ -31,8 +31,6 @@ class MGD(Masked):
             `round(ratio · valid cells)` of each image, from the same draws.
         over: mean over all "elements" of the pyramid, as published, or over "levels" of each
             level's mean.
-        generator_width: of the generators as a fraction of C_t, rounded up, > 0; published: 1.
-        weight: on the mean squared error, > 0.
     """
 
     ratio: Share = 0.65

@@ -22,9 +22,6 @@ class PseudoLabels(nn.Module):
     Args:
         threshold: least score of a detection, 0..1.
         overlap: IoU with a true box, 0..1, above which a detection is dropped.
-
-    Raises:
-        ValueError: when an argument is out of range.
     """
 
     threshold: Share = 0.7

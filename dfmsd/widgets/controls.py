@@ -20,10 +20,16 @@ _FORM = {"style": {"description_width": "105px"}, "layout": {"width": "330px"}}
 def make_controls(images: Collection[str], detectors: Collection[str]) -> dict[str, W.Widget]:
     """Name → control, in the order of the page; the level's options are still to come."""
     offers = CHOICES | {"image": images, "detector": detectors, "stride": ()}
-    return {
-        name: _slider(label, STOPS[name]) if name in STOPS else _choice(label, offers[name])
-        for name, label in LABELS.items()
-    }
+    controls = {}
+    for name, label in LABELS.items():
+        if name in STOPS:
+            # A browser puts a float slider on its own steps and sends the rounded value back, which
+            # can come in after code has set the next one; the number of a stop needs no rounding.
+            kind, options = W.SelectionSlider, [(f"{stop:.2f}", stop) for stop in STOPS[name]]
+        else:
+            kind, options = W.Dropdown, tuple(offers[name])
+        controls[name] = kind(description=label, options=options, **_FORM)
+    return controls
 
 
 def path_field() -> W.Text:
@@ -44,14 +50,3 @@ def nearest_stop(control: W.Widget, value: Any) -> Any:
     if not isinstance(control, W.SelectionSlider):
         return value
     return min((stop for _, stop in control.options), key=lambda stop: abs(stop - value))
-
-
-def _slider(label: str, stops: Sequence[float]) -> W.SelectionSlider:
-    # A browser puts a float slider on its own steps and sends the rounded value back, which can
-    # come in after code has set the next one; the number of a stop needs no rounding.
-    options = [(f"{stop:.2f}", stop) for stop in stops]
-    return W.SelectionSlider(description=label, options=options, **_FORM)
-
-
-def _choice(label: str, options: Collection) -> W.Dropdown:
-    return W.Dropdown(description=label, options=tuple(options), **_FORM)
