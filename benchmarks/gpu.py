@@ -28,8 +28,8 @@ from gpu_job import Job, Marks
 from gpu_steps import compiled, step, throughput, to_device
 from torch import Tensor, nn
 
-from dfmsd.align import Context
 from dfmsd.baselines import BASELINES
+from dfmsd.context import Context
 from dfmsd.distill import Distiller
 from dfmsd.experiments.build import batches, datasets, detector_for, method
 from dfmsd.experiments.presets import resolve

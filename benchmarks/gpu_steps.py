@@ -18,7 +18,7 @@ from gpu_job import Job, Marks
 from random_coco import SIZES, swin_teacher, write_coco, write_trunk
 from torch import Tensor, nn
 
-from dfmsd.align import Context
+from dfmsd.context import Context
 from dfmsd.distill import Distiller
 from dfmsd.experiments.build import batches, datasets, detector_for, method
 from dfmsd.experiments.presets import resolve

@@ -23,8 +23,8 @@ from ratio import Measure, cpu_seconds, main, measure, peak_bytes
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2, retinanet_resnet50_fpn
 
-from dfmsd.align import Context
 from dfmsd.baselines import FGD
+from dfmsd.context import Context
 from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss
 

@@ -18,8 +18,8 @@ import torch
 from ratio import Measure, main, measure, peak_bytes, ratios
 from torch import Tensor, nn
 
-from dfmsd.align import Context
 from dfmsd.baselines import CWD, FGD, MGD, PKD
+from dfmsd.context import Context
 from dfmsd.loss import DFMSDLoss
 
 LIMITS = {"MGD": 1.02, "FGD": 0.85, "PKD": 0.75, "CWD": 0.85}

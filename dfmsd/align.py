@@ -1,97 +1,23 @@
-"""Features made comparable: `Context`, level pairs, adapters, standardising, alignment."""
+"""Features made comparable: level pairs, adapters, standardising, and how far two are apart.
+
+Features are (N, C, H, W), `student` and `teacher` of one shape where they are compared. `valid` is
+(N, 1, H, W) bool, True inside the images; None means everywhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from math import inf
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfmsd.context import mean_squared_error, softmax_input, widen
+from dfmsd.ranges import Positive, check, check_value
+
 Match = Literal["stride", "index"]
 Fit = Literal["conv", "identity", "auto"]
-
-
-@dataclass(frozen=True, eq=False)
-class Context:
-    """The batch behind the features.
-
-    Attributes:
-        images: (N, 3, H, W), padded and normalised.
-        sizes: (height, width) of each image in the batch, pixels; images lie at the top left.
-        targets: one dict per image, `boxes` (n, 4) xyxy in pixels of the padded batch; or None.
-        candidates: (n, 4) boxes per image, same pixels, for methods that look at regions; or None.
-        scores: teacher's stride → its score at each cell, (N, 1, h, w), 0..1; or None.
-
-    Raises:
-        ValueError: when `sizes` does not fit `images`.
-    """
-
-    images: Tensor
-    sizes: list[tuple[int, int]]
-    targets: list[dict[str, Tensor]] | None = None
-    candidates: list[Tensor] | None = None
-    scores: Mapping[int, Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        """Check that there is one size per image, none larger than the batch."""
-        shape, count = tuple(self.images.shape), len(self.sizes)
-        per_image = len(shape) == 4 and count == shape[0]
-        check("sizes", count, per_image, f"one (height, width) per image of images {shape}")
-        for height, width in self.sizes:
-            inside = 0 < height <= shape[2] and 0 < width <= shape[3]
-            check("sizes", (height, width), inside, f"in 1..{shape[2:]}")
-
-    @property
-    def padded(self) -> bool:
-        """True when any image is smaller than the batch, so that some cells lie in padding."""
-        full = tuple(self.images.shape[-2:])
-        return any((size[0], size[1]) != full for size in self.sizes)
-
-    def valid(self, feature: Tensor) -> Tensor:
-        """Bool (N, 1, h, w) for a feature (N, C, h, w): True where a cell starts inside its image.
-
-        Cell i of h starts at pixel `i · H / h`, so shapes suffice and no stride is needed.
-        """
-        inside = []
-        for axis in (0, 1):
-            pixels, cells = self.images.shape[2 + axis], feature.shape[2 + axis]
-            starts = torch.arange(cells, device=feature.device) * pixels  # integers: no rounding
-            inside.append(starts < self._limits[:, axis, None] * cells)  # (N, cells)
-        return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
-
-    @cached_property
-    def _limits(self) -> Tensor:
-        """`sizes` as (N, 2) on the images' device; a GPU takes them without a wait."""
-        limits = torch.tensor(self.sizes)
-        if self.images.is_cuda:
-            limits = limits.pin_memory()
-        return limits.to(self.images.device, non_blocking=True)
-
-
-def mean_over(value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The scalar mean of `value` (N, C, H, W) where `mask` counts; 0 when it counts nothing.
-
-    Args:
-        value: (N, C, H, W).
-        mask: 0/1 or bool, broadcastable to `value`; None counts everything.
-    """
-    if mask is None:
-        return value.mean()
-    count = mask.sum() * (value.numel() // mask.numel())
-    if mask.shape[1] == 1:  # a map over cells is multiplied once, not once per channel
-        value = value.sum(1, keepdim=True)
-    return (value * mask).sum() / count.clamp_min(1)
-
-
-def mean_squared_error(one: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The scalar mean of `(one − other)²` where `mask` counts; arguments as of `mean_over`."""
-    error = F.mse_loss(one, other, reduction="mean" if mask is None else "none")
-    return mean_over(error, mask)
 
 
 def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -101,11 +27,6 @@ def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5)
     unbiased, padding included), so that the alignment is one minus Pearson's correlation exactly;
     `eps` is added to the variance, as in batch norm, so that a channel that never fires gives zeros
     and finite gradients.
-
-    Args:
-        feature: (N, C, H, W).
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
-        eps: added to the variance.
     """
     wide = widen(feature)
     if valid is None:
@@ -123,16 +44,8 @@ def alignment_loss(
 ) -> Tensor:
     """Scalar `mean (Z_s − Z_t)² / 2 = 1 − mean_c Pearson(student, teacher)`, in 0..2.
 
-    It does not see scale or offset of a channel. Source: PKD, but for `standardise`'s choices.
-
-    Args:
-        student: (N, C, H, W), channels as the teacher's.
-        teacher: (N, C, H, W).
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
-        eps: added to the variances.
-
-    Raises:
-        ValueError: when the shapes differ.
+    It does not see scale or offset of a channel. Source: PKD, but for the choices of `standardise`,
+    which takes `eps`. ValueError when the shapes differ.
     """
     shape, wanted = tuple(student.shape), tuple(teacher.shape)
     check("student", shape, shape == wanted, f"of teacher's shape {wanted}")
@@ -140,24 +53,38 @@ def alignment_loss(
     return mean_squared_error(z_s, z_t, valid) / 2
 
 
+def channel_divergence(
+    student: Tensor, teacher: Tensor, *, tau: Positive, valid: Tensor | None = None
+) -> Tensor:
+    """Scalar `τ² · mean_(n, c) KL(softmax_hw(F_t / τ) ‖ softmax_hw(F_s / τ))`, nats, ≥ 0.
+
+    It does not see an offset of a channel; the temperature `tau` is above 0. Source: CWD. Choice:
+    padding takes no part in the softmax.
+    """
+    check_value("tau", tau, Positive)
+
+    def log_share(feature: Tensor) -> Tensor:
+        logits = softmax_input(feature if tau == 1 else feature / tau, valid)
+        return logits.flatten(2).log_softmax(2)  # (N, C, HW)
+
+    log_t = log_share(teacher)
+    # in this order the gradient needs no pass of its own for a minus sign
+    total = -(log_t.exp() * (log_share(student) - log_t)).sum()
+    return total * tau**2 / (student.shape[0] * student.shape[1])
+
+
 class Adapter(nn.Module):
     """The student's feature with the teacher's number of channels: (N, C_s, H, W) → (N, C_t, H, W).
 
-    Args:
-        student_channels: C_s.
-        teacher_channels: C_t.
-        kind: "conv", a 1x1 convolution with bias; "identity", nothing (counts must agree); "auto",
-            a convolution where the counts differ.
-
-    Raises:
-        ValueError: for an unknown kind, or an identity between different counts.
+    By `kind` "conv" a 1x1 convolution with bias; by "identity" nothing (C_s must be C_t);
+    by "auto" a convolution where C_s and C_t differ.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, kind: Fit = "conv") -> None:
         """See the class."""
         super().__init__()
-        counts, kinds = (student_channels, teacher_channels), ("conv", "identity", "auto")
-        check("adapter kind", kind, kind in kinds, f"one of {kinds}")
+        counts = (student_channels, teacher_channels)
+        check_value("adapter kind", kind, Fit)
         equal = student_channels == teacher_channels
         check("channel counts", counts, equal or kind != "identity", "equal for an identity")
         same = kind == "identity" or (kind == "auto" and equal)
@@ -173,16 +100,10 @@ def pair_strides(
 ) -> list[tuple[int, int]]:
     """(student stride, teacher stride) of each pair of levels, finest first.
 
-    Args:
-        student: the student's strides.
-        teacher: the teacher's strides.
-        match: "stride" pairs equal strides and leaves the others out; "index" pairs the k-th finest
-            with the k-th finest (mmrazor's way) and leaves the surplus out.
-
-    Raises:
-        ValueError: for an unknown `match`, or when no pair results.
+    "stride" pairs equal strides and leaves the others out; "index" pairs the k-th finest with the
+    k-th finest (mmrazor's way) and leaves the surplus out. ValueError when no pair results.
     """
-    check("match", match, match in ("stride", "index"), "'stride' or 'index'")
+    check_value("match", match, Match)
     student, teacher = sorted(student), sorted(teacher)
     pairs = list(zip(student, teacher, strict=False))
     if match == "stride":
@@ -202,7 +123,7 @@ def match_levels(
     """(student stride, student feature, teacher feature) per pair of levels, equal in H and W.
 
     Where sizes differ, the student is resized bilinearly. By stride, only rounding can make them
-    differ, so more than two cells is an error.
+    differ, so more than two cells is an error; so is a level that is missing, or none in common.
 
     Args:
         student: stride → (N, C_s, H, W).
@@ -210,10 +131,6 @@ def match_levels(
         match: see `pair_strides`.
         pairs: what `pair_strides` gave a method when it was built; other levels are left out. None
             pairs the levels that are there.
-
-    Raises:
-        ValueError: when a level is missing, none is in common, or sizes at one stride differ by
-            more than rounding.
     """
     pairs = pair_strides(student, teacher, match) if pairs is None else pairs
     for name, features, side in (("student", student, 0), ("teacher", teacher, 1)):
@@ -232,29 +149,3 @@ def match_levels(
             feature = F.interpolate(feature, size=wanted, mode="bilinear", align_corners=False)
         levels.append((stride, feature, goal))
     return levels
-
-
-def positive_weights(**weights: float) -> dict[str, float]:
-    """The weights above 0, by the name of the term; a term of weight 0 is off.
-
-    Raises:
-        ValueError: when a weight is negative or not finite, or all are 0.
-    """
-    for name, value in weights.items():
-        # a single weight is the argument `weight`, several are named after their terms
-        argument = "weight" if len(weights) == 1 else f"{name}_weight"
-        check(argument, value, 0 <= value < inf, "at least 0 and finite")
-    kept = {name: float(value) for name, value in weights.items() if value > 0}
-    check("weights", weights, bool(kept), "above 0 for a term that has a branch")
-    return kept
-
-
-def widen(feature: Tensor) -> Tensor:
-    """The feature in float32, or as it is if its type is wider."""
-    return feature.to(torch.promote_types(feature.dtype, torch.float32))
-
-
-def check(name: str, value: object, fits: bool, expected: str) -> None:
-    """ValueError that names argument, value and expectation, unless the value `fits`."""
-    if not fits:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from dfmsd.align import Context
+from dfmsd.context import Context
 from dfmsd.detectors.features import capture_features, score_maps, strided_levels, to_levels
 
 

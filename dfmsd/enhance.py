@@ -4,7 +4,9 @@ Small objects are rich in high frequency and yet score low in a teacher's attent
 high-frequency energy of the image is measured per cell, and attention is raised where energy is
 high and attention low. In every function `cutoff` is the radius where a filter passes one half, as
 a fraction of Nyquist, in (0, 1], and `softness` the half-width of its edge as a fraction of the
-cut-off, 0 (hard, rings) to 1; other values raise ValueError.
+cut-off, 0 (hard, rings) to 1; other values raise ValueError. `sizes` are the (height, width) of
+each image in the batch, pixels; None means that all fill it. `valid` is (N, 1, H, W) bool, True
+inside the images; None means everywhere.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dfmsd.context import widen
+from dfmsd.ranges import Cutoff, NotNegative, Share, check_value
 
-def high_pass(image: Tensor, *, cutoff: float, softness: float = 0.5) -> Tensor:
+
+def high_pass(image: Tensor, *, cutoff: Cutoff, softness: Share = 0.5) -> Tensor:
     """The part of an image (..., H, W) above the cut-off, same shape, float32 or better, mean 0.
 
     Multiplied by `radial_gain` in the Fourier domain, outside autocast. The image is taken as
@@ -25,7 +30,7 @@ def high_pass(image: Tensor, *, cutoff: float, softness: float = 0.5) -> Tensor:
     return _filter(image, cutoff, softness, high=True)
 
 
-def low_pass(image: Tensor, *, cutoff: float, softness: float = 0.5) -> Tensor:
+def low_pass(image: Tensor, *, cutoff: Cutoff, softness: Share = 0.5) -> Tensor:
     """The part of an image (..., H, W) below the cut-off: `low_pass + high_pass` is the image."""
     return _filter(image, cutoff, softness, high=False)
 
@@ -33,8 +38,8 @@ def low_pass(image: Tensor, *, cutoff: float, softness: float = 0.5) -> Tensor:
 def radial_gain(
     size: tuple[int, int],
     *,
-    cutoff: float,
-    softness: float = 0.5,
+    cutoff: Cutoff,
+    softness: Share = 0.5,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -43,7 +48,8 @@ def radial_gain(
     Choice: a raised cosine in the radius, from `cutoff · (1 − softness)` to
     `cutoff · (1 + softness)`; a hard edge would ring around every contour.
     """
-    check_filter(cutoff, softness)
+    check_value("cutoff", cutoff, Cutoff)
+    check_value("softness", softness, Share)
     # cycles per pixel times two: 1 is Nyquist, half a cycle per pixel
     rows = 2 * torch.fft.fftfreq(size[0], device=device, dtype=dtype)
     columns = 2 * torch.fft.rfftfreq(size[1], device=device, dtype=dtype)
@@ -57,20 +63,18 @@ def radial_gain(
 def high_frequency(
     images: Tensor,
     *,
-    cutoff: float,
-    softness: float = 0.5,
+    cutoff: Cutoff,
+    softness: Share = 0.5,
     sizes: list[tuple[int, int]] | None = None,
 ) -> Tensor:
     """Strength of the high frequencies per pixel, (N, 1, H, W), ≥ 0, 0 in padding; no gradient.
 
     The absolute high-pass of the grey image (mean over channels). Each image is cut to its own size
     first, so that neither padding nor its edge shows, and gets a mirrored margin, which keeps the
-    wrap-around of the FFT out of it.
-    `images` is (N, C, H, W); `sizes` holds the (height, width) of each image in it, pixels, None
-    when all fill it.
+    wrap-around of the FFT out of it. `images` is (N, C, H, W).
     """
-    check_filter(cutoff, softness)
-    grey = images.detach().to(torch.promote_types(images.dtype, torch.float32)).mean(1, True)
+    check_value("cutoff", cutoff, Cutoff)
+    grey = widen(images.detach()).mean(1, True)
     full = (grey.shape[2], grey.shape[3])
     sizes = [full] * len(grey) if sizes is None else [(int(h), int(w)) for h, w in sizes]
     strength = torch.zeros_like(grey)
@@ -94,11 +98,7 @@ def pool_energy(
 
     Each cell averages the image pixels it covers, then each image is divided by its largest cell.
     Choice: by the maximum, not the range, so that none stays 0 and a flat image stays near 0.
-
-    Args:
-        strength: (N, 1, H, W) from `high_frequency`, 0 in padding.
-        size: (h, w), cells of the level.
-        sizes: (height, width) of each image in the batch, pixels; None means that all fill it.
+    `strength` is (N, 1, H, W) from `high_frequency`, `size` (h, w), the cells of the level.
     """
     energy = F.adaptive_avg_pool2d(strength, size)
     if sizes is not None:
@@ -114,8 +114,8 @@ def frequency_energy(
     images: Tensor,
     size: tuple[int, int],
     *,
-    cutoff: float,
-    softness: float = 0.5,
+    cutoff: Cutoff,
+    softness: Share = 0.5,
     sizes: list[tuple[int, int]] | None = None,
 ) -> Tensor:
     """Frequency energy of images (N, C, H, W) on a level's grid `size`, (N, 1, h, w) in 0..1.
@@ -159,8 +159,6 @@ def relative_rank(score: Tensor, valid: Tensor | None = None) -> Tensor:
     """Rank of each cell among a sample's valid ones, (N, 1, H, W): 0 lowest, 1 highest; padding 0.
 
     Equal scores share their mean rank; a single valid cell ranks 0.
-
-    `valid` is (N, 1, H, W) bool; None means everywhere.
     """
     flat = score.detach().flatten(1)
     inside = torch.ones_like(flat, dtype=torch.bool) if valid is None else valid.flatten(1)
@@ -173,7 +171,7 @@ def relative_rank(score: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def strengthen(
-    attention: Tensor, energy: Tensor, *, strength: float, valid: Tensor | None = None
+    attention: Tensor, energy: Tensor, *, strength: NotNegative, valid: Tensor | None = None
 ) -> Tensor:
     """Attention raised where energy is high and attention low, (N, 1, H, W), again of mean 1.
 
@@ -183,14 +181,10 @@ def strengthen(
     Args:
         attention: (N, 1, H, W), mean 1 over valid cells, 0 in padding.
         energy: (N, 1, H, W) in 0..1.
-        strength: ≥ 0.
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
-
-    Raises:
-        ValueError: when strength is negative.
+        strength: ≥ 0, else ValueError.
+        valid: see above.
     """
-    if not strength >= 0:
-        raise ValueError(f"strength must be at least 0, got {strength}")
+    check_value("strength", strength, NotNegative)
     raised = attention * (1 + strength * energy * (1 - relative_rank(attention, valid)))
     if valid is None:
         return raised / raised.mean((2, 3), keepdim=True)
@@ -199,17 +193,9 @@ def strengthen(
     return raised * count / total.clamp_min(torch.finfo(raised.dtype).tiny)
 
 
-def check_filter(cutoff: float, softness: float = 0.5) -> None:
-    """None; ValueError when cutoff is not in (0, 1] or softness not in 0..1."""
-    if not 0 < cutoff <= 1:
-        raise ValueError(f"cutoff must lie in (0, 1], as a fraction of Nyquist, got {cutoff}")
-    if not 0 <= softness <= 1:
-        raise ValueError(f"softness must lie in 0..1, got {softness}")
-
-
-def _filter(image: Tensor, cutoff: float, softness: float, *, high: bool) -> Tensor:
+def _filter(image: Tensor, cutoff: Cutoff, softness: Share, *, high: bool) -> Tensor:
     # bf16 and fp16 have no FFT on most devices and lose the small coefficients
-    wide = image.to(torch.promote_types(image.dtype, torch.float32))
+    wide = widen(image)
     with torch.autocast(device_type=image.device.type, enabled=False):
         size = (image.shape[-2], image.shape[-1])
         form = {"cutoff": cutoff, "softness": softness}

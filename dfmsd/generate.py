@@ -1,4 +1,9 @@
-"""The blocks that rebuild a masked feature, and how well they did."""
+"""The blocks that rebuild a masked feature, and how well they did.
+
+Features are (N, C, H, W). `valid` is (N, 1, H, W) bool, True inside the images; None means
+everywhere. Choice: padding is 0 before either convolution of a generator, so that what an image
+gets does not depend on the batch around it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfmsd.align import check, mean_squared_error, widen
+from dfmsd.context import mean_squared_error, widen
+from dfmsd.ranges import Count, Share, check, check_value
+
+Mix = Literal["learned"] | Share
 
 
 class Generator(nn.Module):
@@ -18,19 +26,16 @@ class Generator(nn.Module):
     MGD's exactly.
 
     Args:
-        channels: C of input and output.
-        width: channels between the convolutions; None means `channels`.
-
-    Raises:
-        ValueError: when a channel count is not positive.
+        channels: C of input and output, at least 1.
+        width: channels between the convolutions, at least 1; None means `channels`.
     """
 
-    def __init__(self, channels: int, width: int | None = None) -> None:
+    def __init__(self, channels: Count, width: Count | None = None) -> None:
         """See the class."""
         super().__init__()
         width = channels if width is None else width
         for name, value in (("channels", channels), ("width", width)):
-            check(name, value, value >= 1, "at least 1")
+            check_value(name, value, Count)
         self.block = nn.Sequential(
             nn.Conv2d(channels, width, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
@@ -38,13 +43,7 @@ class Generator(nn.Module):
         )
 
     def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The rebuilt feature, (N, C, H, W), of a masked one of the same shape.
-
-        Args:
-            feature: (N, C, H, W).
-            valid: (N, 1, H, W) bool, True inside the images. Choice: padding is 0 before either
-                convolution, so that what an image gets does not depend on the batch around it.
-        """
+        """The rebuilt feature, (N, C, H, W), of a masked one of the same shape."""
         first, activation, second = self.block
         if valid is None:
             return second(activation(first(feature)))
@@ -71,19 +70,18 @@ class DualGenerator(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        width: int | None = None,
+        channels: Count,
+        width: Count | None = None,
         *,
         spatial: bool = True,
         channel: bool = True,
-        share: Literal["learned"] | float = "learned",
+        share: Mix = "learned",
     ) -> None:
         """See the class."""
         super().__init__()
         check("spatial or channel", "neither", spatial or channel, "True")
+        check_value("share", share, Mix)
         learned = share == "learned"
-        known = learned or (not isinstance(share, str) and 0 <= share <= 1)
-        check("share", share, known, "'learned' or in 0..1")
         self.spatial = Generator(channels, width) if spatial else None
         self.channel = Generator(channels, width) if channel else None
         both = spatial and channel
@@ -110,7 +108,7 @@ class DualGenerator(nn.Module):
             feature: (N, C, H, W), not masked yet.
             keep_spatial: (N, 1, H, W), 0 hidden; not read without the spatial branch.
             keep_channel: (N, C, 1, 1), 0 hidden; not read without the channel branch.
-            valid: (N, 1, H, W) bool, True inside the images, see `Generator`.
+            valid: see above.
         """
         if self.channel is None:
             return self.spatial(feature * keep_spatial, valid)
@@ -146,14 +144,8 @@ def reconstruction_loss(
 ) -> Tensor:
     """Scalar mean squared error over the counted elements, in float32 or better; 0 if none counts.
 
+    With `keep`, broadcastable to (N, C, H, W), 0 hidden, 1 visible, only hidden elements count.
     Source: MGD, on the whole map; its sum / N is this times C · H · W.
-
-    Args:
-        reconstruction: (N, C, H, W).
-        target: (N, C, H, W).
-        valid: (N, 1, H, W) bool, True inside the images; None counts padding too.
-        keep: broadcastable to (N, C, H, W), 0 hidden, 1 visible: count hidden elements only; None
-            counts visible ones too.
     """
     counted = valid
     if keep is not None:

@@ -8,7 +8,7 @@ the teacher's; beside that, both features are aligned.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from math import ceil, prod
 from typing import Literal
 
@@ -18,18 +18,17 @@ from torch import Tensor, nn
 from dfmsd import masking
 from dfmsd.align import (
     Adapter,
-    Context,
+    Fit,
     Match,
-    check,
+    channel_divergence,
     match_levels,
-    mean_squared_error,
     pair_strides,
-    positive_weights,
     standardise,
 )
-from dfmsd.divergence import channel_divergence
-from dfmsd.enhance import check_filter, high_frequency, pool_energy, region_energy, strengthen
-from dfmsd.generate import DualGenerator, reconstruction_loss
+from dfmsd.context import Context, mean_squared_error
+from dfmsd.enhance import high_frequency, pool_energy, region_energy, strengthen
+from dfmsd.generate import DualGenerator, Mix, reconstruction_loss
+from dfmsd.ranges import Cutoff, NotNegative, Positive, Share, check_fields, positive_weights
 
 Form = Literal["standardised", "raw"]
 
@@ -54,6 +53,7 @@ class Level:
     losses: dict[str, Tensor] = field(default_factory=dict)  # term → unweighted scalar
 
 
+@dataclass(eq=False, repr=False)
 class DFMSDLoss(nn.Module):
     """Dual feature masking with enhancement, and semantic alignment: one stage of DFMSD.
 
@@ -95,61 +95,44 @@ class DFMSDLoss(nn.Module):
         ValueError: when an argument is out of range, no level is in common, or every term is off.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        spatial: bool = True,
-        channel: bool = True,
-        ratio_spatial: float = 0.5,
-        ratio_channel: float = 0.5,
-        temperature: float = 0.5,
-        select: masking.Select = "high",
-        attention_on: Form = "standardised",
-        target: Form = "standardised",
-        masked_only: bool = False,
-        fusion: Literal["learned"] | float = "learned",
-        cutoff: float = 0.25,
-        strength: float = 1.0,
-        regions: Literal["cells", "boxes"] = "cells",
-        adapter: Literal["conv", "identity"] = "conv",
-        generator_width: float = 0.5,
-        match: Match = "stride",
-        align: Literal["pearson", "distribution"] = "pearson",
-        reconstruction_weight: float = 1.0,
-        alignment_weight: float = 10.0,
-    ) -> None:
-        """See the class."""
-        super().__init__()
-        forms = ("standardised", "raw")
-        for name, form in (("attention_on", attention_on), ("target", target)):
-            check(name, form, form in forms, f"one of {forms}")
-        check("align", align, align in ("pearson", "distribution"), "'pearson' or 'distribution'")
-        check("regions", regions, regions in ("cells", "boxes"), "'cells' or 'boxes'")
-        check("temperature", temperature, temperature > 0, "more than 0")
-        check("strength", strength, strength >= 0, "at least 0")
-        check("generator_width", generator_width, generator_width > 0, "more than 0")
-        check_filter(cutoff)
-        for ratio in (ratio_spatial, ratio_channel):
-            masking.check_selection(ratio, None, select)
-        rebuild = reconstruction_weight if spatial or channel else 0.0
-        self.weights = positive_weights(reconstruction=rebuild, alignment=alignment_weight)
-        self.spatial, self.channel = spatial, channel
-        self.ratio_spatial, self.ratio_channel, self.select = ratio_spatial, ratio_channel, select
-        self.temperature, self.attention_on = temperature, attention_on
-        self.target, self.masked_only, self.match = target, masked_only, match
-        self.cutoff, self.strength, self.regions, self.align = cutoff, strength, regions, align
+    student_channels: dict[int, int]
+    teacher_channels: dict[int, int]
+    _: KW_ONLY
+    spatial: bool = True
+    channel: bool = True
+    ratio_spatial: Share = 0.5
+    ratio_channel: Share = 0.5
+    temperature: Positive = 0.5
+    select: masking.Select = "high"
+    attention_on: Form = "standardised"
+    target: Form = "standardised"
+    masked_only: bool = False
+    fusion: Mix = "learned"
+    cutoff: Cutoff = 0.25
+    strength: NotNegative = 1.0
+    regions: Literal["cells", "boxes"] = "cells"
+    adapter: Fit = "conv"
+    generator_width: Positive = 0.5
+    match: Match = "stride"
+    align: Literal["pearson", "distribution"] = "pearson"
+    reconstruction_weight: NotNegative = 1.0
+    alignment_weight: NotNegative = 10.0
 
-        self.pairs = pair_strides(student_channels, teacher_channels, match)
+    def __post_init__(self) -> None:
+        """Check the settings, build the modules."""
+        super().__init__()
+        check_fields(self)
+        rebuild = self.reconstruction_weight if self.spatial or self.channel else 0.0
+        self.weights = positive_weights(reconstruction=rebuild, alignment=self.alignment_weight)
+        self.pairs = pair_strides(self.student_channels, self.teacher_channels, self.match)
         self.adapters, self.generators = nn.ModuleDict(), nn.ModuleDict()
-        branches = {"spatial": spatial, "channel": channel, "share": fusion}
+        branches = {"spatial": self.spatial, "channel": self.channel, "share": self.fusion}
         for stride, teacher_stride in self.pairs:
-            count = teacher_channels[teacher_stride]
-            self.adapters[str(stride)] = Adapter(student_channels[stride], count, adapter)
+            sides = self.student_channels[stride], self.teacher_channels[teacher_stride]
+            self.adapters[str(stride)] = Adapter(*sides, self.adapter)
             if "reconstruction" in self.weights:
-                width = ceil(generator_width * count)
-                self.generators[str(stride)] = DualGenerator(count, width, **branches)
+                width = ceil(self.generator_width * sides[1])
+                self.generators[str(stride)] = DualGenerator(sides[1], width, **branches)
 
     def forward(
         self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], context: Context
@@ -180,7 +163,7 @@ class DFMSDLoss(nn.Module):
         self, key: str, student: Tensor, teacher: Tensor, context: Context, frequency: Tensor | None
     ) -> Level:
         teacher = teacher.detach()
-        valid = context.valid(teacher) if context.padded else None
+        valid = context.padding_mask(teacher)
         adapted = self.adapters[key](student)
         z_s, z_t = standardise(adapted, valid), standardise(teacher, valid)
         raw = self.target == "raw"

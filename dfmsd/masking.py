@@ -2,7 +2,8 @@
 
 Attention averages to one, so that "2" reads as "twice as attended as the mean" on every level. A
 keep mask is 1 where the student's feature stays visible and 0 where it is hidden and has to be
-rebuilt.
+rebuilt. In every function `feature` is (N, C, H, W), `valid` (N, 1, H, W) bool, True inside the
+images, None means everywhere, and `temperature` is above 0, low sharpens; ValueError otherwise.
 """
 
 from __future__ import annotations
@@ -13,41 +14,33 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dfmsd.context import mean_of_cells, softmax_input, widen
+from dfmsd.ranges import Positive, Share, check, check_value
+
 Select = Literal["high", "low", "random"]
 
 
 def spatial_attention(
-    feature: Tensor, *, temperature: float, valid: Tensor | None = None
+    feature: Tensor, *, temperature: Positive, valid: Tensor | None = None
 ) -> Tensor:
     """Attention of each cell, (N, 1, H, W), ≥ 0, mean 1 over a sample's valid cells, 0 in padding.
 
-    `HW · softmax_hw(mean_c |F| / temperature)`, in float32 or better.
+    `HW · softmax_hw(mean_c |F| / temperature)` of a raw or standardised feature, in float32 or
+    better; it depends on the scale of `feature / temperature`.
 
     Source: FGD. Choice: the softmax runs over valid cells only, so padding takes no share of it.
-
-    Args:
-        feature: (N, C, H, W), raw or standardised per channel.
-        temperature: > 0; low sharpens. The map depends on the scale of `feature / temperature`.
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
-
-    Raises:
-        ValueError: for a feature that is not 4-D or a temperature that is not positive.
     """
     _check_attention(feature, temperature)
-    wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
-    score = wide.abs().mean(1).flatten(1) / temperature  # (N, HW)
-    if valid is None:
-        attention = score.softmax(1) * score.shape[1]
-    else:
-        inside = valid.flatten(1)
-        # the lowest finite number, not -inf: a sample without a valid cell gives 0, not NaN
-        score = score.masked_fill(~inside, torch.finfo(score.dtype).min)
-        attention = score.softmax(1) * inside.sum(1, keepdim=True)
-    return attention.view(feature.shape[0], 1, *feature.shape[2:])
+    score = softmax_input(widen(feature).abs().mean(1, keepdim=True) / temperature, valid).flatten(
+        1
+    )
+    # a sample without a valid cell gives 0
+    count = score.shape[1] if valid is None else valid.sum((1, 2, 3))[:, None]
+    return (score.softmax(1) * count).view(feature.shape[0], 1, *feature.shape[2:])
 
 
 def channel_attention(
-    feature: Tensor, *, temperature: float, valid: Tensor | None = None
+    feature: Tensor, *, temperature: Positive, valid: Tensor | None = None
 ) -> Tensor:
     """Attention of each channel, (N, C, 1, 1), ≥ 0, mean 1 over the channels of each sample.
 
@@ -56,29 +49,15 @@ def channel_attention(
     ranking unsteady.
 
     Source: FGD.
-
-    Args:
-        feature: (N, C, H, W).
-        temperature: > 0; low sharpens.
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
-
-    Raises:
-        ValueError: for a feature that is not 4-D or a temperature that is not positive.
     """
     _check_attention(feature, temperature)
-    wide = feature.to(torch.promote_types(feature.dtype, torch.float32)).abs()
-    if valid is None:
-        score = wide.mean((2, 3), keepdim=True)
-    else:
-        count = valid.sum((2, 3), keepdim=True).clamp_min(1)
-        score = (wide * valid).sum((2, 3), keepdim=True) / count
-    return (score / temperature).softmax(1) * feature.shape[1]
+    return (mean_of_cells(widen(feature).abs(), valid) / temperature).softmax(1) * feature.shape[1]
 
 
 def keep_mask(
     attention: Tensor,
     *,
-    ratio: float | None = None,
+    ratio: Share | None = None,
     threshold: float | None = None,
     select: Select = "high",
     valid: Tensor | None = None,
@@ -99,13 +78,21 @@ def keep_mask(
         threshold: attention at which hiding starts.
         select: hide the most attended ("high"), the least attended ("low"), or any ("random", ratio
             only).
-        valid: (N, 1, H, W) bool for cells, True inside the images; None means everywhere.
+        valid: see above, for cells.
         generator: source of the random draw; None takes torch's global one.
 
     Raises:
         ValueError: unless one of ratio and threshold is given, in range, and `select` known.
     """
-    check_selection(ratio, threshold, select)
+    if (ratio is None) == (threshold is None):
+        given = f"ratio={ratio}, threshold={threshold}"
+        raise ValueError(f"give exactly one of ratio and threshold, got {given}")
+    check_value("select", select, Select)
+    if threshold is None:
+        check_value("ratio", ratio, Share)
+    else:
+        check("threshold", threshold, isfinite(threshold), "finite")
+        check("select", select, select != "random", "'high' or 'low' with a threshold")
     attention = attention.detach()
     score = attention.flatten(1)  # (N, K)
     inside = None if valid is None else valid.flatten(1)
@@ -120,31 +107,9 @@ def keep_mask(
     return (~hidden).to(attention.dtype).view(attention.shape)
 
 
-def check_selection(ratio: float | None, threshold: float | None, select: str) -> None:
-    """Nothing; for constructors, so that bad settings of `keep_mask` fail before the first step.
-
-    Raises:
-        ValueError: unless one of ratio and threshold is given, in range, and `select` known.
-    """
-    if (ratio is None) == (threshold is None):
-        raise ValueError(
-            f"give exactly one of ratio and threshold, got ratio={ratio}, threshold={threshold}"
-        )
-    if ratio is not None and not 0 <= ratio <= 1:
-        raise ValueError(f"ratio must be in 0..1, got {ratio}")
-    if threshold is not None and not isfinite(threshold):
-        raise ValueError(f"threshold must be finite, got {threshold}")
-    if select not in ("high", "low", "random"):
-        raise ValueError(f"select must be 'high', 'low' or 'random', got {select!r}")
-    if threshold is not None and select == "random":
-        raise ValueError("select='random' needs a ratio: a threshold cannot choose at random")
-
-
-def _check_attention(feature: Tensor, temperature: float) -> None:
-    if feature.dim() != 4:
-        raise ValueError(f"feature must have shape (N, C, H, W), got {tuple(feature.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+def _check_attention(feature: Tensor, temperature: Positive) -> None:
+    check("feature", tuple(feature.shape), feature.dim() == 4, "of shape (N, C, H, W)")
+    check_value("temperature", temperature, Positive)
 
 
 def _top(score: Tensor, ratio: float, inside: Tensor | None) -> Tensor:

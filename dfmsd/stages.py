@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from dfmsd.align import Context, alignment_loss, match_levels
+from dfmsd.align import alignment_loss, match_levels
+from dfmsd.context import Context
 from dfmsd.detectors.checkpoints import CheckpointError, state_dict_diff
 from dfmsd.detectors.features import strided_levels, to_levels
 from dfmsd.distill import Distiller
@@ -107,7 +108,7 @@ class Anchored(nn.Module):
         with torch.no_grad():
             before, losses = to_levels(self.before.eval()(context.images)), []
         for stride, feature in student.items():
-            valid = context.valid(feature) if context.padded else None
+            valid = context.padding_mask(feature)
             losses.append(alignment_loss(feature, before[self.names[stride]], valid))
         return self.method(student, teacher, context) | {"anchor": torch.stack(losses).mean()}
 

@@ -10,13 +10,13 @@ import torch
 from test_loss import batch
 from torch import nn
 
-from dfmsd.align import Context, alignment_loss
+from dfmsd.align import alignment_loss, channel_divergence
 from dfmsd.baselines import AMD, CWD, DMKD, FGD, MGD, PKD, FitNet, NormCWD, ScoreL2
 from dfmsd.baselines.base import CHANNELS, ONE_STAGE_CELLS
 from dfmsd.baselines.fgd import GlobalContext, box_masks
 from dfmsd.baselines.mgd import bernoulli_keep
 from dfmsd.baselines.pkd import standard_score
-from dfmsd.divergence import channel_divergence
+from dfmsd.context import Context
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-9}
 

@@ -11,7 +11,7 @@ from tiny import tiny_detector, tiny_images
 from torch import nn
 from torchvision.models import detection
 
-from dfmsd.align import Context
+from dfmsd.context import Context
 from dfmsd.detectors.features import capture_features, feature_channels
 from dfmsd.distill import Distiller, renormalise
 from dfmsd.loss import DFMSDLoss

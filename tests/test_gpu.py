@@ -18,8 +18,8 @@ import torch
 from accelerate.state import AcceleratorState
 from tiny import tiny_detector, tiny_images
 
-from dfmsd.align import Context
 from dfmsd.baselines import BASELINES
+from dfmsd.context import Context
 from dfmsd.data import batches as loading
 from dfmsd.detectors.features import feature_channels
 from dfmsd.distill import Distiller

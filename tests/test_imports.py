@@ -16,23 +16,31 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "dfmsd"
 LONGEST_FILE = 260
 
-METHOD = {"masking", "enhance", "align", "divergence", "generate", "loss"}
+METHOD = {"ranges", "context", "masking", "enhance", "align", "generate", "loss"}
 
 # Room (a file or folder of `ls dfmsd`) -> what it may import of dfmsd: rooms, or files of a room.
 TABLE: dict[str, set[str]] = {
     "__init__": set(),
-    "masking": set(),
-    "enhance": set(),
-    "align": set(),
-    "divergence": set(),
-    "generate": {"align"},
-    "loss": {"masking", "enhance", "align", "divergence", "generate"},
+    "ranges": set(),
+    "context": {"ranges"},
+    "masking": {"context", "ranges"},
+    "enhance": {"context", "ranges"},
+    "align": {"context", "ranges"},
+    "generate": {"context", "ranges"},
+    "loss": METHOD - {"loss"},
     "baselines": METHOD,
     "detectors": set(),
     "data": set(),
     "training": {"detectors.checkpoints", "detectors.features"},
-    "distill": {"align", "detectors.features"},
-    "stages": {"align", "distill", "training", "detectors.checkpoints", "detectors.features"},
+    "distill": {"context", "detectors.features"},
+    "stages": {
+        "align",
+        "context",
+        "distill",
+        "training",
+        "detectors.checkpoints",
+        "detectors.features",
+    },
     "viz": set(),
     "widgets": METHOD | {"detectors.features", "data.images", "viz"},
     "experiments": METHOD

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from dfmsd.align import Context, alignment_loss
+from dfmsd.align import alignment_loss
+from dfmsd.context import Context
 from dfmsd.enhance import frequency_energy
 from dfmsd.loss import DFMSDLoss
 
@@ -183,31 +183,6 @@ def test_runs(size, n, ratio, form):
         assert all(s.grad.isfinite().all() for s in b.s.values())
 
 
-def test_gradient_reaches_every_part_but_the_teacher():
-    b = batch(student=3, teacher=4)
-    loss = DFMSDLoss(*b.channels)
-    sum(loss(b.s, b.t, b.context).values()).backward()
-    assert all(t.grad is None for t in b.t.values())
-    assert all(s.grad.abs().sum() > 0 for s in b.s.values())
-    for name, parameter in loss.named_parameters():
-        # the alignment does not see the adapter's bias, and standardising takes it away
-        if not (name.startswith("adapters") and name.endswith("bias")):
-            assert parameter.grad.abs().sum() > 0, name
-    assert sum("mix" in name for name, _ in loss.named_parameters()) == 2
-
-
-def test_gradcheck():
-    b = batch(size=(24, 16), strides=(8,), student=2, teacher=2, sizes=[(24, 16), (20, 8)])
-    torch.manual_seed(0)
-    loss = DFMSDLoss(*b.channels, generator_width=1.0).double()
-    teacher = {8: b.t[8].double()}
-
-    def total(student):
-        return sum(loss({8: student}, teacher, b.context).values())
-
-    assert torch.autograd.gradcheck(total, b.s[8].detach().double().requires_grad_())
-
-
 @pytest.mark.parametrize("form", ["standardised", "raw"])
 def test_padding_does_not_change_anything_when_there_is_no_student_in_it(form):
     """An image alone, and the same image in a larger batch with junk in the padding."""
@@ -256,22 +231,6 @@ def test_energy_in_boxes_takes_candidates_before_targets():
         loss(b.s, b.t, Context(b.context.images, b.context.sizes))
 
 
-def test_levels_pair_by_stride_or_index():
-    student, teacher = batch(strides=(8, 16, 32), student=3), batch(strides=(4, 8, 16), teacher=5)
-    loss = DFMSDLoss(student.channels[0], teacher.channels[1])
-    assert set(loss.adapters) == {"8", "16"}
-    assert set(loss.levels(student.s, teacher.t, student.context)) == {8, 16}
-    by_index = DFMSDLoss(student.channels[0], teacher.channels[1], match="index")
-    levels = by_index.levels(student.s, teacher.t, student.context)
-    assert {s: tuple(p.teacher.shape) for s, p in levels.items()} == {
-        8: (2, 5, 12, 8),
-        16: (2, 5, 6, 4),
-        32: (2, 5, 3, 2),
-    }
-    with pytest.raises(ValueError, match="student"):
-        loss({8: student.s[8]}, teacher.t, student.context)
-
-
 def test_state_dict_goes_round_and_random_masks_follow_the_global_seed():
     b = batch(student=3)
     first, second = (DFMSDLoss(*b.channels, select="random") for _ in range(2))
@@ -283,59 +242,12 @@ def test_state_dict_goes_round_and_random_masks_follow_the_global_seed():
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_losses_stay_float32_under_autocast():
-    b = batch(student=3, teacher=8)
-    loss = DFMSDLoss(*b.channels)
-    full = loss(b.s, b.t, b.context)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = loss({s: x.bfloat16() for s, x in b.s.items()}, b.t, b.context)
-    for name, value in half.items():
-        assert value.dtype == torch.float32
-        torch.testing.assert_close(value, full[name], rtol=0.03, atol=0.03)
-    sum(half.values()).backward()
-    assert all(s.grad.isfinite().all() for s in b.s.values())
-
-
-def test_it_learns():
-    b = batch(student=3)
-    torch.manual_seed(0)
-    loss = DFMSDLoss(*b.channels)
-    optimiser = torch.optim.Adam([*loss.parameters(), *b.s.values()], lr=0.02)
-    totals = []
-    for _ in range(60):
-        total = sum(loss.weights[k] * v for k, v in loss(b.s, b.t, b.context).items())
-        optimiser.zero_grad()
-        total.backward()
-        optimiser.step()
-        totals.append(total.item())
-    assert totals[-1] < 0.3 * totals[0]
-    assert isinstance(loss, nn.Module)
-
-
 @pytest.mark.parametrize(
-    ("name", "bad"),
-    [
-        ("ratio", {"ratio_spatial": 1.2}),
-        ("ratio", {"ratio_channel": -0.1}),
-        ("temperature", {"temperature": 0}),
-        ("select", {"select": "top"}),
-        ("attention_on", {"attention_on": "both"}),
-        ("target", {"target": "z"}),
-        ("share", {"fusion": 1.5}),
-        ("share", {"fusion": "mean"}),
-        ("cutoff", {"cutoff": 0}),
-        ("strength", {"strength": -1}),
-        ("regions", {"regions": "rois"}),
-        ("kind", {"adapter": "mlp"}),
-        ("generator_width", {"generator_width": 0}),
-        ("match", {"match": "name"}),
-        ("reconstruction_weight", {"reconstruction_weight": -1}),
-        ("weights", {"spatial": False, "channel": False, "alignment_weight": 0}),
-    ],
+    "bad", [{"spatial": False, "channel": False}, {"reconstruction_weight": 0}]
 )
-def test_refuses(name, bad):
-    with pytest.raises(ValueError, match=name):
-        DFMSDLoss({8: 4}, {8: 4}, **bad)
+def test_refuses_when_every_term_is_off(bad):
+    with pytest.raises(ValueError, match="weights must be above 0"):
+        DFMSDLoss({8: 4}, {8: 4}, alignment_weight=0, **bad)
 
 
 def test_refuses_identity_between_other_counts_and_pyramids_without_a_common_level():

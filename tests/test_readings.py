@@ -16,11 +16,11 @@ from test_stages import STEPS, go, plan, same
 from tiny import Line, TinyBatches, tiny_detector, tiny_images
 
 from dfmsd import stages as module
-from dfmsd.align import Context, alignment_loss
+from dfmsd.align import alignment_loss, channel_divergence
 from dfmsd.baselines import FitNet
+from dfmsd.context import Context
 from dfmsd.detectors.features import capture_features, feature_channels
 from dfmsd.distill import Distiller
-from dfmsd.divergence import channel_divergence
 from dfmsd.experiments.build import FITTED, arm_stages
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.settings import SettingsError

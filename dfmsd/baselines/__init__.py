@@ -11,12 +11,11 @@ from __future__ import annotations
 from torch import nn
 
 from dfmsd.baselines.amd import AMD
-from dfmsd.baselines.cwd import CWD
+from dfmsd.baselines.cwd import CWD, NormCWD
 from dfmsd.baselines.dmkd import DMKD
 from dfmsd.baselines.fgd import FGD
 from dfmsd.baselines.fitnet import FitNet
 from dfmsd.baselines.mgd import MGD
-from dfmsd.baselines.norm_cwd import NormCWD
 from dfmsd.baselines.pkd import PKD
 from dfmsd.baselines.pseudo_labels import PseudoLabels
 from dfmsd.baselines.score_l2 import ScoreL2

@@ -7,9 +7,10 @@ from math import ceil
 
 from torch import Tensor, nn
 
-from dfmsd.align import Fit, Match, check
-from dfmsd.baselines.base import MGD_WEIGHT, Level, Masked
-from dfmsd.masking import Select, check_selection, keep_mask, spatial_attention
+from dfmsd.baselines.base import Level, Masked
+from dfmsd.context import mean_of_cells
+from dfmsd.masking import Select, keep_mask, spatial_attention
+from dfmsd.ranges import Positive, Share
 
 
 class AMD(Masked):
@@ -20,7 +21,7 @@ class AMD(Masked):
     of chance, and that "a simple and efficient module" makes the student's channels adaptive.
     Choice: everything else. The attention is FGD's, of the raw teacher; the most attended share is
     hidden, an exact count; the module is a squeeze-and-excitation gate on the adapted student,
-    before masking; generators and weight are MGD's.
+    before masking; generators and weight are MGD's, see `Masked`.
 
     With select="random" and gate=False it is `MGD` with mask="count" and over="levels".
 
@@ -30,30 +31,17 @@ class AMD(Masked):
             global generator).
         temperature: of the attention, > 0.
         gate: rescale the student's channels, see `ChannelGate`.
-        generator_width: of the generators as a fraction of C_t, rounded up, > 0.
-        weight: on the mean squared error, > 0.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        ratio: float = 0.5,
-        select: Select = "high",
-        temperature: float = 0.5,
-        gate: bool = True,
-        generator_width: float = 1.0,
-        adapter: Fit = "conv",
-        match: Match = "stride",
-        weight: float = MGD_WEIGHT,
-    ) -> None:
-        sides = (student_channels, teacher_channels, adapter, match)
-        super().__init__(*sides, weight, generator_width, channel=False)
-        check_selection(ratio, None, select)
-        check("temperature", temperature, temperature > 0, "more than 0")
-        self.ratio, self.select, self.temperature = ratio, select, temperature
-        gated = self.channels.items() if gate else ()
+    ratio: Share = 0.5
+    select: Select = "high"
+    temperature: Positive = 0.5
+    gate: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the settings, build the modules."""
+        super().__post_init__()
+        gated = self.channels.items() if self.gate else ()
         self.gates = nn.ModuleDict({key: ChannelGate(count) for key, count in gated})
 
     def compare(self, level: Level) -> dict[str, Tensor]:
@@ -84,9 +72,4 @@ class ChannelGate(nn.Module):
 
     def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
         """The rescaled feature, (N, C, H, W); `valid` (N, 1, H, W) bool, None means everywhere."""
-        if valid is None:
-            mean = feature.mean((2, 3), keepdim=True)
-        else:
-            count = valid.sum((2, 3), keepdim=True).clamp_min(1)
-            mean = (feature * valid).sum((2, 3), keepdim=True) / count
-        return feature * self.block(mean)
+        return feature * self.block(mean_of_cells(feature, valid))

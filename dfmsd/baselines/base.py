@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import ceil
 
 import torch
 from torch import Tensor, nn
 
-from dfmsd.align import (
-    Adapter,
-    Context,
-    Fit,
-    Match,
-    check,
-    match_levels,
-    pair_strides,
-    positive_weights,
-    widen,
-)
+from dfmsd.align import Adapter, Fit, Match, match_levels, pair_strides
+from dfmsd.context import Context, widen
 from dfmsd.generate import DualGenerator, reconstruction_loss
+from dfmsd.ranges import NotNegative, Positive, check_fields, positive_weights
 
 # Published sums are turned into means at this size: 256 channels, 800 x 1216 pixels.
 ONE_STAGE_CELLS = 100 * 152 + 50 * 76 + 25 * 38 + 13 * 19 + 7 * 10  # P3–P7
@@ -55,47 +47,58 @@ class Level:
         return self.valid.sum() * float(self.teacher.shape[1])
 
 
+@dataclass(eq=False, repr=False)
 class Baseline(nn.Module):
     """The base of all baselines; a subclass says in `compare` what one level costs.
 
     Called with features by stride and a `Context`, it returns its terms, unweighted means over the
-    levels. `weights` holds the weights of the terms. No gradient reaches the teacher.
+    levels. `weights` holds the weights of the terms. No gradient reaches the teacher. The annotated
+    attributes of a subclass are its settings, keyword-only, and checked by their types.
 
     Args:
         student_channels, teacher_channels: stride → C.
         adapter: "conv", "identity" or "auto", see `dfmsd.align.Adapter`.
         match: "stride" or "index", see `dfmsd.align.pair_strides`.
-        weights: term → weight, ≥ 0; a term of weight 0 is off.
+        weight: on the method's only `term`, ≥ 0; a term of weight 0 is off.
 
     Raises:
         ValueError: when an argument is out of range, no level is in common, or every term or
             branch is off; so do the subclasses.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        adapter: Fit,
-        match: Match,
-        weights: dict[str, float],
-    ) -> None:
+    student_channels: dict[int, int]
+    teacher_channels: dict[int, int]
+    _: KW_ONLY
+    adapter: Fit = "conv"
+    match: Match = "stride"
+
+    def __init_subclass__(cls) -> None:
+        """Make the annotated attributes arguments, as `dataclass` does."""
+        super().__init_subclass__()
+        dataclass(cls, eq=False, repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the settings, build the modules."""
         super().__init__()
-        self.weights = positive_weights(**weights)
-        self.match = match
-        self.pairs = pair_strides(student_channels, teacher_channels, match)
+        check_fields(self)
+        self.weights = positive_weights(**self.term_weights())
+        self.pairs = pair_strides(self.student_channels, self.teacher_channels, self.match)
         self.adapters = nn.ModuleDict()
         self.channels: dict[str, int] = {}  # key of a level → C_t
         for stride, teacher_stride in self.pairs:
-            count = teacher_channels[teacher_stride]
-            self.adapters[str(stride)] = Adapter(student_channels[stride], count, adapter)
-            self.channels[str(stride)] = count
+            key, count = str(stride), self.teacher_channels[teacher_stride]
+            self.adapters[key] = Adapter(self.student_channels[stride], count, self.adapter)
+            self.channels[key] = count
+
+    def term_weights(self) -> dict[str, float]:
+        """Term → weight as it was set, also 0."""
+        return {self.term: self.weight}
 
     def compare(self, level: Level) -> dict[str, Tensor]:
         """Term → unweighted scalar of one level; terms that are off may be among them."""
         raise NotImplementedError
 
-    def share(self, term: str, level: Level) -> Tensor | None:
+    def level_share(self, term: str, level: Level) -> Tensor | None:
         """How much a level counts in the mean of a term; None: every level counts alike.
 
         The number of its elements turns a published sum over the pyramid into a mean: fine levels
@@ -111,18 +114,15 @@ class Baseline(nn.Module):
         Features are stride → (N, C, H, W), `context` is the batch behind them; levels that the
         method was not built for are ignored. ValueError when one it was built for is missing.
         """
-        matched = match_levels(student, teacher, self.match, pairs=self.pairs)
         levels = []
-        for stride, feature, goal in matched:
-            adapted, valid = self.adapters[str(stride)](feature), None
-            if context.padded:
-                valid = context.valid(goal)
+        for stride, feature, goal in match_levels(student, teacher, self.match, pairs=self.pairs):
+            adapted, valid = self.adapters[str(stride)](feature), context.padding_mask(goal)
             levels.append(Level(str(stride), widen(adapted), widen(goal.detach()), valid, context))
         losses = [self.compare(level) for level in levels]
         terms = {}
         for name in self.weights:
             values = torch.stack([loss[name] for loss in losses])
-            shares = [self.share(name, level) for level in levels]
+            shares = [self.level_share(name, level) for level in levels]
             if shares[0] is None:
                 terms[name] = values.mean()
             else:
@@ -139,26 +139,24 @@ class Masked(Baseline):
 
     Args:
         weight: on the mean squared error, > 0.
-        generator_width: of the generators as a fraction of C_t, rounded up, > 0.
-        branches: arguments of `DualGenerator`; one branch has the same names in the state dict.
+        generator_width: of the generators as a fraction of C_t, rounded up, > 0; published: 1.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        adapter: Fit,
-        match: Match,
-        weight: float,
-        generator_width: float,
-        **branches: bool | float | str,
-    ) -> None:
-        sides = (student_channels, teacher_channels, adapter, match)
-        super().__init__(*sides, {"reconstruction": weight})
-        check("generator_width", generator_width, generator_width > 0, "more than 0")
+    term = "reconstruction"
+    generator_width: Positive = 1.0
+    weight: NotNegative = MGD_WEIGHT
+
+    def __post_init__(self) -> None:
+        """Check the settings, build the modules."""
+        super().__post_init__()
         self.generators = nn.ModuleDict()
         for key, count in self.channels.items():
-            self.generators[key] = DualGenerator(count, ceil(generator_width * count), **branches)
+            width = ceil(self.generator_width * count)
+            self.generators[key] = DualGenerator(count, width, **self.branches())
+
+    def branches(self) -> dict[str, bool | float | str]:
+        """Arguments of `DualGenerator`; one branch has the same names in the state dict."""
+        return {"channel": False}
 
     def compare(self, level: Level) -> dict[str, Tensor]:
         """{"reconstruction": unweighted scalar} of one level."""

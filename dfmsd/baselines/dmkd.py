@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-from dfmsd.align import Fit, Match, check
-from dfmsd.baselines.base import MGD_WEIGHT, Keeps, Masked
-from dfmsd.masking import Select, channel_attention, check_selection, keep_mask, spatial_attention
+from dfmsd.baselines.base import Keeps, Masked
+from dfmsd.generate import Mix
+from dfmsd.masking import Select, channel_attention, keep_mask, spatial_attention
+from dfmsd.ranges import Positive, Share
 
 
 class DMKD(Masked):
@@ -19,7 +18,7 @@ class DMKD(Masked):
     hiding channels, each guided by attention, and a "self-adjustable weighting strategy" that fuses
     what they rebuild. Choice: everything else. The attentions are FGD's, of the raw teacher; the
     most attended share is hidden, an exact count; the share of the spatial branch is one learned
-    number in 0..1 per level; generators and weight are MGD's.
+    number in 0..1 per level; generators and weight are MGD's, see `Masked`.
 
     With channel=False it is `AMD` without gate, and with share=1 so too (the channel branch is then
     computed and not used). `DFMSDLoss` with strength=0, alignment_weight=0, target="raw",
@@ -32,33 +31,18 @@ class DMKD(Masked):
             global generator, cells before channels).
         temperature: of both attentions, > 0.
         share: of the spatial branch, 0..1, or "learned" per level, starting at a half.
-        generator_width: of the generators as a fraction of C_t, rounded up, > 0.
-        weight: on the mean squared error, > 0.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        spatial: bool = True,
-        channel: bool = True,
-        ratio: float = 0.5,
-        select: Select = "high",
-        temperature: float = 0.5,
-        share: Literal["learned"] | float = "learned",
-        generator_width: float = 1.0,
-        adapter: Fit = "conv",
-        match: Match = "stride",
-        weight: float = MGD_WEIGHT,
-    ) -> None:
-        branches = {"spatial": spatial, "channel": channel, "share": share}
-        sides = (student_channels, teacher_channels, adapter, match)
-        super().__init__(*sides, weight, generator_width, **branches)
-        check_selection(ratio, None, select)
-        check("temperature", temperature, temperature > 0, "more than 0")
-        self.spatial, self.channel, self.ratio = spatial, channel, ratio
-        self.select, self.temperature = select, temperature
+    spatial: bool = True
+    channel: bool = True
+    ratio: Share = 0.5
+    select: Select = "high"
+    temperature: Positive = 0.5
+    share: Mix = "learned"
+
+    def branches(self) -> dict[str, bool | float | str]:
+        """See `Masked.branches`."""
+        return {"spatial": self.spatial, "channel": self.channel, "share": self.share}
 
     def keeps(self, teacher: Tensor, valid: Tensor | None = None) -> Keeps:
         """See `Masked.keeps`."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 from torch import Tensor, nn
 
-from dfmsd.align import Context, Fit, Match, check, mean_over, mean_squared_error
 from dfmsd.baselines.base import CHANNELS, ONE_STAGE_CELLS, Baseline, Level
+from dfmsd.context import Context, mean_over, mean_squared_error, softmax_input
 from dfmsd.masking import channel_attention, spatial_attention
+from dfmsd.ranges import NotNegative, Positive, check
 
 LEVELS = 5  # P3–P7
 
@@ -36,36 +39,27 @@ class FGD(Baseline):
             there is no `GlobalContext`.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        temperature: float = 0.5,
-        adapter: Fit = "conv",
-        match: Match = "stride",
-        foreground_weight: float = 1e-3 * CHANNELS * LEVELS,
-        background_weight: float = 5e-4 * CHANNELS * LEVELS,
-        attention_spatial_weight: float = 5e-4 * ONE_STAGE_CELLS,
-        attention_channel_weight: float = 5e-4 * CHANNELS * LEVELS,
-        relation_weight: float = 5e-6 * CHANNELS * ONE_STAGE_CELLS,
-    ) -> None:
-        weights = {
-            "foreground": foreground_weight,
-            "background": background_weight,
-            "attention_spatial": attention_spatial_weight,
-            "attention_channel": attention_channel_weight,
-            "relation": relation_weight,
-        }
-        super().__init__(student_channels, teacher_channels, adapter, match, weights)
-        check("temperature", temperature, temperature > 0, "more than 0")
-        self.temperature = temperature
+    temperature: Positive = 0.5
+    foreground_weight: NotNegative = 1e-3 * CHANNELS * LEVELS
+    background_weight: NotNegative = 5e-4 * CHANNELS * LEVELS
+    attention_spatial_weight: NotNegative = 5e-4 * ONE_STAGE_CELLS
+    attention_channel_weight: NotNegative = 5e-4 * CHANNELS * LEVELS
+    relation_weight: NotNegative = 5e-6 * CHANNELS * ONE_STAGE_CELLS
+
+    def __post_init__(self) -> None:
+        """Check the settings, build the modules."""
+        super().__post_init__()
         channels = self.channels.items() if "relation" in self.weights else ()
         self.student_context = nn.ModuleDict({key: GlobalContext(c) for key, c in channels})
         self.teacher_context = nn.ModuleDict({key: GlobalContext(c) for key, c in channels})
 
-    def share(self, term: str, level: Level) -> Tensor | None:
-        """See `Baseline.share`: two terms are means over the whole pyramid."""
+    def term_weights(self) -> dict[str, float]:
+        """See `Baseline.term_weights`."""
+        names = [field.name for field in fields(self) if field.name.endswith("_weight")]
+        return {name.removesuffix("_weight"): getattr(self, name) for name in names}
+
+    def level_share(self, term: str, level: Level) -> Tensor | None:
+        """See `Baseline.level_share`: two terms are means over the whole pyramid."""
         per_cell = {"attention_spatial": level.teacher.shape[1], "relation": 1}.get(term)
         return None if per_cell is None else level.elements / per_cell
 
@@ -166,8 +160,6 @@ class GlobalContext(nn.Module):
 
     def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
         """The feature with its context, (N, C, H, W); `valid` (N, 1, H, W) bool or None."""
-        score = self.where(feature)
-        if valid is not None:
-            score = score.masked_fill(~valid, torch.finfo(score.dtype).min)
+        score = softmax_input(self.where(feature), valid)
         share = score.flatten(1).softmax(1).view_as(score)  # (N, 1, H, W)
         return feature + self.add((feature * share).sum((2, 3), keepdim=True))

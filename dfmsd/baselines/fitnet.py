@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dfmsd.align import Fit, Match, mean_squared_error
 from dfmsd.baselines.base import Baseline, Level
+from dfmsd.context import mean_squared_error
+from dfmsd.ranges import NotNegative
 
 
 class FitNet(Baseline):
@@ -17,16 +18,8 @@ class FitNet(Baseline):
     weight is that of the sum times the number of levels: 25 for a RetinaNet with five.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        adapter: Fit = "conv",
-        match: Match = "stride",
-        weight: float = 5.0 * 5,
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, adapter, match, {"imitation": weight})
+    term = "imitation"
+    weight: NotNegative = 5.0 * 5
 
     def compare(self, level: Level) -> dict[str, Tensor]:
         """{"imitation": unweighted scalar} of one level."""

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dfmsd.align import Fit, Match, check
-from dfmsd.baselines.base import MGD_WEIGHT, Level, Masked
+from dfmsd.baselines.base import Level, Masked
 from dfmsd.masking import keep_mask
+from dfmsd.ranges import Share, check_value
 
 
 class MGD(Masked):
@@ -31,32 +31,14 @@ class MGD(Masked):
             `round(ratio · valid cells)` of each image, from the same draws.
         over: mean over all "elements" of the pyramid, as published, or over "levels" of each
             level's mean.
-        generator_width: of the generators as a fraction of C_t, rounded up, > 0; published: 1.
-        weight: on the mean squared error, > 0.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        ratio: float = 0.65,
-        mask: Literal["bernoulli", "count"] = "bernoulli",
-        over: Literal["elements", "levels"] = "elements",
-        generator_width: float = 1.0,
-        adapter: Fit = "conv",
-        match: Match = "stride",
-        weight: float = MGD_WEIGHT,
-    ) -> None:
-        sides = (student_channels, teacher_channels, adapter, match)
-        super().__init__(*sides, weight, generator_width, channel=False)
-        check("ratio", ratio, 0 <= ratio <= 1, "in 0..1")
-        check("mask", mask, mask in ("bernoulli", "count"), "'bernoulli' or 'count'")
-        check("over", over, over in ("elements", "levels"), "'elements' or 'levels'")
-        self.ratio, self.mask, self.over = ratio, mask, over
+    ratio: Share = 0.65
+    mask: Literal["bernoulli", "count"] = "bernoulli"
+    over: Literal["elements", "levels"] = "elements"
 
-    def share(self, term: str, level: Level) -> Tensor | None:
-        """See `Baseline.share`."""
+    def level_share(self, term: str, level: Level) -> Tensor | None:
+        """See `Baseline.level_share`."""
         return level.elements if self.over == "elements" else None
 
     def keep(self, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -70,7 +52,7 @@ class MGD(Masked):
 def bernoulli_keep(
     cells: Tensor,
     *,
-    ratio: float,
+    ratio: Share,
     valid: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -84,6 +66,7 @@ def bernoulli_keep(
         valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
         generator: source of the random draw; None takes torch's global one.
     """
+    check_value("ratio", ratio, Share)
     source = cells.device if generator is None else generator.device
     draw = torch.rand(cells.shape, generator=generator, device=source).to(cells.device)
     hidden = draw > 1 - ratio

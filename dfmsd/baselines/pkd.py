@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dfmsd.align import Fit, Match, mean_squared_error
+from dfmsd.align import Fit
 from dfmsd.baselines.base import Baseline, Level
+from dfmsd.context import mean_squared_error
+from dfmsd.ranges import NotNegative
 
 
 class PKD(Baseline):
@@ -22,16 +24,9 @@ class PKD(Baseline):
     `alignment_loss` is the same but for population statistics and where its `eps` stands.
     """
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        adapter: Fit = "auto",
-        match: Match = "stride",
-        weight: float = 10.0 * 4,
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, adapter, match, {"alignment": weight})
+    term = "alignment"
+    adapter: Fit = "auto"
+    weight: NotNegative = 10.0 * 4
 
     def compare(self, level: Level) -> dict[str, Tensor]:
         """{"alignment": unweighted scalar} of one level."""

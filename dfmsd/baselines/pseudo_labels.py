@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dfmsd.align import check
+from dfmsd.ranges import Share, check_fields
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class PseudoLabels(nn.Module):
     """Distillation by boxes instead of features: `Distiller` asks it for the student's targets.
 
@@ -20,16 +22,16 @@ class PseudoLabels(nn.Module):
     Args:
         threshold: least score of a detection, 0..1.
         overlap: IoU with a true box, 0..1, above which a detection is dropped.
-
-    Raises:
-        ValueError: when an argument is out of range.
     """
 
-    def __init__(self, *, threshold: float = 0.7, overlap: float = 0.5) -> None:
+    threshold: Share = 0.7
+    overlap: Share = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
         super().__init__()
-        for name, value in (("threshold", threshold), ("overlap", overlap)):
-            check(name, value, 0 <= value <= 1, "in 0..1")
-        self.threshold, self.overlap, self.weights = threshold, overlap, {}
+        check_fields(self)
+        self.weights: dict[str, float] = {}
 
     @torch.no_grad()
     def targets(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dfmsd.align import Fit, Match, check, widen
 from dfmsd.baselines.base import Baseline, Level
+from dfmsd.context import widen
+from dfmsd.ranges import NotNegative, check
 
 
 class ScoreL2(Baseline):
@@ -24,16 +25,12 @@ class ScoreL2(Baseline):
 
     needs_scores = True  # `Distiller` then gives `Context.scores`
 
-    def __init__(
-        self,
-        student_channels: dict[int, int],
-        teacher_channels: dict[int, int],
-        *,
-        adapter: Fit = "conv",
-        match: Match = "stride",
-        weight: float = 6.0 * 3,
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, adapter, match, {"imitation": weight})
+    term = "imitation"
+    weight: NotNegative = 6.0 * 3
+
+    def __post_init__(self) -> None:
+        """Check the settings, build the modules."""
+        super().__post_init__()
         self.teacher_strides = {str(stride): other for stride, other in self.pairs}
         self.projections = nn.ModuleDict()
         for key, count in self.channels.items():

@@ -9,24 +9,27 @@ import ipywidgets as W
 
 from dfmsd.widgets.lab import CHOICES, STOPS
 
+LABELS = {"image": "picture", "detector": "detector", "stride": "level"}
+LABELS |= {"attention_on": "attention on", "temperature": "temperature τ", "ratio": "mask ratio"}
+LABELS |= {"select": "select", "cutoff": "cut-off ρ", "strength": "strength β"}
+LABELS |= {"regions": "energy in"}
 # width of a control and of its label, so that no label is cut
 _FORM = {"style": {"description_width": "105px"}, "layout": {"width": "330px"}}
 
 
 def make_controls(images: Collection[str], detectors: Collection[str]) -> dict[str, W.Widget]:
     """Name → control, in the order of the page; the level's options are still to come."""
-    return {
-        "image": _choice("picture", images),
-        "detector": _choice("detector", detectors),
-        "stride": _choice("level", ()),
-        "attention_on": _choice("attention on", CHOICES["attention_on"]),
-        "temperature": _slider("temperature τ", STOPS["temperature"]),
-        "ratio": _slider("mask ratio", STOPS["ratio"]),
-        "select": _choice("select", CHOICES["select"]),
-        "cutoff": _slider("cut-off ρ", STOPS["cutoff"]),
-        "strength": _slider("strength β", STOPS["strength"]),
-        "regions": _choice("energy in", CHOICES["regions"]),
-    }
+    offers = CHOICES | {"image": images, "detector": detectors, "stride": ()}
+    controls = {}
+    for name, label in LABELS.items():
+        if name in STOPS:
+            # A browser puts a float slider on its own steps and sends the rounded value back, which
+            # can come in after code has set the next one; the number of a stop needs no rounding.
+            kind, options = W.SelectionSlider, [(f"{stop:.2f}", stop) for stop in STOPS[name]]
+        else:
+            kind, options = W.Dropdown, tuple(offers[name])
+        controls[name] = kind(description=label, options=options, **_FORM)
+    return controls
 
 
 def path_field() -> W.Text:
@@ -47,14 +50,3 @@ def nearest_stop(control: W.Widget, value: Any) -> Any:
     if not isinstance(control, W.SelectionSlider):
         return value
     return min((stop for _, stop in control.options), key=lambda stop: abs(stop - value))
-
-
-def _slider(label: str, stops: Sequence[float]) -> W.SelectionSlider:
-    # A browser puts a float slider on its own steps and sends the rounded value back, which can
-    # come in after code has set the next one; the number of a stop needs no rounding.
-    options = [(f"{stop:.2f}", stop) for stop in stops]
-    return W.SelectionSlider(description=label, options=options, **_FORM)
-
-
-def _choice(label: str, options: Collection) -> W.Dropdown:
-    return W.Dropdown(description=label, options=tuple(options), **_FORM)

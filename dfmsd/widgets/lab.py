@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from inspect import signature
 from numbers import Real
 from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from dfmsd.align import Context, standardise
+from dfmsd.align import standardise
+from dfmsd.context import Context
 from dfmsd.detectors.features import capture_features, frozen_modes, strided_levels
 from dfmsd.enhance import high_frequency, pool_energy, region_energy, strengthen
 from dfmsd.loss import DFMSDLoss
@@ -32,10 +32,9 @@ STOPS = {
     "strength": [k / 2 for k in range(21)],
 }
 """Where each slider stops; code may also set values between the first and the last."""
-_TYPES = get_type_hints(DFMSDLoss.__init__)
+_TYPES = get_type_hints(DFMSDLoss)
 CHOICES = {name: get_args(_TYPES[name]) for name in ("select", "regions", "attention_on")}
 """What the other controls offer: everything that the loss can take."""
-_DEFAULTS = {name: setting.default for name, setting in signature(DFMSDLoss).parameters.items()}
 MOST_DETECTIONS = 30
 
 
@@ -54,13 +53,13 @@ class MaskSettings:
     """
 
     stride: int
-    temperature: float = _DEFAULTS["temperature"]
-    ratio: float = _DEFAULTS["ratio_spatial"]
-    select: str = _DEFAULTS["select"]
-    cutoff: float = _DEFAULTS["cutoff"]
-    strength: float = _DEFAULTS["strength"]
-    regions: str = _DEFAULTS["regions"]
-    attention_on: str = _DEFAULTS["attention_on"]
+    temperature: float = DFMSDLoss.temperature
+    ratio: float = DFMSDLoss.ratio_spatial
+    select: str = DFMSDLoss.select
+    cutoff: float = DFMSDLoss.cutoff
+    strength: float = DFMSDLoss.strength
+    regions: str = DFMSDLoss.regions
+    attention_on: str = DFMSDLoss.attention_on
 
     def __post_init__(self) -> None:
         """Check ranges and choices."""
@@ -134,7 +133,7 @@ def capture_scene(
     magnitude = {}
     for stride, (name, _) in levels.items():
         feature = captured.features[name].cpu()
-        valid = context.valid(feature) if context.padded else None
+        valid = context.padding_mask(feature)
         for form, values in (("raw", feature), ("standardised", standardise(feature, valid))):
             # the attention averages over channels first: of this mean it makes the same map
             magnitude[stride, form] = values.float().abs().mean(1, keepdim=True)
@@ -158,7 +157,7 @@ def mask_maps(scene: Scene, settings: MaskSettings) -> dict[str, Tensor]:
         strides = sorted({stride for stride, _ in scene.magnitude})
         raise LabError(f"stride must be one of {strides}, got {settings.stride!r}")
     magnitude, context = scene.magnitude[settings.stride, settings.attention_on], scene.context
-    valid = context.valid(magnitude) if context.padded else None
+    valid = context.padding_mask(magnitude)
     attention = spatial_attention(magnitude, temperature=settings.temperature, valid=valid)
     sizes = context.sizes if context.padded else None
     energy = pool_energy(scene.frequency(settings.cutoff), magnitude.shape[-2:], sizes=sizes)
