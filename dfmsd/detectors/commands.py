@@ -67,8 +67,7 @@ def import_torchvision(
     """
     from torchvision.models import get_model_weights
 
-    from dfmsd.detectors.pretrained import load_stock
-    from dfmsd.detectors.saved import save_detector
+    from dfmsd.detectors.saved import load_stock, save_detector
 
     model, line = load_stock(name, weights, prefix=prefix)
     published = get_model_weights(name).DEFAULT.meta

@@ -74,7 +74,7 @@ _RULES = {
     "strides": (None, [_SIDE, 8]),
     "extra": (None, "auto", "pool", "p6p7"),
     "fpn_channels": (None, _WIDTH),
-    "anchor_scale": (None, _FACTOR),
+    "anchor_scale": (None, Real(0, 100)),
     "head_channels": (None, range(1, 16385)),
     "head_convs": (None, range(1, 5)),
     "trunk_arguments": TRUNK,

@@ -54,9 +54,9 @@ def select(
     before = min(best, key=lambda name: "ema" in name.lower())
     taken = {n: v for n, v in values.items() if v is not None and n.startswith(before)}
     left = {n.removeprefix(before).split(".")[0]: None for n in values if n not in taken}
-    others = [name for name in best if name != before and not name.startswith(before)]
+    others = [name for name in best if not name.startswith(tuple({*best} - {name}) or "\n")]
     said = {"taken from": [before.rstrip(".")] if before else [], "left out": left}
-    said["--prefix would take"] = [name.rstrip(".") for name in others]
+    said["as complete is"] = [name.rstrip(".") for name in others if name != before]
     line = "; ".join(f"{word} {sample(names)}" for word, names in said.items() if names)
     return {name.removeprefix(before): value for name, value in taken.items()}, line
 

@@ -39,6 +39,8 @@ _RULES = {  # of a recipe; see `shapes.describe`
     "stages": [range(4), 4],
     "mean": [Real(-1000, 1000), 3],
     "std": [Real(1e-6, 1000), 3],
+    "extras": range(9),
+    "sources": [("input", "output"), 2],
     "extra": _EXTRA,
 }
 
