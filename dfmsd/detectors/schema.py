@@ -59,7 +59,9 @@ def _words(rule: Any) -> str:
         case Real():
             return f"a number from {rule.low:g} to {rule.high:g}"
         case type():
-            return "true or false" if rule is bool else f"text of at most {_LONGEST_TEXT} characters"
+            return (
+                "true or false" if rule is bool else f"text of at most {_LONGEST_TEXT} characters"
+            )
         case [inner, *most] if isinstance(rule, list):
             return f"at most {(most or [_LONGEST_LIST])[0]} of: {_words(inner)}"
         case tuple():

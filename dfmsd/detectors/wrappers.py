@@ -50,13 +50,13 @@ def select(
                 counts[".".join([*parts[:number], ""])] += 1
     if prefix and not counts:
         raise CheckpointError(f"prefix {prefix}: nothing wanted there, found {sample(values)}")
-    best = [name for name in counts if counts[name] == max(counts.values())] or [""]
+    most = max(counts.values(), default=0)
+    best = [name for name in counts if counts[name] == most] or [""]
     before = min(best, key=lambda name: "ema" in name.lower())
     taken = {n: v for n, v in values.items() if v is not None and n.startswith(before)}
     left = {n.removeprefix(before).split(".")[0]: None for n in values if n not in taken}
-    others = [name for name in best if not name.startswith(tuple({*best} - {name}) or "\n")]
     said = {"taken from": [before.rstrip(".")] if before else [], "left out": left}
-    said["as complete is"] = [name.rstrip(".") for name in others if name != before]
+    said["as complete is"] = [n.rstrip(".") for n in best if not n.startswith(before)][:1]
     line = "; ".join(f"{word} {sample(names)}" for word, names in said.items() if names)
     return {name.removeprefix(before): value for name, value in taken.items()}, line
 
