@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickletools
+import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterator, Mapping
@@ -118,7 +119,8 @@ def load_state(path: PathLike, *, inert: bool = False) -> dict[str, Any]:
         names = _names(path)
         if "builtins.bytearray" in names:  # torch would make one of any length
             raise CheckpointError("it asks for bytearray; only tensors, numbers and text are taken")
-        with torch.serialization.safe_globals([(Placeholder, n) for n in names if inert]):
+        stand_ins = torch.serialization.safe_globals([(Placeholder, n) for n in names if inert])
+        with stand_ins, warnings.catch_warnings(action="ignore"):  # torch's, of odd protocols
             state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             kinds = {Placeholder: "an object (a whole model?)"}
