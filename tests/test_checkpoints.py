@@ -140,13 +140,11 @@ def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "should-not-exist").exists()
 
 
-def test_values_that_are_no_tensors_are_refused(tmp_path):
-    torch.save({"a": torch.zeros(1), "epoch": 3}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="epoch"):
-        read_tensors(tmp_path / "w.pth")
-    torch.save([1], tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="expected a dict, found list"):
-        load_state(tmp_path / "w.pth")
+def test_a_file_without_a_dict_of_tensors_is_refused(tmp_path):
+    for content, message in (([1], "expected a dict, found list"), (net(), "a whole model")):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(CheckpointError, match=message):
+            load_weights(net(), tmp_path / "w.pth")
 
 
 def test_metadata_must_be_json(tmp_path):

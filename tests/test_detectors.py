@@ -222,7 +222,7 @@ def test_parameter_count():
     [
         ({"kind": "yolo"}, "kind='yolo'"),
         ({"num_classes": 0}, "num_classes=0"),
-        ({"detector_arguments": {"a": torch}}, "expected JSON"),
+        ({"detector_arguments": {"a": torch}}, "detector_arguments: unknown 'a'"),
         ({"image_size": 16}, "image_size=16"),
         ({"kind": "retinanet", "head_convs": 5}, "head_convs=5"),
         ({"kind": "fcos", "fpn_channels": 48}, "fpn_channels=48"),

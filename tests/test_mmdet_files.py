@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import types
+from typing import ClassVar
 
 import mmdet_reference as mm
 import numpy as np
@@ -252,17 +253,33 @@ class Evil:
 
 
 class Foreign:
-    """An object of the user's own code."""
+    """An object of the user's own code, which notes that it was made or filled."""
+
+    log: ClassVar[list[str]] = []
+
+    def __init__(self):
+        self.log.append("made")
+
+    def __setstate__(self, state):
+        self.log.append("filled")
 
 
 def test_code_in_a_file_is_not_run(tmp_path, swin, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for thing, named in ((Evil(), r"posix\.mkdir"), (Foreign(), r"test_mmdet_files\.Foreign")):
-        torch.save({"state_dict": swin, "meta": {"hook": thing}}, tmp_path / "swin.pth")
-        with pytest.raises(CheckpointError, match=rf"swin\.pth.*it asks for {named};") as caught:
-            load_mmdet(tmp_path / "swin.pth")
-        assert "\n" not in str(caught.value)
+    torch.save({"state_dict": swin, "meta": {"hook": Evil()}}, tmp_path / "swin.pth")
+    with pytest.raises(CheckpointError, match=r"swin\.pth.*it asks for posix\.mkdir;") as caught:
+        load_mmdet(tmp_path / "swin.pth")
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "should-not-exist").exists()
+
+
+def test_objects_of_other_code_are_left_out_and_not_made(tmp_path, swin):
+    content = {"state_dict": swin, "args": Foreign(), "epoch": 3}
+    torch.save(content, tmp_path / "swin.pth")
+    Foreign.log.clear()
+    report = load_mmdet(tmp_path / "swin.pth").report
+    assert report["file"] == "taken from state_dict; left out args, epoch"
+    assert Foreign.log == []
 
 
 # --- mistakes
@@ -309,7 +326,14 @@ MISTAKES = {
     ),
     "no pyramid": (lambda s: without(s, "neck."), r"keys backbone\.… and neck\.…, found backbone"),
     "nothing": (lambda s: {}, "found nothing"),
-    "other values": (lambda s: s | {"epoch": 3}, r"other values \['epoch'\]"),
+    "not finite": (
+        lambda s: s | {"backbone.norm3.bias": torch.full((64,), float("nan"))},
+        r"backbone\.norm3\.bias: 64 of 64 numbers are not finite",
+    ),
+    "too large": (
+        lambda s: s | {"backbone.patch_embed.projection.weight": torch.zeros(4096, 3, 4, 4)},
+        r"takes 8 channels, the trunk's stages have \[4096",
+    ),
 }
 
 
@@ -337,7 +361,7 @@ def test_other_files_are_refused(tmp_path, swin):
     with pytest.raises(CheckpointError, match=r"of torchvision.*import-torchvision NAME"):
         load_mmdet(tmp_path / "stock.pth")
     torch.save({"model": {"layers.0.x": torch.zeros(1)}}, tmp_path / "classifier.pth")
-    with pytest.raises(CheckpointError, match="found layers"):
+    with pytest.raises(CheckpointError, match=r"found model\.layers"):
         load_mmdet(tmp_path / "classifier.pth")
 
 

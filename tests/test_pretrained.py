@@ -148,4 +148,5 @@ def test_mistakes_with_torchvisions_detectors(capsys, hub, tmp_path):
     assert line.startswith(f"dfmsd: torchvision:{name}: not to be had from the hub (")
     assert not out.exists()
     line = refused(capsys, "import-torchvision", "retinanet_r50")
-    assert "nearest are ['retinanet_resnet50_fpn" in line
+    assert "name='retinanet_r50': expected" in line
+    assert "retinanet_resnet50_fpn" in line

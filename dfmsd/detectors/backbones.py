@@ -15,8 +15,11 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FeaturePyramidNetwork, Permute
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from dfmsd.detectors.errors import printable
 from dfmsd.detectors.features import frozen_modes
 from dfmsd.detectors.pretrained import load_trunk
+from dfmsd.detectors.recipe import TRUNK
+from dfmsd.detectors.schema import check
 
 _PROBE = 256  # pixels
 Body = tuple[nn.Module, list[int]]  # a trunk that gives maps "0", "1", ..., and their channels
@@ -106,8 +109,7 @@ def _select(levels: Mapping[int, Any], strides: Sequence[int], trunk: str) -> di
 def _swin(arguments: Mapping[str, Any]) -> SwinTransformer:
     settings = {"patch_size": [4, 4], "stochastic_depth_prob": 0.05, **arguments}
     stem = settings.pop("stem", "patch")
-    if stem not in ("patch", "conv"):
-        raise ValueError(f"stem={stem!r}: expected 'patch' or 'conv'")
+    check(stem, TRUNK["stem"], "stem")
     window = settings.get("window_size", 6)
     settings["window_size"] = [window] * 2 if isinstance(window, int) else window
     model = SwinTransformer(**settings)
@@ -176,7 +178,11 @@ def build_backbone(
         raise ValueError(f"extra={extra!r}: expected 'pool', 'p6p7' or None")
     p6p7 = LastLevelP6P7(channels, channels) if extra == "p6p7" else None
     block = LastLevelMaxPool() if extra == "pool" else p6p7
-    body, widths = _body(trunk, strides, trunk_arguments or {})
+    try:
+        body, widths = _body(trunk, strides, trunk_arguments or {})
+    except (TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError) as error:
+        built = f"trunk {trunk!r} cannot be built from trunk_arguments={trunk_arguments}"
+        raise ValueError(f"{built} ({printable(error)})") from error
     fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=block)
     if weights is not None:
         load_trunk(getattr(body, "features", body), weights, trunk)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,7 +17,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import MultiScaleRoIAlign
 
 from dfmsd.detectors.backbones import build_backbone, measure_children
-from dfmsd.detectors.recipe import BIG, Recipe, anchor_sizes
+from dfmsd.detectors.recipe import BIG, DETECTOR, Recipe, anchor_sizes
+from dfmsd.detectors.schema import check
 
 
 class KeepSizeTransform(detection.transform.GeneralizedRCNNTransform):
@@ -121,10 +121,8 @@ def stock_detector(name: str, **arguments: Any) -> nn.Module:
 
     `arguments` are torchvision's; its `num_classes` counts the background. Raises ValueError.
     """
-    names = torchvision.models.list_models(detection)
-    if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names
-        raise ValueError(f"name={name!r}: no detector of torchvision; nearest are {nearest}")
+    check(name, tuple(torchvision.models.list_models(detection)), "name")
+    check(arguments, DETECTOR, name)
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **arguments)
     model.recipe = {"stock": name, **arguments}
     return model

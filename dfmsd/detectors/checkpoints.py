@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import pickle
-import re
+import pickletools
+import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,33 +19,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-PathLike = str | os.PathLike[str]
+from dfmsd.detectors.errors import CheckpointError, PathLike, one_line_errors
+from dfmsd.detectors.wrappers import flatten, sample, select
+
 _METADATA = "dfmsd"  # the one safetensors metadata key, holding JSON
+_LONGEST = 10**6  # characters of it
 _STATISTICS = ("running_mean", "running_var")
-_TORCH_SAVE = (".pth", ".pt", ".bin", ".tar")
-_UNREADABLE = (RuntimeError, OSError, EOFError, ValueError)
-_UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile, safetensors.SafetensorError)
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be read, or whose tensors do not fit the model."""
-
-
-@contextmanager
-def one_line_errors(path: PathLike, failure: str) -> Iterator[None]:
-    """Context in which an error is a CheckpointError of one line, "`path`: `failure` (reason)"."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    except _UNREADABLE as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if code:
-            reason = f"it asks for {code[1]}; only tensors, numbers and text are taken"
-        raise CheckpointError(f"{path}: {failure} ({reason})") from error
 
 
 @contextmanager
@@ -104,51 +85,100 @@ class Placeholder:
         """Take whatever state the file holds."""
 
 
-def load_state(path: PathLike, *, ignored: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The dict in a `torch.save` file, on the CPU; nothing of the file is run.
+def _names(path: PathLike) -> list[str]:
+    """Dotted names of all that a `torch.save` file asks for; ValueError when it is damaged.
 
-    `ignored` are dotted names of classes and functions whose objects come back as `Placeholder`;
-    any other that is not plain data is refused. Raises CheckpointError when the file is absent, cut
-    short, asks for code, or holds no dict.
+    `torch.load` looks neither at the sums nor at what an archive unpacks to (torch packs nothing).
     """
-    with one_line_errors(path, "not a readable state"):
-        if zipfile.is_zipfile(path):  # `torch.load` does not look at the sums
+    with open(path, "rb") as file:
+        pickles: list[BinaryIO] = [file] * 4  # before torch 1.6 a file was several in a row
+        if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                    raise ValueError("it unpacks to more than its size")
                 if damaged := archive.testzip():
                     raise ValueError(f"{damaged} is damaged")
-        with torch.serialization.safe_globals([(Placeholder, name) for name in ignored]):
+                parts = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+                pickles = [io.BytesIO(archive.read(name)) for name in parts]
+        codes = (code for part in pickles for code in pickletools.genops(part))
+        pairs = {tuple(text.split(" ", 1)) for code, text, _ in codes if code.name == "GLOBAL"}
+    # protocol 2 says what Python 2 called them
+    new = (
+        NAME_MAPPING.get(pair, (IMPORT_MAPPING.get(pair[0], pair[0]), pair[1])) for pair in pairs
+    )
+    return [".".join(pair) for pair in new]
+
+
+def load_state(path: PathLike, *, inert: bool = False) -> dict[str, Any]:
+    """The dict in a `torch.save` file, on the CPU; nothing of the file is run.
+
+    With `inert` an object of any class comes back as a `Placeholder`, else it is refused. Raises
+    CheckpointError when the file is absent, damaged, asks for code, or holds no dict.
+    """
+    with one_line_errors(path, "not a readable state"):
+        names = _names(path)
+        if "builtins.bytearray" in names:  # torch would make one of any length
+            raise CheckpointError("it asks for bytearray; only tensors, numbers and text are taken")
+        stand_ins = torch.serialization.safe_globals([(Placeholder, n) for n in names if inert])
+        with stand_ins, warnings.catch_warnings(action="ignore"):  # torch's, of odd protocols
             state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
-            raise CheckpointError(f"expected a dict, found {type(state).__name__}")
+            kinds = {Placeholder: "an object (a whole model?)"}
+            found = kinds.get(type(state), type(state).__name__)
+            raise CheckpointError(f"expected a dict, found {found}; save model.state_dict()")
     return state
 
 
-def unwrap_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors in {"state_dict": ...}, {"model": ...} or `state` itself, or CheckpointError."""
-    for key in ("state_dict", "model"):
-        state = state[key] if isinstance(state.get(key), dict) else state
-    foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if foreign:
-        raise CheckpointError(f"expected tensors only, found other values {foreign[:3]}")
-    return dict(state)
+def is_safetensors(path: PathLike) -> bool:
+    """Whether a file says, or its first bytes do, that it is one of safetensors."""
+    if Path(path).suffix == ".safetensors":
+        return True
+    with one_line_errors(path, "not readable"), open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def read_content(path: PathLike) -> dict[str, Any]:
+    """All that a safetensors or `torch.save` file holds, on the CPU; see `load_state`.
+
+    Raises CheckpointError, also when its tensors overlap: they would take more than the file.
+    """
+    if not is_safetensors(path):
+        content = load_state(path, inert=True)
+    else:
+        with one_line_errors(path, "not a readable safetensors file"):
+            content = safetensors.torch.load_file(path)
+    with one_line_errors(path, "not a readable state"):
+        tensors = [value for value in flatten(content).values() if value is not None]
+        if sum(tensor.nbytes for tensor in tensors) > 4 * os.path.getsize(path):
+            raise CheckpointError("its tensors overlap")
+    return content
 
 
 def read_tensors(path: PathLike) -> dict[str, Tensor]:
-    """The tensors of a safetensors or `torch.save` file (`.pth`), on the CPU; see `load_state`."""
-    if Path(path).suffix not in _TORCH_SAVE:
-        with one_line_errors(path, "not a readable safetensors file"):
-            return safetensors.torch.load_file(path)
-    state = load_state(path)
+    """Dotted name → tensor of all that `read_content` gives."""
+    return {name: value for name, value in flatten(read_content(path)).items() if value is not None}
+
+
+def read_selected(
+    path: PathLike, wanted: Callable[[str], bool], *, prefix: str = ""
+) -> tuple[dict[str, Tensor], str]:
+    """The `wanted` tensors of a file, and a line on the rest; see `read_content` and `select`."""
+    content = read_content(path)
     with one_line_errors(path, "not a readable state"):
-        return unwrap_state_dict(state)
+        return select(flatten(content), wanted, prefix)
 
 
 def read_metadata(path: PathLike) -> dict[str, Any]:
     """The metadata given to `save_weights`; {} for a `.pth` or a file of other origin."""
-    if Path(path).suffix in _TORCH_SAVE:
+    if not is_safetensors(path):
         return {}
     with one_line_errors(path, "no readable metadata"), safetensors.safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+        text = (file.metadata() or {}).get(_METADATA, "{}")
+        if len(text) > _LONGEST:
+            raise CheckpointError(f"metadata of more than {_LONGEST} characters")
+        if not isinstance(metadata := json.loads(text), dict):
+            raise CheckpointError(f"metadata: expected a dict, found {type(metadata).__name__}")
+        return metadata
 
 
 def save_weights(
@@ -175,7 +205,7 @@ def save_weights(
 
 
 def state_dict_diff(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    """One line on how two state dicts differ in keys and shapes, None when they agree."""
+    """One line on how two state dicts differ in keys, shapes and types; None when they agree."""
     groups = {
         "missing": [key for key in expected if key not in given],
         "unexpected": [key for key in given if key not in expected],
@@ -184,21 +214,44 @@ def state_dict_diff(expected: Mapping[str, Tensor], given: Mapping[str, Tensor])
             for key, value in expected.items()
             if key in given and given[key].shape != value.shape
         ],
+        "without a fraction": [  # counts and quantised values are no weights
+            f"{key} ({given[key].dtype})"
+            for key, value in expected.items()
+            if key in given and value.is_floating_point() > given[key].is_floating_point()
+        ],
     }
-    parts = [f"{len(keys)} {name}: {', '.join(keys[:3])}" for name, keys in groups.items() if keys]
+    parts = [
+        f"{len(keys)} {name}: {sample(keys, count=3)}" for name, keys in groups.items() if keys
+    ]
     return "; ".join(parts) or None
 
 
+def refuse_difference(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless `tensors` are a whole state dict of `model`."""
+    if difference := state_dict_diff(model.state_dict(), tensors):
+        raise CheckpointError(f"does not fit {type(model).__name__}: {difference}")
+
+
+def refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for the first of `tensors` that holds a NaN or an infinity."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not (finite := torch.isfinite(value)).all():
+            count = int((~finite).sum())
+            raise CheckpointError(f"{name}: {count} of {value.numel()} numbers are not finite")
+
+
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: PathLike) -> None:
-    """Load all `tensors` of `origin` into `model`, or raise CheckpointError before touching it."""
-    difference = state_dict_diff(model.state_dict(), tensors)
-    if difference:
-        raise CheckpointError(f"{origin}: does not fit {type(model).__name__}: {difference}")
-    model.load_state_dict(tensors, strict=True)
+    """Load all `tensors` of `origin` into `model`.
+
+    Raises CheckpointError before touching the model: they do not fit, or are not finite.
+    """
+    with one_line_errors(origin, "does not fit"):
+        refuse_difference(model, tensors)
+        refuse_non_finite(tensors)
+        model.load_state_dict(tensors, strict=True)
 
 
 def load_weights(model: nn.Module, path: PathLike) -> dict[str, Any]:
     """The file's metadata, its tensors loaded into `model` as by `read_tensors`, `load_tensors`."""
-    tensors, metadata = read_tensors(path), read_metadata(path)
-    load_tensors(model, tensors, path)
-    return metadata
+    load_tensors(model, read_selected(path, model.state_dict().__contains__)[0], path)
+    return read_metadata(path)

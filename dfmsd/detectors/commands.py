@@ -22,6 +22,7 @@ def import_mmdet(
     mean: Triple | None = None,
     std: Triple | None = None,
     order: Literal["rgb", "bgr"] | None = None,
+    prefix: str = "",
 ) -> None:
     """Turn a checkpoint of mmdetection (Swin, ResNet, ResNeXt with FPN) into a teacher.
 
@@ -34,12 +35,13 @@ def import_mmdet(
         mean: of the pixels, three numbers in 0..255.
         std: of the pixels, three numbers in 0..255.
         order: of the channels it was trained with.
+        prefix: takes the tensors whose names begin so, of several models in the file.
     """
     from dfmsd.detectors.mmdet.load import load_mmdet
     from dfmsd.detectors.saved import save_detector
 
     pixels = {"mean": mean, "std": std, "order": order}
-    teacher = load_mmdet(file, style=style, source=source, relu=relu, **pixels)
+    teacher = load_mmdet(file, style=style, source=source, relu=relu, prefix=prefix, **pixels)
     out = out or file.with_suffix(".safetensors")
     save_detector(teacher, out, classes=[], source=file.name, report=teacher.report)
     print(json.dumps({"recipe": teacher.recipe["mmdet"], "report": teacher.report}))
@@ -47,30 +49,42 @@ def import_mmdet(
 
 
 def import_torchvision(
-    name: Positional[str], /, weights: Path | None = None, out: Path | None = None
+    name: Positional[str],
+    /,
+    weights: Path | None = None,
+    out: Path | None = None,
+    classes: tuple[str, ...] = (),
+    prefix: str = "",
 ) -> None:
-    """Turn a COCO detector of torchvision into a teacher.
+    """Turn a detector of torchvision, of COCO or of your own classes, into a teacher.
 
     Args:
         name: e.g. fasterrcnn_resnet50_fpn_v2; without `_v2` the norms are frozen and not taken.
-        weights: its weights as torchvision publishes them; fetched from the hub unless given.
+        weights: its weights, as published or as a training script saves them; else from the hub.
         out: the teacher's file; NAME.safetensors here unless given.
+        classes: their names in order, without the background, if they are not COCO's.
+        prefix: takes the tensors whose names begin so, of several models in the file.
     """
     from torchvision.models import get_model_weights
 
-    from dfmsd.detectors.build import stock_detector
-    from dfmsd.detectors.checkpoints import load_tensors, read_tensors
-    from dfmsd.detectors.pretrained import hub_state
-    from dfmsd.detectors.saved import save_detector
+    from dfmsd.detectors.saved import load_stock, save_detector
 
-    model = stock_detector(name)
-    tensors = read_tensors(weights) if weights else hub_state(f"torchvision:{name}")
-    load_tensors(model, tensors, weights or name)
+    model, line = load_stock(name, weights, prefix=prefix)
     published = get_model_weights(name).DEFAULT.meta
+    slots = model.recipe.get("num_classes", len(published["categories"]))
+    own = bool(classes) or "num_classes" in model.recipe
+    if classes and len(classes) != slots - 1:
+        raise ValueError(f"--classes: {len(classes)} names for a head of {slots - 1} classes")
+    names, ap = published["categories"][1:], published["_metrics"]["COCO-val2017"]["box_map"]
     out, source = out or Path(f"{name}.safetensors"), weights.name if weights else "hub"
-    save_detector(model, out, classes=published["categories"][1:], source=source)
-    ap = published["_metrics"]["COCO-val2017"]["box_map"]
-    print(f"{name}: {len(tensors)} tensors used, none left out; COCO val2017 AP {ap} as published")
+    save_detector(model, out, classes=list(classes) if own else names, source=source)
+    said = f"COCO val2017 AP {ap} as published"
+    if own:
+        unnamed = (
+            ", without names: a teacher only; --classes makes it good for evaluate and predict"
+        )
+        said = f"{slots - 1} classes{'' if classes else unnamed}"
+    print(f"{name}: {len(model.state_dict())} tensors used, {line or 'none left out'}; {said}")
     print(_WRITTEN.format(out))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 
@@ -9,8 +10,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from dfmsd.detectors.checkpoints import PathLike, read_tensors
+from dfmsd.detectors.checkpoints import PathLike, load_tensors, read_selected
+from dfmsd.detectors.errors import printable
 from dfmsd.detectors.features import strided_levels
+
+_log = logging.getLogger(__name__)
 
 
 def hub_state(model: str) -> dict[str, Tensor]:
@@ -30,7 +34,7 @@ def hub_state(model: str) -> dict[str, Tensor]:
             weights = next(iter(torchvision.models.get_model_weights(name)))
             return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # every hub has failures of its own kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = printable((str(error).splitlines() or [type(error).__name__])[0])
         advice = "fetch the file elsewhere and name it"
         raise ValueError(f"{model}: not to be had from the hub ({reason}); {advice}") from error
     raise ValueError(f"{model}: on no hub; expected torchvision:NAME or timm:NAME")
@@ -39,23 +43,26 @@ def hub_state(model: str) -> dict[str, Tensor]:
 def load_trunk(body: nn.Module, weights: PathLike, trunk: str = "") -> None:
     """Load into trunk `body` its part of a whole classifier's state dict; the rest is left out.
 
-    `weights` is a file for `read_tensors`, or "hub" for `hub_state(trunk)`. Raises ValueError when
-    a tensor of `body` is not there in its shape, or the file cannot be read.
+    `weights` is a file for `read_selected`, whose line goes to the log, or "hub" for
+    `hub_state(trunk)`. Raises ValueError when a tensor of `body` is not there in its shape or not
+    finite, or the file cannot be read.
     """
-    state = hub_state(trunk) if weights == "hub" else read_tensors(weights)
-    # timm flattens "layers.0" to "layers_0", torchvision's trunks sit under "features."
-    state = {key.removeprefix("features.").replace(".", "_"): value for key, value in state.items()}
-    filled, missing = body.state_dict(), []
-    for key, value in filled.items():
-        tensor = state.get(key.removeprefix("model.").replace(".", "_"))
-        if tensor is not None and tensor.shape == value.shape:
-            filled[key] = tensor
-        elif not key.endswith("num_batches_tracked"):
-            shape = None if tensor is None else tuple(tensor.shape)
-            missing.append(f"{key} (expected {tuple(value.shape)}, found {shape})")
-    if missing:
-        raise ValueError(f"weights={weights}: {len(missing)} missing, first {missing[:3]}")
-    body.load_state_dict(filled, strict=True)
+
+    def plain(name: str) -> str:
+        """Timm flattens "layers.0" to "layers_0", torchvision's trunks sit under "features."."""
+        return name.removeprefix("features.").replace(".", "_")
+
+    tensors = body.state_dict()
+    names = {plain(name.removeprefix("model.")): name for name in tensors}
+    if weights == "hub":
+        found, line = hub_state(trunk), ""
+    else:
+        found, line = read_selected(weights, lambda name: plain(name) in names)
+    taken = {n: value for n, value in tensors.items() if n.endswith("num_batches_tracked")}
+    taken |= {names[plain(n)]: value for n, value in found.items() if plain(n) in names}
+    load_tensors(body, taken, weights)
+    if line:
+        _log.warning("%s: %s", weights, line)
 
 
 @torch.no_grad()

@@ -7,9 +7,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dfmsd.detectors.schema import Real, check
+
 BIG = 512
 """Pixels: from this short side on, torchvision's COCO settings fit."""
 _GROUPS = {"faster_rcnn": 1, "retinanet": 8, "fcos": 32}  # of the heads' group norms
+_WIDTH, _COUNT, _SIDE, _PIXELS = range(1, 4097), range(1, 65), range(1, 129), range(32, 16385)
+_MANY, _SHARE, _FACTOR = range(1, 100_001), Real(0, 1), Real(0.01, 100)
+_TOP = [f"rpn_{when}_nms_top_n_{phase}" for when in ("pre", "post") for phase in ("train", "test")]
+TRUNK = {  # what trunks are built from: no weights, paths or addresses
+    "channels": [_WIDTH, 8],
+    "dims": [_WIDTH, 8],
+    "layers": [_COUNT, 8],
+    "depths": [_COUNT, 8],
+    "num_heads": [_COUNT, 8],
+    **dict.fromkeys(("embed_dim", "stem_width", "base_width", "width_per_group"), _WIDTH),
+    **dict.fromkeys(("groups", "cardinality", "head_dim"), _WIDTH),
+    **dict.fromkeys(("window_size", "patch_size"), (range(1, 33), [range(1, 33), 2])),
+    **dict.fromkeys(("width_mult", "channel_multiplier", "depth_multiplier", "mlp_ratio"), _FACTOR),
+    **dict.fromkeys(("drop_rate", "drop_path_rate", "dropout", "attention_dropout"), _SHARE),
+    "stochastic_depth_prob": _SHARE,
+    "stem": ("patch", "conv"),
+    "stem_type": ("", "deep", "deep_tiered"),
+}
+_THRESHOLDS = ("score_thresh", "nms_thresh", "fg_iou_thresh", "bg_iou_thresh", "positive_fraction")
+DETECTOR = {  # what torchvision's detectors are built from; of them the numbers
+    **{f"{part}{name}": _SHARE for part in ("", "box_", "rpn_") for name in _THRESHOLDS},
+    **dict.fromkeys((*_TOP, "rpn_batch_size_per_image", "box_batch_size_per_image"), _MANY),
+    **dict.fromkeys(("topk_candidates", "detections_per_img", "box_detections_per_img"), _MANY),
+    **dict.fromkeys(("min_size", "max_size"), _PIXELS),
+    "image_mean": [Real(-1000, 1000), 3],
+    "image_std": [Real(1e-6, 1000), 3],
+    "center_sampling_radius": _FACTOR,
+    "num_classes": range(2, 10_001),
+    "trainable_backbone_layers": range(7),
+}
 
 
 def default_anchor_scale(kind: str, image_size: int) -> float:
@@ -33,12 +65,32 @@ def anchor_sizes(kind: str, strides: Sequence[int], *, anchor_scale: float) -> t
     return tuple(tuple(cut(base * 2 ** (k / 3)) for k in range(steps)) for base in bases)
 
 
+_RULES = {
+    "kind": tuple(_GROUPS),
+    "trunk": str,
+    "num_classes": range(1, 10_001),
+    "image_size": _PIXELS,
+    "max_size": (None, _PIXELS),
+    "strides": (None, [_SIDE, 8]),
+    "extra": (None, "auto", "pool", "p6p7"),
+    "fpn_channels": (None, _WIDTH),
+    "anchor_scale": (None, Real(0, 100)),
+    "head_channels": (None, range(1, 16385)),
+    "head_convs": (None, range(1, 5)),
+    "trunk_arguments": TRUNK,
+    "detector_arguments": DETECTOR,
+    "frozen_norm": bool,
+    "frozen_stride": range(129),
+    "resize": bool,
+}
+
+
 @dataclass
 class Recipe:
     """What a detector is built from; `None` and "auto" become what fits kind and image size.
 
     `asdict` gives JSON, from which `Recipe(**values)` is the same again. Raises ValueError for an
-    unknown kind, a number out of range, or arguments that JSON cannot hold.
+    unknown kind or argument, or a value out of range (`_RULES`).
     """
 
     kind: Literal["faster_rcnn", "retinanet", "fcos"]
@@ -60,8 +112,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Fill in what is left open, then check."""
-        if self.kind not in _GROUPS:
-            raise ValueError(f"kind={self.kind!r}: expected 'faster_rcnn', 'retinanet' or 'fcos'")
+        self.trunk_arguments = self.trunk_arguments or {}
+        self.detector_arguments = self.detector_arguments or {}
+        for name, rule in _RULES.items():
+            check(getattr(self, name), rule, name)
         two_stage, small = self.kind == "faster_rcnn", self.image_size < BIG
         if self.extra == "auto":
             self.extra = None if small else "pool" if two_stage else "p6p7"
@@ -71,21 +125,6 @@ class Recipe:
         self.anchor_scale = self.anchor_scale or default_anchor_scale(self.kind, self.image_size)
         self.head_channels = self.head_channels or (256 if small else 1024)
         self.head_convs = self.head_convs or (2 if small else 4)
-        self.trunk_arguments = dict(self.trunk_arguments or {})
-        self.detector_arguments = dict(self.detector_arguments or {})
         groups = _GROUPS[self.kind]
-        checks = {
-            "num_classes": (self.num_classes >= 1, "at least 1"),
-            "image_size": (self.image_size >= 32, "at least 32 pixels"),
-            "anchor_scale": (self.anchor_scale > 0, "a positive number"),
-            "head_convs": (1 <= self.head_convs <= 4, "1 to 4"),
-            "fpn_channels": (self.fpn_channels % groups == 0, f"a multiple of {groups}"),
-        }
-        for name, (fits, expected) in checks.items():
-            if not fits:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
-        try:  # tuples become lists, as when the recipe comes from a file
-            vars(self).update(json.loads(json.dumps(vars(self))))
-        except TypeError as error:
-            names = "trunk_arguments, detector_arguments"
-            raise ValueError(f"{names}: expected JSON, {error}") from error
+        check(self.fpn_channels, range(groups, 4097, groups), "fpn_channels")
+        vars(self).update(json.loads(json.dumps(vars(self))))  # tuples become lists, as in a file

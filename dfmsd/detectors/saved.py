@@ -2,34 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
-from dfmsd.detectors.build import rebuild
-from dfmsd.detectors.checkpoints import CheckpointError, load_weights, read_metadata, save_weights
+from dfmsd.detectors.build import rebuild, stock_detector
+from dfmsd.detectors.checkpoints import (
+    load_tensors,
+    read_metadata,
+    read_selected,
+    read_tensors,
+    refuse_difference,
+    save_weights,
+)
+from dfmsd.detectors.errors import CheckpointError, PathLike, one_line_errors
 from dfmsd.detectors.mmdet.teacher import build_teacher
+from dfmsd.detectors.pretrained import hub_state
+from dfmsd.detectors.schema import check
+
+
+def _filled(
+    build: Callable[[], nn.Module], tensors: dict[str, Tensor], path: PathLike
+) -> nn.Module:
+    """The model that `build` makes, with `tensors` of file `path`, or CheckpointError.
+
+    It is made without memory first (on the `meta` device), as a file may promise more than it has.
+    """
+    with one_line_errors(path, "its recipe makes no detector"):
+        with torch.device("meta"):
+            refuse_difference(build(), tensors)
+        model = build()
+    load_tensors(model, tensors, path)
+    return model
 
 
 def load_detector(path: str | Path, *, head: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """A detector or a teacher of features that dfmsd saved, in eval mode, and its file's metadata.
 
-    `head` refuses a teacher of features, which finds no boxes. Raises CheckpointError for a file
-    that is not ours, or of another model.
+    `head` refuses a teacher of features, which finds no boxes, and classes without names. Raises
+    CheckpointError for a file that is not ours, or of another model.
     """
     metadata = read_metadata(path)
     if not {"recipe", "classes"} <= metadata.keys():
         raise CheckpointError(f"{path}: names no recipe and classes; it was not saved by dfmsd")
-    if head and "mmdet" in metadata["recipe"]:
-        raise CheckpointError(f"{path}: a teacher of features; without a head it finds no boxes")
     recipe = metadata["recipe"]
-    try:
-        model = build_teacher(recipe["mmdet"]) if "mmdet" in recipe else rebuild(recipe)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: its recipe makes no detector ({error})") from error
-    load_weights(model, path)
-    return model.eval(), metadata
+    with one_line_errors(path, "its recipe makes no detector"):
+        check(metadata["classes"], [str, 10_000], "classes")
+        if head and "mmdet" in recipe:
+            raise CheckpointError("a teacher of features; without a head it finds no boxes")
+        if head and not metadata["classes"]:
+            raise CheckpointError("names no classes; import it again with --classes")
+        if "mmdet" in recipe:
+            build = partial(build_teacher, recipe["mmdet"])
+        else:
+            build = partial(rebuild, recipe)
+    return _filled(build, read_tensors(path), path).eval(), metadata
 
 
 def save_detector(
@@ -38,3 +70,26 @@ def save_detector(
     """Weights, recipe and class names in one safetensors file."""
     metadata = {"recipe": model.recipe, "classes": list(classes), **extra}
     save_weights(model, path, metadata, half=half)
+
+
+def load_stock(
+    name: str, weights: str | Path | None = None, *, prefix: str = ""
+) -> tuple[nn.Module, str]:
+    """A detector of torchvision with the weights of a file or the hub, and a line on the file.
+
+    It gets as many classes as its weights have; the recipe says how many where they are not COCO's.
+    Raises CheckpointError when the file, of which `prefix` names a part, cannot be read or fit.
+    """
+    if weights is None:
+        model = stock_detector(name)
+        load_tensors(model, hub_state(f"torchvision:{name}"), name)
+        return model, ""
+    with torch.device("meta"):
+        few, more = (stock_detector(name, num_classes=n).state_dict() for n in (2, 3))
+    tensors, line = read_selected(weights, few.__contains__, prefix=prefix)
+    head = next(key for key in few if few[key].shape != more[key].shape)
+    slots = published = len(get_model_weights(name).DEFAULT.meta["categories"])
+    if head in tensors and tensors[head].dim():
+        slots = len(tensors[head]) // (len(more[head]) - len(few[head]))
+    arguments = {} if slots == published else {"num_classes": slots}
+    return _filled(lambda: stock_detector(name, **arguments), tensors, weights), line

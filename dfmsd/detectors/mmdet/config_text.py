@@ -8,55 +8,67 @@ from typing import Any
 
 # settings that no shape shows, with the values that are supported
 _BACKBONE = {"conv_cfg": None, "qk_scale": None, "dilations": [1, 1, 1, 1]}
+_LONGEST, _MOST, _DEEPEST = 10**6, 100_000, 50  # characters, values, values inside values
 _NECK = {"conv_cfg": None, "act_cfg": None, "end_level": -1, "upsample_cfg": {"mode": "nearest"}}
 
 
 def read_config(text: str) -> dict[str, Any]:
     """Name → value of the assignments in `text`, {} when it is no whole config.
 
-    Literals, `dict(...)` and names assigned before are understood; any other value is None. A text
-    with `_base_`, or with a name assigned twice, is a part of a config: its rest is not there.
+    Literals, `dict(...)` and assigned names are understood; any other value is None. A text with
+    `_base_`, or with a name assigned twice, is a part of a config: its rest is not there. Nor is
+    one read that is nested deeper than 50, or above 100,000 values with all names written out.
     """
+    known: dict[str, ast.expr] = {}
     try:
-        statements = ast.parse(text).body
-    except (SyntaxError, ValueError):
+        for statement in ast.parse(text[: _LONGEST + 1]).body:
+            match statement:
+                case ast.Assign([ast.Name(name), *_], value):
+                    if name in ("_base_", *known):
+                        return {}
+                    known[name] = value
+        config = _Config(known)
+        return {name: config.value(node) for name, node in known.items()}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # also of Python's own parser
         return {}
-    known: dict[str, Any] = {}
-    for statement in statements:
-        match statement:
-            case ast.Assign([ast.Name(name), *_], value):
-                if name in ("_base_", *known):
-                    return {}
-                known[name] = _value(value, known)
-    return known
 
 
-def _value(node: ast.expr, known: dict[str, Any]) -> Any:
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_value(item, known) for item in node.elts]
-    if isinstance(node, ast.Name):
-        return known.get(node.id)
-    if isinstance(node, ast.Dict):
-        keys = [key and _value(key, known) for key in node.keys]
-        return _merged(zip(keys, node.values, strict=True), known)
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict":
-        return _merged(((word.arg, word.value) for word in node.keywords), known)
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError):
-        return None
+class _Config:
+    """The values of expressions; ValueError beyond the limits, as names may hold names."""
 
+    def __init__(self, known: dict[str, ast.expr]) -> None:
+        self.known, self.count = known, 0
 
-def _merged(pairs: Iterable[tuple[Any, ast.expr]], known: dict[str, Any]) -> dict[str, Any]:
-    """The dict of `pairs`; a value under None is a dict that was put in with `**`."""
-    merged: dict[str, Any] = {}
-    for key, node in pairs:
-        value = _value(node, known)
-        if isinstance(key, str):
-            merged[key] = value
-        elif key is None and isinstance(value, dict):
-            merged |= value
-    return merged
+    def value(self, node: ast.expr, depth: int = 0) -> Any:
+        """The value of `node`, which stands inside `depth` others."""
+        self.count += 1
+        if self.count > _MOST or depth > _DEEPEST:
+            raise ValueError("a config that is too large or too deep")
+        match node:
+            case ast.Name(name):
+                return self.value(self.known[name], depth + 1) if name in self.known else None
+            case ast.List(items) | ast.Tuple(items):
+                return [self.value(item, depth + 1) for item in items]
+            case ast.Dict(keys, values):
+                names = [key and self.value(key, depth + 1) for key in keys]
+                return self._merged(zip(names, values, strict=True), depth + 1)
+            case ast.Call(ast.Name("dict"), _, words):
+                return self._merged(((word.arg, word.value) for word in words), depth + 1)
+        try:
+            return ast.literal_eval(node)
+        except (ValueError, TypeError):
+            return None
+
+    def _merged(self, pairs: Iterable[tuple[Any, ast.expr]], depth: int) -> dict[str, Any]:
+        """The dict of `pairs`; a value under None is a dict that was put in with `**`."""
+        merged: dict[str, Any] = {}
+        for key, node in pairs:
+            value = self.value(node, depth)
+            if isinstance(key, str):
+                merged[key] = value
+            elif key is None and isinstance(value, dict):
+                merged |= value
+        return merged
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:

@@ -8,23 +8,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from dfmsd.detectors.checkpoints import (
     CheckpointError,
-    load_state,
     one_line_errors,
+    read_content,
+    refuse_non_finite,
     state_dict_diff,
-    unwrap_state_dict,
 )
 from dfmsd.detectors.mmdet.config_text import read_config, settings
 from dfmsd.detectors.mmdet.shapes import State, describe, mmdet_name, their_name
 from dfmsd.detectors.mmdet.teacher import FeatureTeacher, build_teacher
+from dfmsd.detectors.wrappers import flatten, sample, select
 
-# what mmdetection puts next to the weights; none of it is of use, all of it comes back empty
-_IGNORED = ("mmengine.logging.history_buffer.HistoryBuffer", "numpy.dtype", "numpy.ndarray")
-_IGNORED += tuple(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core"))
-_IGNORED += tuple(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core"))
 _STEMS = ("body.conv1.weight", "body.features.0.0.weight")  # of a ResNet and of a Swin
 _RGB = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "order": "rgb"}
 """ImageNet's statistics, as nearly all of mmdetection's configs have them; 0..255."""
@@ -39,6 +37,7 @@ def load_mmdet(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     order: Literal["rgb", "bgr"] | None = None,
+    prefix: str = "",
 ) -> FeatureTeacher:
     """Trunk and pyramid of an mmdetection checkpoint; its attribute `report` says what was used.
 
@@ -48,12 +47,12 @@ def load_mmdet(
     takes RGB whatever `order`. Raises CheckpointError when the file cannot be read, does not fit,
     or leaves a question open.
     """
-    content = load_state(path, ignored=_IGNORED)
+    content = read_content(path)
     mean, std = (values and [float(value) for value in values] for values in (mean, std))
     given = {"style": style, "source": source, "relu": relu}
     given |= {"mean": mean, "std": std, "order": order}
     with one_line_errors(path, "no detector of mmdetection"):
-        state, original = _detector_tensors(content)
+        state, original, line = _detector_tensors(content, prefix)
         meta = content["meta"] if isinstance(content.get("meta"), dict) else {}
         texts = (meta.get("config"), meta.get("cfg"))  # of mmdetection 2 and 3
         text = next((text for text in texts if isinstance(text, str)), "")
@@ -61,32 +60,36 @@ def load_mmdet(
         if stored.get("other"):
             raise CheckpointError(f"its config has {', '.join(stored['other'])}: not supported")
         recipe, order = _complete(shapes, state, given, dict(stored))
+        names = _their_names(state, recipe)
         teacher = build_teacher(recipe)
-        used = _fill(teacher, state, recipe, bgr=order == "bgr", original=original)
+        _fill(teacher, state, names, bgr=order == "bgr", original=original)
+    left = Counter(key.split(".")[0] for key in state.keys() - set(names.values()))
     origin = "as the config says" if "mean" in stored else "assumed"
     teacher.report = {
-        "used": len(used),
-        "left": dict(Counter(key.split(".")[0] for key in state if key not in used)),
+        "used": len(names),
+        "left": dict(left.most_common(10)),
         "config": "stored in the file" if stored else "none in the file",
         "order": order,
         "pixels": "given" if mean else origin,
+        "file": line or "taken as it is",
     }
     return teacher
 
 
-def _detector_tensors(content: dict[str, Any]) -> tuple[dict[str, Tensor], bool]:
-    """The tensors under mmdetection's names, and whether Swin's own repository wrote them."""
-    state = {str(k).removeprefix("module."): v for k, v in unwrap_state_dict(content).items()}
-    parts = {key.split(".")[0] for key in state}
+def _detector_tensors(content: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], bool, str]:
+    """The tensors under mmdetection's names, whether Swin's repository wrote them, and a line."""
+    state, line = select(flatten(content), lambda n: n.startswith(("backbone.", "neck.")), prefix)
     if any(key.startswith(("backbone.body.", "backbone.fpn.")) for key in state):
         advice = "`dfmsd import-torchvision NAME --weights FILE` takes it"
         raise CheckpointError(f"a detector of torchvision, not of mmdetection; {advice}")
-    if not {"backbone", "neck"} <= parts:
-        names = ", ".join(sorted(parts)[:5]) or "nothing"
+    if not {"backbone", "neck"} <= {key.split(".")[0] for key in state}:
         expected = "expected a detector of mmdetection with keys backbone.… and neck.…"
-        raise CheckpointError(f"{expected}, found {names}")
+        raise CheckpointError(f"{expected}, found {sample(state)}")
     original = any(key.startswith("backbone.layers.") for key in state)
-    return {mmdet_name(k) if original else k: v for k, v in state.items()}, original
+    state = {mmdet_name(k) if original else k: v for k, v in state.items()}
+    for key in filter(lambda key: key.endswith("relative_position_index"), state):
+        state[key] = state[key].flatten()
+    return state, original, line
 
 
 def _decide(given: dict[str, Any], stored: dict[str, Any], name: str, advice: str) -> Any:
@@ -137,17 +140,16 @@ def _extra(shapes: dict[str, Any], decide: Callable[[str, str], Any]) -> dict[st
     return {"kind": "convs", "count": shapes["extras"], "source": source, "relu": relu}
 
 
-def _fill(
-    teacher: FeatureTeacher, state: State, recipe: dict[str, Any], *, bgr: bool, original: bool
-) -> set[str]:
-    """Load the teacher strictly; the file's keys that it took.
+def _their_names(state: State, recipe: dict[str, Any]) -> dict[str, str]:
+    """Our name → theirs of a teacher's tensors; CheckpointError when `state` does not fit.
 
-    Choice: a stem trained on BGR pixels is turned to read RGB, so that every teacher takes RGB.
+    Built without memory: shapes of a file may promise more than it holds.
     """
-    tensors = teacher.backbone.state_dict()
+    with torch.device("meta"):
+        tensors = build_teacher(recipe).backbone.state_dict()
     unused = tuple(f"backbone.norm{n}." for n in range(8) if n not in recipe["stages"])
     read = {
-        key: value.flatten() if key.endswith("relative_position_index") else value
+        key: value
         for key, value in state.items()
         if key.startswith(("backbone.", "neck.")) and not key.startswith(unused)
     }
@@ -158,8 +160,20 @@ def _fill(
     if difference:
         kind = "Swin" if recipe["trunk"] == "swin" else "ResNet"
         raise CheckpointError(f"no {kind} with FPN as its shapes say: {difference}")
+    refuse_non_finite({name: state[name] for name in names.values()})
+    return names
+
+
+def _fill(
+    teacher: FeatureTeacher, state: State, names: dict[str, str], *, bgr: bool, original: bool
+) -> None:
+    """Load the tensors of `names` (see `_their_names`) into the teacher.
+
+    Choice: a stem trained on BGR pixels is turned to read RGB, so that every teacher takes RGB.
+    """
+    tensors = teacher.backbone.state_dict()
     for key, name in names.items():
-        value = read[name]
+        value = state[name]
         if name.startswith("backbone.stages.") and ".downsample." in name and not original:
             # the columns (..., 4C) of mmdetection's PatchMerging go channel by channel, row by row;
             # those of Swin's own repository and of torchvision neighbour by neighbour, (0, 0),
@@ -167,4 +181,3 @@ def _fill(
             value = value.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
         tensors[key] = value.flip(1) if bgr and key in _STEMS else value
     teacher.backbone.load_state_dict(tensors, strict=True)
-    return set(names.values())

@@ -19,6 +19,30 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from dfmsd.detectors.backbones import SwinBody
 from dfmsd.detectors.build import KeepSizeTransform
 from dfmsd.detectors.mmdet.shapes import stage_widths
+from dfmsd.detectors.schema import Real, check
+
+_EXTRA = {
+    "kind": ("pool", "convs"),
+    "count": range(9),
+    "source": ("input", "output"),
+    "relu": bool,
+}
+_RULES = {  # of a recipe; see `shapes.describe`
+    "trunk": ("swin", "resnet"),
+    "style": ("pytorch", "caffe"),
+    "bottleneck": bool,
+    **dict.fromkeys(("width", "channels", "groups", "base_width"), range(1, 4097)),
+    "depths": [range(1, 129), 4],
+    "heads": [range(1, 129), 4],
+    **dict.fromkeys(("window", "patch"), range(1, 33)),
+    "mlp_ratio": Real(0.1, 16),
+    "stages": [range(4), 4],
+    "mean": [Real(-1000, 1000), 3],
+    "std": [Real(1e-6, 1000), 3],
+    "extras": range(9),
+    "sources": [("input", "output"), 2],
+    "extra": _EXTRA,
+}
 
 
 def shift_mask(height: int, width: int, size: int, shift: int) -> Tensor:
@@ -152,7 +176,8 @@ def _resnet_body(recipe: Mapping[str, Any]) -> nn.Module:
 
 
 def build_teacher(recipe: Mapping[str, Any]) -> FeatureTeacher:
-    """The teacher of `recipe` (see `shapes.describe`) without its weights."""
+    """The teacher of `recipe` (see `shapes.describe`) without its weights, or ValueError."""
+    check(recipe, _RULES, "recipe")
     swin = recipe["trunk"] == "swin"
     body = _swin_body(recipe) if swin else _resnet_body(recipe)
     channels, extra, stages = recipe["channels"], recipe["extra"], recipe["stages"]
