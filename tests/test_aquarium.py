@@ -1,8 +1,9 @@
 """The script that makes the photographs' folder from their public export."""
 
 import json
-import sys
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -10,9 +11,7 @@ from pycocotools.coco import COCO
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT.parent / "shared" / "data" / "aquarium"
-sys.path.insert(0, str(ROOT / "data"))
-
-import aquarium  # noqa: E402
+aquarium = SimpleNamespace(**runpy.run_path(str(ROOT / "data" / "aquarium.py")))
 
 
 @pytest.mark.parametrize(
