@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from dfmsd.data.coco import CocoDataset
 from dfmsd.data.scenes import SceneDataset
 from dfmsd.detectors.build import build_detector
 from dfmsd.detectors.features import feature_channels
-from dfmsd.detectors.recipe import Recipe
 from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.settings import ARMS, Data, Detector, Settings, Train
 from dfmsd.loss import DFMSDLoss
@@ -66,10 +64,12 @@ def detector(
 ) -> nn.Module:
     """A fresh detector of the settings; with `max_size` it resizes its images."""
     require("weights", settings.weights)
-    values = asdict(settings) | {"trunk_arguments": json.loads(settings.trunk_arguments)}
-    weights, resize = values.pop("weights") or None, max_size is not None
-    sizes = {"image_size": image_size, "max_size": max_size, "resize": resize}
-    return build_detector(Recipe(num_classes=num_classes, **sizes, **values), weights=weights)
+    sizes = {"image_size": image_size, "max_size": max_size, "resize": max_size is not None}
+    recipe = settings.recipe(num_classes=num_classes, **sizes)
+    try:
+        return build_detector(recipe, weights=settings.weights or None)
+    except TypeError as error:  # of the trunk's constructor
+        raise ValueError(f"trunk_arguments={settings.trunk_arguments}: {error}") from error
 
 
 def detector_for(settings: Detector, data: Data, *, num_classes: int) -> nn.Module:

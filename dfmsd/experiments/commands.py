@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from dfmsd.experiments.presets import PRESETS, resolve
-from dfmsd.experiments.settings import flat
+from dfmsd.experiments.settings import as_text, flat
 
 Preset = Annotated[Positional[Literal[*PRESETS]], arg(help="the job")]
 _SETTINGS = arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3")
@@ -196,7 +196,7 @@ def drawings(images: Sequence[Path], out: Path) -> list[Path]:
 def config(preset: Preset, overrides: Overrides = (), /) -> None:
     """Print every setting of a preset as `key=value`."""
     for key, value in flat(resolve(preset, overrides)).items():
-        print(f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+        print(f"{key}={as_text(value)}")
 
 
 def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> None:
