@@ -32,6 +32,7 @@ from dfmsd.training.checkpoint import load_latest
 from dfmsd.training.evaluation import KEYS
 
 JOB = ("distill", "scenes", *TINY)
+EXPLODING = ("train.optimizer=sgd", "train.lr=10", "train.clip=1e9", "train.steps=8")
 
 
 @pytest.fixture(scope="module")

@@ -59,12 +59,7 @@ class Detector:
     trunk: str = "timm:resnet10t"  # `torchvision:NAME`, `timm:NAME` or `swin`
     trunk_arguments: str = "{}"  # arguments of the trunk, as JSON
     weights: str = ""  # file with the state dict of an ImageNet trunk; `hub` fetches it
-    strides: tuple[Stride, ...] = (
-        4,
-        8,
-        16,
-        32,
-    )  # strides of the pyramid levels taken from the trunk
+    strides: tuple[Stride, ...] = (4, 8, 16, 32)  # of the pyramid levels taken from the trunk
     fpn_channels: Annotated[int, Range(1, 4096)] = 64  # channels of the pyramid
     # factor on torchvision's anchor sizes; 0 = by the image size
     anchor_scale: Annotated[float, Range(0, 100)] = 0.0
