@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from dfmsd.data.check import DataError, check
-from dfmsd.data.coco import CocoDataset
+from dfmsd.data.coco import CocoDataset, content_hash
 
 
 @pytest.fixture
@@ -334,3 +334,31 @@ def test_the_folder_is_left_as_it_was(folder):
     check(folder)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert json.loads(before[dataset.file])["images"][0]["width"] == 60
+
+
+def test_the_hash_tells_content_and_nothing_else(tmp_path):
+    first = write(tmp_path / "first", content(2))
+    same = write(tmp_path / "second", content(2), official=True)
+    known = content_hash(first)
+    assert content_hash(same) == content_hash(str(first)) == known
+    (first / "train" / ".DS_Store").touch()
+    assert content_hash(first) == known
+    seen = {known}
+    for change in (
+        lambda: (first / "val" / "1.png").rename(first / "val" / "3.png"),
+        lambda: (first / "train" / "more.png").touch(),
+        lambda: (first / "annotations" / "instances_val.json").write_text("{}"),
+        lambda: (first / "annotations" / "instances_val.json").unlink(),
+    ):
+        change()
+        known = content_hash(first)
+        assert known not in seen
+        seen.add(known)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        content_hash(tmp_path / "nowhere")
+
+
+def test_a_folder_is_hashed_once(folder, monkeypatch):
+    known = content_hash(folder)
+    monkeypatch.setattr("hashlib.sha256", None)
+    assert content_hash(folder) == known

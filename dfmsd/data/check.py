@@ -30,7 +30,7 @@ def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
     Raises:
         FileNotFoundError: no such folder, or neither layout in it; the message names both.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
     tried = []
@@ -40,6 +40,22 @@ def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
             return images, annotations
         tried.append(f"{name}/ with annotations/instances_{name}.json")
     raise FileNotFoundError(f"{root}: no {split} split; looked for {' and for '.join(tried)}")
+
+
+def find_splits(root: str | Path) -> dict[str, tuple[Path, Path]]:
+    """Each split that a folder has, "train" and "val", with its image folder and annotation file.
+
+    Raises:
+        FileNotFoundError: it has neither.
+    """
+    found = {}
+    for split in ("train", "val"):
+        try:
+            found[split] = find_split(root, split)
+        except FileNotFoundError:
+            if split == "val" and not found:
+                raise
+    return found
 
 
 def read_json(path: str | Path) -> Any:

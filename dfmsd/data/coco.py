@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dfmsd.data.check import find_split, problems, read_annotations
+from dfmsd.data.check import find_split, find_splits, problems, read_annotations
 from dfmsd.data.images import DataError, decode_image, reduce_image, reduced, to_float
 
 
@@ -134,3 +136,36 @@ class CocoDataset(Dataset):
         rows = zip(*(values.tolist() for values in self._annotations.values()), strict=True)
         entries = [dict(zip(self._annotations, row, strict=True)) for row in rows]
         return {"images": images, "annotations": entries, "categories": categories}
+
+
+def content_hash(root: str | Path) -> str:
+    """Twelve hexadecimal digits that tell the content of a COCO-format folder, wherever it lies.
+
+    The bytes of the annotation files and the names and sizes of the image files of all its splits
+    enter; hidden files do not, nor do the pixels. A folder is hashed once per process, and again
+    when an annotation file or an image folder has changed.
+
+    Raises:
+        FileNotFoundError: the folder has no split.
+    """
+    states = []
+    for split, (images, file) in find_splits(root).items():
+        state = file.stat()
+        states.append((split, images, file, images.stat().st_mtime_ns))
+        states[-1] += (state.st_mtime_ns, state.st_size)
+    return _hash(*states)
+
+
+@functools.lru_cache(maxsize=32)
+def _hash(*states: tuple) -> str:
+    digest = hashlib.sha256()
+    for split, images, file, *_ in states:
+        with file.open("rb") as handle:
+            digest.update(split.encode() + hashlib.file_digest(handle, "sha256").digest())
+        for folder, below, names in os.walk(images):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            for name in sorted(name for name in names if not name.startswith(".")):
+                path = os.path.join(folder, name)
+                line = f"{os.path.relpath(path, images)}\0{os.path.getsize(path)}\n"
+                digest.update(os.fsencode(line))
+    return digest.hexdigest()[:12]
