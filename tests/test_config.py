@@ -94,10 +94,7 @@ def test_overrides_have_the_type_of_their_setting(text, key, value):
         ("train.learning_rate=1", r"no such setting; did you mean 'train\.lr'"),
         ("student.backbone=x", r"no such setting; did you mean 'student\.trunk'"),
         ("data.epochs=1", r"no such setting; did you mean 'train\.steps'"),
-        (
-            "engine.qqq=1",
-            r"engine\.qqq: no such setting; one of engine\.save_minutes, engine\\.accumulate, [^,]*, [^,]*, engine\\.tensorboard$",
-        ),
+        ("engine.qqq=1", r"engine\.qqq: no such setting; one of engine\.[^;]*engine\.tensorboard$"),
     ],
 )
 def test_mistakes_are_named(text, message):

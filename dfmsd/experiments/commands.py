@@ -52,6 +52,7 @@ def distill(
     """
     from dfmsd.experiments.build import scaled_rate
     from dfmsd.experiments.preflight import is_due
+    from dfmsd.experiments.records import record_errors
     from dfmsd.experiments.runs import execute_all, runs
     from dfmsd.experiments.tables import arms_table
 
@@ -61,7 +62,9 @@ def distill(
     elif line := scaled_rate(settings.train):
         print(line)
     queue = runs(settings)
-    print(arms_table(execute_all(queue)))
+    records = execute_all(queue)
+    with record_errors(queue[-1].records):
+        print(arms_table(records))
     print(f"\nrecords: {queue[-1].records}\nlast student: {queue[-1].weights}")
 
 
@@ -206,19 +209,21 @@ def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> N
         records: JSON-lines file of records; an experiment takes those beside it into account.
     """
     from dfmsd.experiments.grids import EXPERIMENTS
-    from dfmsd.experiments.records import read_folder, read_records
-    from dfmsd.experiments.results import newest
+    from dfmsd.experiments.records import RecordError, read_folder, read_records, record_errors
+    from dfmsd.experiments.results import left_out, newest
     from dfmsd.experiments.tables import arms_table, experiment_report
 
     if not records.exists():
         raise FileNotFoundError(f"{records}: no such file; `dfmsd distill` names the one it writes")
-    if records.stem in EXPERIMENTS:
-        print(experiment_report(records.stem, read_folder(records.parent)))
-        return
-    rows = read_records(records)
-    if not newest(rows):
-        raise ValueError(f"{records}: holds no record of `dfmsd distill`")
-    print(arms_table(rows))
+    with record_errors(records):
+        if records.stem in EXPERIMENTS:
+            print(experiment_report(records.stem, read_folder(records.parent)))
+            return
+        rows = read_records(records)
+        if not newest(rows):
+            raise RecordError(f"{records}: holds no record of `dfmsd distill`")
+        print(arms_table(rows))
+        print(left_out(rows), end="\n" * bool(left_out(rows)))
 
 
 _COMMANDS = (train, preflight, distill, experiment, evaluate, predict, config, table)

@@ -19,8 +19,8 @@ from dfmsd.experiments.build import records_file
 from dfmsd.experiments.grids import EXPERIMENTS
 from dfmsd.experiments.overrides import FILES, NOT_HASHED, fingerprint, split_override
 from dfmsd.experiments.presets import resolve
-from dfmsd.experiments.records import commit, read_folder, read_records
-from dfmsd.experiments.settings import ARMS, Settings, SettingsError, nearest
+from dfmsd.experiments.records import commit, data_of, finished, read_folder, read_records
+from dfmsd.experiments.settings import ARMS, Settings, SettingsError, flat, nearest
 from dfmsd.experiments.teachers import teacher, teacher_run
 from dfmsd.experiments.train import stage_file, train_and_record
 from dfmsd.training.progress import Progress
@@ -79,8 +79,16 @@ class Run:
     def among(self, records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
         """The newest of the records that are of this very run, or None."""
         labels = self.labels.items()
-        same = [record for record in records if labels <= record.items()]
-        return max(same, key=lambda r: r["finished"], default=None)
+        same = [r for r in records if labels <= r.items() and not self._is_of_other_data(r)]
+        return max(same, key=finished, default=None)
+
+    def _is_of_other_data(self, record: dict[str, Any]) -> bool:
+        """Whether a record is of other data than the folder holds now; old ones tell its name."""
+        own, its = data_of({"fingerprint": fingerprint(self.settings)}), data_of(record)
+        if own and not its:
+            root = flat(record.get("settings", {})).get("data.root", "")
+            own, its = Path(self.settings.data.root).name, Path(root).name
+        return bool(own) and own != its
 
     def done(self) -> bool:
         """Whether record and weights are both there."""
