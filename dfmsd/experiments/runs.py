@@ -212,6 +212,6 @@ def _steps_done(queue: Sequence[Run]) -> int:
     total = 0
     for run in queue:
         log = run.folder / "log.jsonl"
-        logged = log.read_text().count('"loss"') if log.exists() else 0
+        logged = log.read_bytes().count(b'"loss"') if log.exists() else 0
         total += min(logged * run.settings.train.log_every, run.steps)
     return total
