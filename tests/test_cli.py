@@ -17,10 +17,11 @@ from command_line import call, everything, refused, saved
 from PIL import Image
 
 from dfmsd import __main__ as cli
-from dfmsd.__main__ import COMMANDS
+from dfmsd.__main__ import commands
 from dfmsd.data.commands import COMMANDS as DATA_COMMANDS
 from dfmsd.experiments.commands import drawings
 
+COMMANDS = commands()
 NAMES = {"data", *COMMANDS}
 
 
@@ -470,8 +471,8 @@ def test_interruption_and_numbers_that_explode_get_one_line(capsys, monkeypatch)
     def wrong(preset: str = "scenes") -> None:
         raise TypeError("a mistake of ours")
 
-    commands = {"stop": interrupted, "explode": exploded, "wrong": wrong}
-    monkeypatch.setattr(cli, "COMMANDS", commands)
+    offered = {"stop": interrupted, "explode": exploded, "wrong": wrong}
+    monkeypatch.setattr(cli, "commands", lambda: offered)
     status, _, err = call(capsys, "stop")
     assert (status, err.count("\n")) == (130, 1)
     assert err.startswith("dfmsd: interrupted")

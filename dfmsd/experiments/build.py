@@ -28,14 +28,19 @@ TRAIN_SEED, VAL_SEED = 1, 2  # of the generated scenes
 FITTED = 8  # batches that the adapters of `method.adapter=fitted` are fitted on
 
 
+def require_data(data: Data) -> None:
+    """Nothing, when the data are generated or their folder is there; else FileNotFoundError."""
+    if data.kind == "coco" and not Path(data.root).is_dir():
+        text = "no such folder; it must hold images and annotations in COCO format"
+        raise FileNotFoundError(f"data.root={data.root}: {text}")
+
+
 def datasets(data: Data) -> tuple[Any, Any]:
     """Training and validation data; FileNotFoundError without a folder in COCO format."""
+    require_data(data)
     if data.kind == "scenes":
         splits = ((data.train_images, TRAIN_SEED), (data.val_images, VAL_SEED))
         return tuple(SceneDataset(count, size=data.size, seed=seed) for count, seed in splits)
-    if not Path(data.root).is_dir():
-        text = "no such folder; it must hold images and annotations in COCO format"
-        raise FileNotFoundError(f"data.root={data.root}: {text}")
     options = {"max_size": None if data.short else data.size, "cache": data.cache}
     return tuple(CocoDataset(data.root, split, **options) for split in ("train", "val"))
 

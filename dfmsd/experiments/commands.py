@@ -1,8 +1,9 @@
-"""`dfmsd train`, `preflight`, `distill`, `experiment`, `evaluate`, `predict`, `config`, `table`."""
+"""`dfmsd train`, `preflight`, `distill`, `experiment`, `evaluate`, `predict`, `config`, …"""
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,8 +34,11 @@ def train(
         seed: of initialisation and data order.
     """
     from dfmsd.detectors.saved import load_detector, save_detector
+    from dfmsd.experiments.records import check_writable
     from dfmsd.experiments.teachers import train_detector
 
+    if save is not None:
+        check_writable(save)
     weights, metadata = train_detector(resolve(preset, overrides), detector, seed=seed)
     if save is not None:
         model, stored = load_detector(weights)
@@ -226,5 +230,13 @@ def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> N
         print(left_out(rows), end="\n" * bool(left_out(rows)))
 
 
-_COMMANDS = (train, preflight, distill, experiment, evaluate, predict, config, table)
+def info() -> None:
+    """Print the environment as records hold it, and where dfmsd and its project's folder are."""
+    from dfmsd.experiments.records import environment
+
+    place = {"dfmsd": str(Path(__file__).parents[1]), "folder": str(Path.cwd())}
+    print(json.dumps(environment() | {"paths": place}, indent=2))
+
+
+_COMMANDS = (train, preflight, distill, experiment, evaluate, predict, config, table, info)
 COMMANDS = {command.__name__: command for command in _COMMANDS}
