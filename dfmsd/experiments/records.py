@@ -131,7 +131,7 @@ def check_writable(path: str | Path) -> None:
     while not place.exists():
         place = place.parent
     try:
-        if place == path and not path.is_dir():
+        if place == path:
             path.open("ab").close()
             place = path.parent
         tempfile.TemporaryFile(dir=place).close()
