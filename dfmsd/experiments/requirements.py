@@ -58,6 +58,7 @@ def check_runs(runs: Sequence[Run]) -> None:
     """
     for settings, names in dict.fromkeys((run.settings, tuple(run.teachers)) for run in runs):
         require_data(settings.data)
+        require("student.weights", settings.student.weights)
         for name in names:
             require_teacher(settings, name)
     for student, data in dict.fromkeys((run.settings.student, run.settings.data) for run in runs):

@@ -115,8 +115,8 @@ def left_out(records: Sequence[dict[str, Any]]) -> str:
     shown = newest(records)
     others = [r for r in records if r.get("arm") in ARMS and r not in shown]
     foreign = sum(data_of(record) != data_of(shown[0]) for record in others)
-    what = f"{len(others)} records of other settings ({foreign} of other data) are not shown"
-    return what if others else ""
+    text = f"not shown, because of other settings: {len(others)} (of other data: {foreign})"
+    return text if others else ""
 
 
 def _frame(runs: Mapping[tuple[str, int], Any], titles: Mapping[str, str]) -> pd.DataFrame:

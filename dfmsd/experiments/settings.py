@@ -210,9 +210,8 @@ class Settings:
     device: Literal["auto", "cpu"] = "auto"  # the GPU when there is one, or the CPU
     precision: Literal["no", "bf16", "fp16"] = "no"  # mixed precision
     engine: Engine = field(default_factory=Engine)  # how a run is computed, divided and kept
-    jobs: Annotated[int, Range(1, 256)] = (
-        1  # runs at a time, one CPU thread each when several; one with torchrun
-    )
+    # runs at a time, one CPU thread each when several; one with torchrun
+    jobs: Annotated[int, Range(1, 256)] = 1
 
     def __post_init__(self) -> None:
         """Refuse what is out of range, and contradictions."""
