@@ -1,22 +1,18 @@
 """`dfmsd` = `python -m dfmsd`: check data, train, distil, evaluate, predict, and print tables.
 
-torch is imported inside the commands that need it, so that `dfmsd --help` answers at once.
+torch is imported inside the commands that need it, so that `dfmsd --help` answers at once, and the
+rest inside `main`, which says one line at Ctrl-C.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import tyro
-
-from dfmsd.data import commands as data
-from dfmsd.detectors import commands as detectors
-from dfmsd.experiments import commands as experiments
 from dfmsd.training.signals import STATUS, PreemptedError
 
-COMMANDS = experiments.COMMANDS | detectors.COMMANDS
+LONGEST = 2000  # characters of a line that is printed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,22 +41,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _exit(2, _one_line(error))
 
 
+def commands() -> dict[str, Callable[..., None]]:
+    """Name → function of every command but `data`."""
+    from dfmsd.detectors.commands import COMMANDS as DETECTORS
+    from dfmsd.experiments.commands import COMMANDS as EXPERIMENTS
+
+    return EXPERIMENTS | DETECTORS
+
+
 def _call(arguments: list[str]) -> None:
     """Parse the arguments and run the command; SystemExit from tyro when they fit none."""
-    program, commands, description = "dfmsd", {"data": data.data} | COMMANDS, __doc__
+    import tyro
+
+    from dfmsd.data import commands as data
+
+    program, offered, description = "dfmsd", {"data": data.data} | commands(), __doc__
     if arguments[:1] == ["data"]:
-        program, commands, description = "dfmsd data", data.COMMANDS, data.__doc__
+        program, offered, description = "dfmsd data", data.COMMANDS, data.__doc__
         arguments = arguments[1:]
     tyro.extras.subcommand_cli_from_dict(
-        commands, prog=program, description=description.splitlines()[0], args=arguments
+        offered, prog=program, description=description.splitlines()[0], args=arguments
     )
 
 
 def _one_line(error: Exception) -> str:
-    """The words of an error; the system's own errors as `file: what is wrong`."""
+    """The words of an error, escaped and cut; the system's errors as `file: what is wrong`."""
+    line = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror.lower()}"
-    return " ".join(str(error).split())
+        line = f"{error.filename}: {error.strerror.lower()}"
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 2]} …"
 
 
 def _exit(status: int, line: str) -> None:

@@ -81,6 +81,7 @@ def run_stages(
         if after_stage is not None:
             after_stage(number, stage, student, history)
         state = {"stage": number + 1, "step": 0, "student": student.state_dict()}
+        state["log"] = history.text
         manager.save(state, distiller)
     return student
 

@@ -17,10 +17,11 @@ from command_line import call, everything, refused, saved
 from PIL import Image
 
 from dfmsd import __main__ as cli
-from dfmsd.__main__ import COMMANDS
+from dfmsd.__main__ import commands
 from dfmsd.data.commands import COMMANDS as DATA_COMMANDS
 from dfmsd.experiments.commands import drawings
 
+COMMANDS = commands()
 NAMES = {"data", *COMMANDS}
 
 
@@ -113,7 +114,7 @@ def test_arguments_that_fit_no_command_get_the_message_of_tyro(capsys, arguments
         (("config", "scenes", "preset=photos"), ["preset=photos"]),
         (("config", "scenes", "seeds=0,0"), ["seeds=(0, 0)", "none twice"]),
         (("config", "scenes", "seeds="), ["seeds=()", "at least one"]),
-        (("config", "scenes", "jobs=0"), ["jobs=0: must be at least 1"]),
+        (("config", "scenes", "jobs=0"), ["jobs=0: expected 1 to 256"]),
         (("config", "scenes", "data.val_images=0"), ["data.val_images=0"]),
         (("config", "scenes", "data.curve_images=-1"), ["data.curve_images=-1"]),
         (("config", "photos"), None),
@@ -470,8 +471,8 @@ def test_interruption_and_numbers_that_explode_get_one_line(capsys, monkeypatch)
     def wrong(preset: str = "scenes") -> None:
         raise TypeError("a mistake of ours")
 
-    commands = {"stop": interrupted, "explode": exploded, "wrong": wrong}
-    monkeypatch.setattr(cli, "COMMANDS", commands)
+    offered = {"stop": interrupted, "explode": exploded, "wrong": wrong}
+    monkeypatch.setattr(cli, "commands", lambda: offered)
     status, _, err = call(capsys, "stop")
     assert (status, err.count("\n")) == (130, 1)
     assert err.startswith("dfmsd: interrupted")

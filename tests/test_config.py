@@ -9,14 +9,21 @@ import json
 import re
 import subprocess
 import sys
+import typing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from dfmsd.experiments import settings as config
+from dfmsd.experiments.overrides import change as override
 from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.presets import PRESETS, resolve
+from dfmsd.experiments.records import read_records
 from dfmsd.experiments.settings import ARMS, SCALES, Method, Settings, SettingsError, flat
+from dfmsd.experiments.validation import as_text
+
+RESULTS = Path(__file__).parent.parent / "data/results"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -44,7 +51,7 @@ def test_every_setting_survives_being_printed_and_read_back(preset):
         ("data.zoom=0.5,2", "data.zoom", (0.5, 2.0)),
         ("method.spatial=false", "method.spatial", False),
         ("method.channel=True", "method.channel", True),
-        ("method.strength=-1", "method.strength", -1.0),
+        ("method.strength=3", "method.strength", 3.0),
         ("arms=none,two", "arms", ("none", "two")),
         ("train.steps=7", "train.steps", 7),
         ("method.strides=", "method.strides", ()),
@@ -73,14 +80,60 @@ def test_overrides_have_the_type_of_their_setting(text, key, value):
         ("data.zoom=1", r"data\.zoom=1: expected tuple"),
         ("student.trunk_arguments={", r"trunk_arguments='\{': not a JSON object"),
         ("data.kind=coco", r"data\.root: give the COCO-format folder"),
-        ("engine.accumulate=0", r"engine\.accumulate=0: must be at least 1"),
-        ("engine.save_minutes=-1", r"engine\.save_minutes=-1\.0: must be at least 0"),
-        ("engine.save_minutes=nan", r"engine\.save_minutes=nan: must be at least 0"),
+        ("engine.accumulate=0", r"engine\.accumulate=0: expected 1 to 65536"),
+        ("engine.save_minutes=nan", r"engine\.save_minutes=nan: expected 0 to 1e\+06"),
+        ("train.lr=0", r"train\.lr=0\.0: expected above 0, at most 10"),
+        ("data.zoom=0.5,1e9", r"data\.zoom=0\.5,1000000000\.0: expected 0\.1 to 10"),
+        ("data.zoom=2,1", r"data\.zoom=2\.0,1\.0: expected from, to"),
+        ("data.small=50", r"data\.small=50: expected below data\.medium=28"),
+        ("data.short=20", r"data\.short=20: expected 0, or 32 to data\.size=96"),
+        ("method.fusion=2", r"method\.fusion=2\.0: expected 0 to 1"),
+        ("method.strides=8,0", r"method\.strides=8,0: expected 1 to 256"),
+        ("seeds=-1", r"seeds=-1: expected 0 to"),
+        ("weak.kind=fcos", r"weak\.fpn_channels=48: expected a multiple of 32"),
+        ("train.learning_rate=1", r"no such setting; did you mean 'train\.lr'"),
+        ("student.backbone=x", r"no such setting; did you mean 'student\.trunk'"),
+        ("data.epochs=1", r"no such setting; did you mean 'train\.steps'"),
+        ("engine.qqq=1", r"engine\.qqq: no such setting; one of engine\.[^;]*engine\.tensorboard$"),
     ],
 )
 def test_mistakes_are_named(text, message):
+    more = ["weak.fpn_channels=48"] if text == "weak.kind=fcos" else []
     with pytest.raises(SettingsError, match=message):
-        resolve("scenes", [text])
+        resolve("scenes", [text, *more])
+
+
+def numbers(section=Settings, prefix=""):
+    """Dotted name and type of every setting that holds a number."""
+    for name, kind in typing.get_type_hints(section).items():
+        if dataclasses.is_dataclass(kind):
+            yield from numbers(kind, f"{name}.")
+        elif re.search("int|float", str(kind)):
+            yield f"{prefix}{name}", kind
+
+
+@pytest.mark.parametrize(("key", "kind"), list(numbers()))
+def test_every_number_has_bounds(key, kind):
+    pair = str(kind).startswith("tuple[float, float")
+    for wrong in ("-1", "1e300", "nan", "inf", "-inf", "9" * 400):
+        text = f"{wrong},{wrong}" if pair else wrong
+        with pytest.raises(SettingsError, match=re.escape(key)):
+            resolve("scenes", [f"{key}={text}"])
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.name)
+def test_the_settings_of_every_record_are_still_valid(file):
+    """Those that it has in common with the settings of today."""
+    defaults = flat(Settings())
+    for record in read_records(file):
+        if {"arm", "settings"} <= record.keys():
+            texts = {
+                key: as_text(tuple(value) if isinstance(value, list) else value)
+                for key, value in flat(record["settings"]).items()
+                if key in defaults
+            }
+            changed = override(Settings(), texts)
+            assert flat(changed)["train.lr"] == record["settings"]["train"]["lr"]
 
 
 def test_unknown_preset_and_scale_variable(monkeypatch):

@@ -198,6 +198,19 @@ def test_history_drops_rows_after_the_checkpoint_and_half_lines(tmp_path):
     assert log.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:2])
 
 
+@pytest.mark.parametrize("line", ["\x00", "{}", "5", '{"stage": 0, "step": "x"}', "[" * 10**5])
+def test_a_damaged_log_is_named_and_one_of_the_checkpoint_needs_none(tmp_path, line):
+    log, row = tmp_path / "log.jsonl", '{"stage": 0, "step": 0, "loss": 1.0}\n'
+    log.write_text(f"{row}{line}\n")
+    with pytest.raises(CheckpointError, match=r"log\.jsonl, line 2: damaged"):
+        History.resume(tmp_path, before=(0, 2))
+    assert log.read_text() == f"{row}{line}\n"
+    assert History.resume(tmp_path, before=(0, 2), saved=row).text == row
+    assert log.read_text() == row
+    log.write_bytes(b"\xff")
+    assert History.resume(tmp_path, before=(0, 0)).text == ""  # a run that begins anew
+
+
 def test_bf16_runs_and_gives_float32_losses():
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

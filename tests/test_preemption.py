@@ -161,7 +161,7 @@ def test_the_command_line_ends_with_a_status_of_its_own(capsys, monkeypatch):
     def stopped():
         raise PreemptedError("SIGTERM came: step 3 is saved")
 
-    monkeypatch.setattr(cli, "COMMANDS", {"stopped": stopped})
+    monkeypatch.setattr(cli, "commands", lambda: {"stopped": stopped})
     with pytest.raises(SystemExit) as end:
         cli.main(["stopped"])
     assert end.value.code == STATUS == 75
@@ -177,7 +177,7 @@ def test_of_several_processes_one_speaks(capsys, monkeypatch):
     def fail():
         raise ValueError("wrong")
 
-    monkeypatch.setattr(cli, "COMMANDS", {"speak": speak, "fail": fail})
+    monkeypatch.setattr(cli, "commands", lambda: {"speak": speak, "fail": fail})
     for rank, said in (("0", "the table\n"), ("3", "")):
         monkeypatch.setenv("RANK", rank)
         cli.main(["speak"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 import tyro
 
-from dfmsd.__main__ import COMMANDS
+from dfmsd.__main__ import commands
 from dfmsd.detectors.features import feature_channels
 from dfmsd.experiments import presets, presets_coco
 from dfmsd.experiments.build import arm_stages, detector_for
@@ -119,7 +119,7 @@ def test_a_missing_file_says_how_to_get_it(name, tmp_path):
     for line in teachers:  # the command it names exists, and writes the very file
         file = re.match(r"(?:weak|strong)_file=(.*?): no such file; ", line)[1]
         command = re.search(r"`dfmsd (.*?)`", line)[1].split()
-        no_run = functools.wraps(COMMANDS[command[0]])(lambda *_, **__: None)
+        no_run = functools.wraps(commands()[command[0]])(lambda *_, **__: None)
         tyro.cli(no_run, args=command[1:])
         assert command[command.index("--out") + 1] == file
         kind = "import-torchvision" if name.endswith("faster_rcnn_v2") else "import-mmdet"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_images
 
-from dfmsd.__main__ import COMMANDS
+from dfmsd.__main__ import commands
 from dfmsd.data.commands import COMMANDS as DATA_COMMANDS
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import read_folder
@@ -40,7 +40,7 @@ def test_commands_and_settings_of_the_readme_exist():
     named = set(re.findall(r"dfmsd (?!data)(\w[\w-]*)", TEXT)) | set(
         re.findall(r"dfmsd data (\w+)", TEXT)
     )
-    assert named <= {*COMMANDS, *DATA_COMMANDS, "COMMAND"} | {"distill"}
+    assert named <= {*commands(), *DATA_COMMANDS, "COMMAND"} | {"distill"}
     for line in re.findall(r"dfmsd distill scenes ([^`\n]*)", TEXT):
         resolve("scenes", line.split())
 

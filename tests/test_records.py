@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
+import stat
 
 import pytest
 
 from dfmsd.experiments.records import (
     RecordError,
     append_record,
+    check_writable,
     environment,
     markdown_table,
     read_folder,
@@ -25,19 +29,75 @@ def test_append_and_read(tmp_path):
     assert read_records(path) == [
         {"seed": seed, "AP": None, "deep": [{"x": None}]} for seed in range(3)
     ]
-    assert [p.name for p in path.parent.iterdir()] == ["records.jsonl"]
+    names = sorted(p.name for p in path.parent.iterdir())
+    assert names == [".records.jsonl.lock", "records.jsonl"]
 
 
 def test_a_broken_file_is_named_and_left_alone(tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_text('{"seed": 0}\n{"seed": 1')
-    for call in (lambda: read_records(path), lambda: append_record(path, {})):
-        with pytest.raises(RecordError, match=r"records\.jsonl, line 2: not JSON"):
-            call()
+    with pytest.raises(RecordError, match=r"records\.jsonl, line 2: not JSON"):
+        read_records(path)
     assert path.read_text() == '{"seed": 0}\n{"seed": 1'
     path.write_text("[1]\n")
     with pytest.raises(RecordError, match="line 1: expected an object"):
         read_records(path)
+
+
+GARBAGE = [b"\x00\xff\x80", b'{"seed": 1', b"[" * 100_000, b"1" * 5000, b"\xef\xbb\xbf{}"]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+def test_beside_garbage_a_new_record_is_kept_and_the_line_is_named(tmp_path, garbage):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"seed": 0}\n' + garbage)
+    append_record(path, {"seed": 2})
+    assert path.read_bytes() == b'{"seed": 0}\n' + garbage + b'\n{"seed": 2}\n'
+    with pytest.raises(RecordError, match=r"records\.jsonl, line 2: (not JSON|expected an obj)"):
+        read_records(path)
+
+
+def test_a_link_a_mode_and_a_line_without_its_end_survive(tmp_path):
+    target, path = tmp_path / "elsewhere" / "target.jsonl", tmp_path / "records.jsonl"
+    target.parent.mkdir()
+    target.write_text('{"seed": 0}')
+    target.chmod(0o640)
+    path.symlink_to(target)
+    append_record(path, {"seed": 1})
+    assert path.is_symlink()
+    assert target.read_text() == '{"seed": 0}\n{"seed": 1}\n'
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_full_disk_names_the_file_and_leaves_no_rest(tmp_path, monkeypatch, name):
+    path = tmp_path / "records.jsonl"
+    append_record(path, {"seed": 0})
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *map(str, arguments[1:]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            append_record(path, {"seed": 1})
+    assert caught.value.filename == str(path)
+    assert {p.name for p in tmp_path.iterdir()} == {".records.jsonl.lock", "records.jsonl"}
+    append_record(path, {"seed": 1})
+    assert [record["seed"] for record in read_records(path)] == [0, 1]
+
+
+def test_what_cannot_be_written_is_named_and_nothing_left(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "new" / "deep" / "r.jsonl")
+    check_writable(tmp_path / "file")
+    for path in (tmp_path / "file" / "r.jsonl", tmp_path / "file" / "deep" / "r.jsonl"):
+        with pytest.raises(NotADirectoryError) as caught:
+            check_writable(path)
+        assert caught.value.filename == str(tmp_path / "file")
+    with pytest.raises(IsADirectoryError):
+        check_writable(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_of_records_is_read_newest_last(tmp_path):
@@ -49,6 +109,7 @@ def test_a_folder_of_records_is_read_newest_last(tmp_path):
 
 
 def _append_many(path, first):
+    os.environ["TMPDIR"] = str(first)  # the lock must not depend on it
     for number in range(first, first + 20):
         append_record(path, {"number": number})
 

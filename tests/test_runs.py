@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -27,11 +28,13 @@ from dfmsd.experiments import train as training
 from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import PACKAGES, read_records
+from dfmsd.experiments.requirements import hold
 from dfmsd.training import steps
 from dfmsd.training.checkpoint import load_latest
 from dfmsd.training.evaluation import KEYS
 
 JOB = ("distill", "scenes", *TINY)
+EXPLODING = ("train.optimizer=sgd", "train.lr=10", "train.clip=1e9", "train.steps=8")
 
 
 @pytest.fixture(scope="module")
@@ -279,10 +282,81 @@ def test_a_wrong_checkpoint_in_the_folder_is_named_and_kept(capsys, fresh, finis
 
 
 def test_a_loss_that_explodes_is_one_line_and_no_record(capsys, fresh):
-    line = refused(capsys, *JOB, "arms=none", "train.lr=1e30")
+    line = refused(
+        capsys, *JOB, "arms=none", "train.optimizer=sgd", "train.lr=10", "train.clip=1e9"
+    )
     assert "loss_classifier" in line
     assert "learning rate" in line
     assert not (fresh / "runs" / "records.jsonl").exists()
+
+
+SMALL = [f"student.{key}" for key in ("trunk=timm:resnet10t", "fpn_channels=16")]
+SMALL += ['student.trunk_arguments={"channels": [8, 16, 24, 32]}', "scale=smoke", "data.size=64"]
+SMALL += ["train.steps=1", "train.evaluations=0", "data.val_images=2", "arms=none", "out=runs"]
+
+
+def test_other_data_in_a_folder_of_the_same_name_are_another_job(capsys, fresh, caplog):
+    """Annotations corrected in place: nothing of before is printed, continued or counted."""
+    annotations = [box(n, image=n) for n in (1, 2, 3)]
+    write(fresh / "coco", content(3, annotations, 64, 48))
+    job = ("distill", "photos", "data.root=coco", *SMALL)
+    assert call(capsys, *job)[0] == 0
+    (first,) = read_records(fresh / "runs" / "records.jsonl")
+    assert call(capsys, *job)[0] == 0  # the same: not run again
+    for file in (fresh / "coco").rglob("*.json"):
+        file.write_text(json.dumps(content(3, annotations[:2], 64, 48)))
+    status, out, _ = call(capsys, *job)
+    assert status == 0
+    (folder,) = {Path(name.split(":")[0]) for name in caplog.messages}
+    assert str(folder) == f"runs/photos-smoke-{first['fingerprint']}"
+    again, second = read_records(fresh / "runs" / "records.jsonl")
+    assert again == first
+    ours, theirs = (record["fingerprint"].split("-") for record in (first, second))
+    assert ours[0] == theirs[0]
+    assert ours[1] != theirs[1]
+    assert f"| no distillation | 1 | 1 | {100 * second['metrics']['AP']:.1f} |" in out
+    _, out, _ = call(capsys, "table", "runs/records.jsonl")
+    assert "not shown, because of other settings: 1 (of other data: 1)" in out
+    (fresh / "coco").rename(fresh / "moved")  # the content counts, not the place
+    before = everything(fresh / "runs")
+    assert call(capsys, *job, "data.root=moved")[0] == 0
+    assert everything(fresh / "runs") == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("student.weights=/nowhere.pth", "student.weights=/nowhere.pth: no such file"),
+        ("student.weights=~/nowhere.pth", f"student.weights={Path.home()}/nowhere.pth: no such"),
+        ("weak_file=/nowhere.safetensors", "weak_file=/nowhere.safetensors: no such file"),
+        ("student.trunk=timm:nothing", "timm:nothing"),
+        ('student.trunk_arguments={"x": 1}', "trunk_arguments"),
+        ("student.strides=3", "strides"),
+        ("records=strong.safetensors/r.jsonl", "strong.safetensors: not a directory"),
+        ("out=strong.safetensors", "strong.safetensors: not a directory"),
+    ],
+)
+def test_what_a_job_needs_is_looked_at_before_a_teacher_is_trained(capsys, fresh, text, words):
+    before = everything(fresh)
+    assert words in refused(capsys, *JOB, "strong_file=", text)
+    assert everything(fresh) == before
+
+
+def test_two_runs_in_one_folder_the_second_says_who_holds_it(capsys, fresh):
+    folder = runs.runs(resolve("scenes", TINY))[0].folder
+    folder.mkdir(parents=True)
+    with hold(folder):
+        line = refused(capsys, *JOB, "arms=none")
+        assert f"{folder}: process {os.getpid()} on {platform.node()} is training in it" in line
+    assert call(capsys, *JOB, "arms=none", "train.evaluations=0")[0] == 0
+
+
+def test_a_script_without_main_guard_is_told_what_to_write(fresh):
+    (fresh / "job.py").write_text(f"from dfmsd.__main__ import main\nmain({[*JOB, 'jobs=2']})\n")
+    done = subprocess.run([sys.executable, "job.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = (line for line in done.stderr.splitlines() if "[." not in line)
+    assert 'below `if __name__ == "__main__":`' in line
 
 
 # --- dfmsd train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -15,8 +16,9 @@ import torch
 from several import alone, start
 from tiny import LineDetector, TinyBatches
 
-from dfmsd.detectors.checkpoints import load_state, load_weights, save_weights
+from dfmsd.detectors.checkpoints import CheckpointError, load_state, load_weights, save_weights
 from dfmsd.stages import Stage, run_stages
+from dfmsd.training import log as logs
 from dfmsd.training.checkpoint import Checkpointing, list_checkpoints
 from dfmsd.training.log import Logging
 from dfmsd.training.loop import Evaluation
@@ -114,6 +116,78 @@ def test_killed_at_every_single_operation(tmp_path, whole):
         check_pairs(folder)
         assert alone(train, folder)[0] == 0
         assert outcome(folder) == expected, number
+
+
+# --- a disk that is full, a log that was damaged
+
+
+def full_at(patch, number):
+    """Make write number `number` of a training find no room: a log's, a file's, or its renaming."""
+    count = itertools.count(1)
+
+    def guard(original):
+        def call(*arguments, **options):
+            if next(count) == number:
+                raise OSError(errno.ENOSPC, "No space left on device", *arguments[1:2])
+            return original(*arguments, **options)
+
+        return call
+
+    patch.setattr(os, "fsync", guard(os.fsync))
+    patch.setattr(os, "replace", guard(os.replace))
+    patch.setattr(logs, "open", guard(open), raising=False)
+    return count
+
+
+def writes(folder, number=0):
+    """How many writes a training makes, the one of that number without room."""
+    with pytest.MonkeyPatch.context() as patch:
+        count = full_at(patch, number)
+        train(folder)
+    return next(count) - 1
+
+
+def without_room(folder, number, expected):
+    with pytest.raises((OSError, CheckpointError), match="No space left on device") as caught:
+        writes(folder, number)
+    assert str(folder) in str(caught.value) or caught.value.errno == errno.ENOSPC
+    assert not list(folder.glob(".*.tmp"))
+    check_pairs(folder)
+    train(folder)
+    assert outcome(folder) == expected, number
+
+
+def test_a_disk_that_is_full_at_a_write_costs_nothing(tmp_path, whole):
+    for number in random.sample(range(1, writes(tmp_path / "count") + 1), 3):
+        without_room(tmp_path / str(number), number, whole[0])
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_every_single_write(tmp_path, whole):
+    for number in range(1, writes(tmp_path / "count") + 1):
+        without_room(tmp_path / str(number), number, whole[0])
+
+
+DAMAGES = {
+    "gone": lambda log: log.unlink(),
+    "empty": lambda log: log.write_bytes(b""),
+    "binary": lambda log: log.write_bytes(random.randbytes(500)),
+    "cut": lambda log: log.write_bytes(log.read_bytes()[:-9]),
+    "a line less": lambda log: log.write_bytes(log.read_bytes().split(b"\n", 1)[1]),
+    "twice": lambda log: log.write_bytes(2 * log.read_bytes()),
+    "another number": lambda log: log.write_bytes(log.read_bytes().replace(b"0.", b"7.")),
+    "no objects": lambda log: log.write_bytes(b"1\n[]\nnull\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("share", [0.4, 0.8])
+def test_whatever_becomes_of_the_log_the_run_ends_with_the_same(tmp_path, whole, damage, share):
+    expected, operations = whole
+    assert alone(deadly, tmp_path, int(share * operations))[0] == -signal.SIGKILL
+    DAMAGES[damage](tmp_path / "log.jsonl")
+    train(tmp_path)
+    assert outcome(tmp_path) == expected
 
 
 # --- real detectors, killed from outside

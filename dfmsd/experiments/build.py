@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from dfmsd.data.coco import CocoDataset
 from dfmsd.data.scenes import SceneDataset
 from dfmsd.detectors.build import build_detector
 from dfmsd.detectors.features import feature_channels
-from dfmsd.detectors.recipe import Recipe
 from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.settings import ARMS, Data, Detector, Settings, Train
 from dfmsd.loss import DFMSDLoss
@@ -30,14 +28,19 @@ TRAIN_SEED, VAL_SEED = 1, 2  # of the generated scenes
 FITTED = 8  # batches that the adapters of `method.adapter=fitted` are fitted on
 
 
+def require_data(data: Data) -> None:
+    """Nothing, when the data are generated or their folder is there; else FileNotFoundError."""
+    if data.kind == "coco" and not Path(data.root).is_dir():
+        text = "no such folder; it must hold images and annotations in COCO format"
+        raise FileNotFoundError(f"data.root={data.root}: {text}")
+
+
 def datasets(data: Data) -> tuple[Any, Any]:
     """Training and validation data; FileNotFoundError without a folder in COCO format."""
+    require_data(data)
     if data.kind == "scenes":
         splits = ((data.train_images, TRAIN_SEED), (data.val_images, VAL_SEED))
         return tuple(SceneDataset(count, size=data.size, seed=seed) for count, seed in splits)
-    if not Path(data.root).is_dir():
-        text = "no such folder; it must hold images and annotations in COCO format"
-        raise FileNotFoundError(f"data.root={data.root}: {text}")
     options = {"max_size": None if data.short else data.size, "cache": data.cache}
     options["exif"] = data.exif
     return tuple(CocoDataset(data.root, split, **options) for split in ("train", "val"))
@@ -67,10 +70,12 @@ def detector(
 ) -> nn.Module:
     """A fresh detector of the settings; with `max_size` it resizes its images."""
     require("weights", settings.weights)
-    values = asdict(settings) | {"trunk_arguments": json.loads(settings.trunk_arguments)}
-    weights, resize = values.pop("weights") or None, max_size is not None
-    sizes = {"image_size": image_size, "max_size": max_size, "resize": resize}
-    return build_detector(Recipe(num_classes=num_classes, **sizes, **values), weights=weights)
+    sizes = {"image_size": image_size, "max_size": max_size, "resize": max_size is not None}
+    recipe = settings.recipe(num_classes=num_classes, **sizes)
+    try:
+        return build_detector(recipe, weights=settings.weights or None)
+    except TypeError as error:  # of the trunk's constructor
+        raise ValueError(f"trunk_arguments={settings.trunk_arguments}: {error}") from error
 
 
 def detector_for(settings: Detector, data: Data, *, num_classes: int) -> nn.Module:

@@ -1,8 +1,9 @@
-"""`dfmsd train`, `preflight`, `distill`, `experiment`, `evaluate`, `predict`, `config`, `table`."""
+"""`dfmsd train`, `preflight`, `distill`, `experiment`, `evaluate`, `predict`, `config`, …"""
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from dfmsd.experiments.presets import PRESETS, resolve
-from dfmsd.experiments.settings import flat
+from dfmsd.experiments.settings import as_text, flat
 
 Preset = Annotated[Positional[Literal[*PRESETS]], arg(help="the job")]
 _SETTINGS = arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3")
@@ -33,8 +34,11 @@ def train(
         seed: of initialisation and data order.
     """
     from dfmsd.detectors.saved import load_detector, save_detector
+    from dfmsd.experiments.records import check_writable
     from dfmsd.experiments.teachers import train_detector
 
+    if save is not None:
+        check_writable(save)
     weights, metadata = train_detector(resolve(preset, overrides), detector, seed=seed)
     if save is not None:
         model, stored = load_detector(weights)
@@ -52,6 +56,7 @@ def distill(
     """
     from dfmsd.experiments.build import scaled_rate
     from dfmsd.experiments.preflight import is_due
+    from dfmsd.experiments.records import record_errors
     from dfmsd.experiments.runs import execute_all, runs
     from dfmsd.experiments.tables import arms_table
 
@@ -61,7 +66,9 @@ def distill(
     elif line := scaled_rate(settings.train):
         print(line)
     queue = runs(settings)
-    print(arms_table(execute_all(queue)))
+    records = execute_all(queue)
+    with record_errors(queue[-1].records):
+        print(arms_table(records))
     print(f"\nrecords: {queue[-1].records}\nlast student: {queue[-1].weights}")
 
 
@@ -196,7 +203,7 @@ def drawings(images: Sequence[Path], out: Path) -> list[Path]:
 def config(preset: Preset, overrides: Overrides = (), /) -> None:
     """Print every setting of a preset as `key=value`."""
     for key, value in flat(resolve(preset, overrides)).items():
-        print(f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+        print(f"{key}={as_text(value)}")
 
 
 def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> None:
@@ -206,20 +213,30 @@ def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> N
         records: JSON-lines file of records; an experiment takes those beside it into account.
     """
     from dfmsd.experiments.grids import EXPERIMENTS
-    from dfmsd.experiments.records import read_folder, read_records
-    from dfmsd.experiments.results import newest
+    from dfmsd.experiments.records import RecordError, read_folder, read_records, record_errors
+    from dfmsd.experiments.results import left_out, newest
     from dfmsd.experiments.tables import arms_table, experiment_report
 
     if not records.exists():
         raise FileNotFoundError(f"{records}: no such file; `dfmsd distill` names the one it writes")
-    if records.stem in EXPERIMENTS:
-        print(experiment_report(records.stem, read_folder(records.parent)))
-        return
-    rows = read_records(records)
-    if not newest(rows):
-        raise ValueError(f"{records}: holds no record of `dfmsd distill`")
-    print(arms_table(rows))
+    with record_errors(records):
+        if records.stem in EXPERIMENTS:
+            print(experiment_report(records.stem, read_folder(records.parent)))
+            return
+        rows = read_records(records)
+        if not newest(rows):
+            raise RecordError(f"{records}: holds no record of `dfmsd distill`")
+        print(arms_table(rows))
+        print(left_out(rows), end="\n" * bool(left_out(rows)))
 
 
-_COMMANDS = (train, preflight, distill, experiment, evaluate, predict, config, table)
+def info() -> None:
+    """Print the environment as records hold it, and where dfmsd and its project's folder are."""
+    from dfmsd.experiments.records import environment
+
+    place = {"dfmsd": str(Path(__file__).parents[1]), "folder": str(Path.cwd())}
+    print(json.dumps(environment() | {"paths": place}, indent=2))
+
+
+_COMMANDS = (train, preflight, distill, experiment, evaluate, predict, config, table, info)
 COMMANDS = {command.__name__: command for command in _COMMANDS}

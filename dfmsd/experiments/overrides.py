@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import typing
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from dfmsd.experiments.settings import Settings, SettingsError, flat, nearest
 NOT_HASHED = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
 NOT_HASHED |= {"engine.save_minutes", "engine.tensorboard"}  # settings that change no result
 FILES = ("_file", "weights", "root")  # how settings end that say where a file or folder is
+PLACES = (*FILES, "out", "records")
 
 
 def split_override(text: str) -> tuple[str, str]:
@@ -51,7 +53,7 @@ def _parse(kind: Any, key: str, text: str) -> Any:
     if typing.get_origin(kind) is Literal and text not in choices:
         raise SettingsError(f"{key}={text}: no such value{nearest(text, choices)}")
     if kind is str:
-        return text
+        return os.path.expanduser(text) if key.endswith(PLACES) else text
     if kind is bool:
         text = {"true": "True", "false": "False"}.get(text, text)
     parts = [p for p in text.split(",") if p] if typing.get_origin(kind) is tuple else [text]
@@ -63,8 +65,9 @@ def _parse(kind: Any, key: str, text: str) -> Any:
 def fingerprint(settings: Settings, *sections: str) -> str:
     """Twelve digits of the settings that can change a result: all, or those of some sections.
 
-    A file counts by its content, the data's folder by its name. Choice: a setting at its default is
-    left out, so that finished runs are still known when a setting is added.
+    Files count by their content. Data in COCO format add a dash and the twelve digits of
+    `content_hash`, wherever their folder lies; if it is not there, nothing. Choice: a setting at
+    its default is left out, so that finished runs are still known when a setting is added.
     """
     defaults = flat(Settings())
     kept = {
@@ -73,12 +76,17 @@ def fingerprint(settings: Settings, *sections: str) -> str:
         if key not in NOT_HASHED and value != defaults[key]
         if not sections or key.split(".")[0] in sections
     }
+    root = kept.pop("data.root", "") if settings.data.kind == "coco" else ""
     for key, value in kept.items():
-        if key == "data.root":
-            kept[key] = Path(value).name
-        elif value and key.endswith(("_file", "weights")) and Path(value).is_file():
+        if value and key.endswith(("_file", "weights")) and Path(value).is_file():
             kept[key] = _content(value, Path(value).stat().st_mtime_ns)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    digits = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    with contextlib.suppress(FileNotFoundError):
+        if root:
+            from dfmsd.data.coco import content_hash
+
+            digits += f"-{content_hash(root)}"
+    return digits
 
 
 @functools.lru_cache(maxsize=16)

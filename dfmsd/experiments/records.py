@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
 import platform
 import re
+import stat
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 _NUMBER = re.compile(r"[-+−–±]?[\d.]|[-–]?$|nan$|not run")  # how a number's cell begins
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "faster-coco-eval", "numpy")
@@ -65,13 +67,17 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RecordError(f"{path}, line {number}: not JSON ({error.msg})") from error
+            record = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", type(error).__name__)
+            raise RecordError(f"{path}, line {number}: not JSON ({reason})") from error
         if not isinstance(record, dict):
-            raise RecordError(f"{path}, line {number}: expected an object, got {line[:40]!r}")
+            found = f"got {str(record)[:40]!r}"
+            raise RecordError(f"{path}, line {number}: expected an object, {found}")
         records.append(record)
     return records
 
@@ -79,24 +85,63 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 def read_folder(folder: str | Path) -> list[dict[str, Any]]:
     """The records of every JSON-lines file of a folder, the newest last: experiments share runs."""
     records = [r for file in sorted(Path(folder).glob("*.jsonl")) for r in read_records(file)]
-    return sorted(records, key=lambda record: record.get("finished", ""))
+    return sorted(records, key=finished)
+
+
+def finished(record: dict[str, Any]) -> str:
+    """When a run was finished, to sort by; empty when its record does not say."""
+    return str(record.get("finished", ""))
+
+
+@contextlib.contextmanager
+def record_errors(path: str | Path) -> Iterator[None]:
+    """Context in which whatever a strange record leads to is a RecordError that names its file."""
+    try:
+        yield
+    except (RecordError, OSError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:80]!r}"
+        raise RecordError(f"{path}: a record is not as dfmsd writes it ({reason})") from error
 
 
 def append_record(path: str | Path, record: dict[str, Any]) -> None:
     """Add one record; readers see the old file or the new one, never a part of a line.
 
     NaN becomes null, so that every JSON reader takes the file. Processes that append at the same
-    time wait for each other. A file that cannot be read is left as it was (RecordError).
+    time wait for each other, by a lock file beside it. All that the file holds is kept, as are its
+    mode and a link to it.
     """
-    from dfmsd.detectors.checkpoints import write_atomic
+    from dfmsd.detectors.checkpoints import atomic_file
 
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
-    with open(Path(tempfile.gettempdir()) / f"dfmsd-records-{os.getuid()}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        read_records(path)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        write_atomic(path, f"{text}{json.dumps(finite)}\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")), atomic_file(path) as file:
+        if path.exists():
+            os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+            before = path.read_bytes()
+            file.write(before + b"\n" * (not before.endswith(b"\n")))
+        file.write(f"{json.dumps(finite)}\n".encode())
+
+
+def check_writable(path: str | Path) -> None:
+    """Leave nothing; OSError that names a file, or its folder, which cannot be written."""
+    path = place = Path(os.path.realpath(path))
+    while not place.exists():
+        place = place.parent
+    try:
+        if place == path:
+            path.open("ab").close()
+            place = path.parent
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(place)) from None
+
+
+def data_of(record: dict[str, Any]) -> str:
+    """What tells the data of a record: their `content_hash`; empty for scenes and old records."""
+    return str(record.get("fingerprint", "")).partition("-")[2]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

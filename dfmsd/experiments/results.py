@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import special
 
 from dfmsd.experiments.grids import EXPERIMENTS
+from dfmsd.experiments.records import data_of, finished
 from dfmsd.experiments.settings import ARMS
 
 METRICS = ["AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L"]
@@ -69,12 +70,16 @@ def results_frame(name: str, records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     run: it knows only its last piece) and `extra CPU` in per cent.
     """
     plan = EXPERIMENTS[name]
-    known = {(r.get("experiment"), r.get("row"), r.get("seed")): r for r in records}
-    runs = {
-        (key, seed): known.get((*(row.recorded or (name, key)), seed))
+    asked = {
+        (key, seed): (*(row.recorded or (name, key)), seed)
         for key, row in plan.rows.items()
         for seed in plan.seeds
     }
+    labelled = [((r.get("experiment"), r.get("row"), r.get("seed")), r) for r in records]
+    known = dict(pair for pair in labelled if pair[0] in asked.values())
+    data = data_of(max(known.values(), key=finished, default={}))  # never those of two data sets
+    known = {labels: record for labels, record in known.items() if data_of(record) == data}
+    runs = {key: known.get(labels) for key, labels in asked.items()}
     frame = _frame(runs, {key: row.title for key, row in plan.rows.items()})
     return relative_to(frame, {key: row.base for key, row in plan.rows.items()})
 
@@ -100,9 +105,18 @@ def arms_frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def newest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records with the settings of the newest one (preset, scale and fingerprint)."""
     runs = [record for record in records if record.get("arm") in ARMS]
-    last = max(runs, key=lambda record: record["finished"], default={})
+    last = max(runs, key=finished, default={})
     same = itemgetter("preset", "scale", "fingerprint")
     return [record for record in runs if same(record) == same(last)]
+
+
+def left_out(records: Sequence[dict[str, Any]]) -> str:
+    """One line on the runs that `newest` leaves out; empty when it leaves out none."""
+    shown = newest(records)
+    others = [r for r in records if r.get("arm") in ARMS and r not in shown]
+    foreign = sum(data_of(record) != data_of(shown[0]) for record in others)
+    text = f"not shown, because of other settings: {len(others)} (of other data: {foreign})"
+    return text if others else ""
 
 
 def _frame(runs: Mapping[tuple[str, int], Any], titles: Mapping[str, str]) -> pd.DataFrame:

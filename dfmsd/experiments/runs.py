@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, current_process, get_context, parent_process
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ from dfmsd.experiments.build import records_file
 from dfmsd.experiments.grids import EXPERIMENTS
 from dfmsd.experiments.overrides import FILES, NOT_HASHED, fingerprint, split_override
 from dfmsd.experiments.presets import resolve
-from dfmsd.experiments.records import commit, read_folder, read_records
-from dfmsd.experiments.settings import ARMS, Settings, SettingsError, nearest
+from dfmsd.experiments.records import commit, data_of, finished, read_folder, read_records
+from dfmsd.experiments.requirements import check_runs, run_folder
+from dfmsd.experiments.settings import ARMS, Settings, SettingsError, flat, nearest
 from dfmsd.experiments.teachers import teacher, teacher_run
 from dfmsd.experiments.train import stage_file, train_and_record
 from dfmsd.training.progress import Progress
 from dfmsd.training.signals import PreemptedError, stop_signals
+
+UNGUARDED = 76
+"""Exit status of a worker whose script has no main guard and would begin the runs once more."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where its checkpoint, log and weights live."""
-        name = f"{self.settings.preset}-{self.settings.scale}-{fingerprint(self.settings)}"
-        return Path(self.settings.out) / name / f"{self.arm}-seed{self.seed}"
+        return run_folder(self.settings) / f"{self.arm}-seed{self.seed}"
 
     @property
     def steps(self) -> int:
@@ -79,8 +83,16 @@ class Run:
     def among(self, records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
         """The newest of the records that are of this very run, or None."""
         labels = self.labels.items()
-        same = [record for record in records if labels <= record.items()]
-        return max(same, key=lambda r: r["finished"], default=None)
+        same = [r for r in records if labels <= r.items() and not self._is_of_other_data(r)]
+        return max(same, key=finished, default=None)
+
+    def _is_of_other_data(self, record: dict[str, Any]) -> bool:
+        """Whether a record is of other data than the folder holds now; old ones tell its name."""
+        own, its = data_of({"fingerprint": fingerprint(self.settings)}), data_of(record)
+        if own and not its:
+            root = flat(record.get("settings", {})).get("data.root", "")
+            own, its = Path(self.settings.data.root).name, Path(root).name
+        return bool(own) and own != its
 
     def done(self) -> bool:
         """Whether record and weights are both there."""
@@ -125,15 +137,21 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
 
 
 def execute_all(queue: Sequence[Run], *, show: bool = True) -> list[dict[str, Any]]:
-    """The records of the runs, `settings.jobs` at a time; their teachers are made before them."""
+    """The records of the runs, `settings.jobs` at a time; their teachers are made before them.
+
+    What they need is looked at first, see `check_runs`.
+    """
+    if getattr(current_process(), "_inheriting", False):  # a worker that imports the script
+        os._exit(UNGUARDED)
+    missing = [run for run in queue if not run.done()]
+    check_runs(missing)
     needed = {
-        (name, teacher_run(run.settings, name)[1]): run.settings
-        for run in queue
+        (not getattr(run.settings, f"{name}_file"), name, teacher_run(run.settings, name)[1]): run
+        for run in missing
         for name in run.teachers
-        if not run.done()
     }
-    for (name, _), settings in sorted(needed.items(), key=lambda item: item[0]):
-        teacher(settings, name, show=show)
+    for (_, name, _), run in sorted(needed.items(), key=itemgetter(0)):  # those from files first
+        teacher(run.settings, name, show=show)
     jobs = queue[0].settings.jobs
     if jobs == 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's processes share each run
         return [execute(run, show=show) for run in queue]
@@ -169,12 +187,16 @@ def _execute_parallel(queue: Sequence[Run], jobs: int, *, show: bool) -> list[di
     try:
         with stop_signals():
             waiting = {pool.submit(execute, run, show=False) for run in longest_first}
+            workers = set(active_children()) - others
             while waiting:
                 finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()  # a failure ends the pool
                 progress.update(_steps_done(queue), f"{len(queue) - len(waiting)} runs finished")
     except BrokenProcessPool as error:
+        if UNGUARDED in [worker.exitcode for worker in workers]:
+            guard = 'a script must start its runs below `if __name__ == "__main__":`'
+            raise ChildProcessError(f"jobs={jobs}: {guard}, or with jobs=1") from None
         text = "a worker process was killed (out of memory?); the same command continues, "
         raise ChildProcessError(f"{text}with jobs=1 in the least memory") from error
     except (KeyboardInterrupt, PreemptedError):  # a training saves at the workers' SIGTERM
@@ -204,6 +226,6 @@ def _steps_done(queue: Sequence[Run]) -> int:
     total = 0
     for run in queue:
         log = run.folder / "log.jsonl"
-        logged = log.read_text().count('"loss"') if log.exists() else 0
+        logged = log.read_bytes().count(b'"loss"') if log.exists() else 0
         total += min(logged * run.settings.train.log_every, run.steps)
     return total

@@ -11,7 +11,7 @@ from torch import nn
 from dfmsd.detectors.checkpoints import read_metadata
 from dfmsd.detectors.saved import load_detector
 from dfmsd.experiments.overrides import fingerprint
-from dfmsd.experiments.presets_coco import require
+from dfmsd.experiments.requirements import require_teacher
 from dfmsd.experiments.settings import Settings, SettingsError
 from dfmsd.experiments.train import stage_file, train_and_record
 
@@ -50,8 +50,6 @@ def train_detector(
 
 def teacher(settings: Settings, name: str, *, show: bool = True) -> nn.Module:
     """The teacher `name`: from its file (FileNotFoundError without it), or trained now."""
+    require_teacher(settings, name)
     file = getattr(settings, f"{name}_file")
-    command = f"dfmsd train {settings.preset} {name} scale=quick --save {file}"
-    hint = f"make it with `{command}`, or set {name}_file= to train it on the way"
-    require(f"{name}_file", file, hint)
     return load_detector(file or train_detector(settings, name, show=show)[0])[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,11 @@ from dfmsd.detectors.checkpoints import read_metadata
 from dfmsd.detectors.pretrained import inherit
 from dfmsd.detectors.saved import save_detector
 from dfmsd.experiments import build
-from dfmsd.experiments.records import append_record, environment, mean_losses, read_records
+from dfmsd.experiments.records import append_record, environment, mean_losses
+from dfmsd.experiments.requirements import check_places, hold
 from dfmsd.experiments.settings import Engine, Settings, Train
 from dfmsd.stages import Stage, run_stages
-from dfmsd.training.checkpoint import Checkpointing, list_checkpoints
+from dfmsd.training.checkpoint import Checkpointing, list_checkpoints, load_latest
 from dfmsd.training.log import History, Logging, tensorboard
 from dfmsd.training.loop import Evaluation
 from dfmsd.training.signals import stop_signals
@@ -58,7 +60,7 @@ def train_and_record(
     checkpoints, log and students; CheckpointError when it holds a checkpoint of another run.
     `labels`, among them "arm" and "seed", are what the record is found by.
     """
-    read_records(build.records_file(settings))  # a broken file is better known before the training
+    check_places(settings)  # what is wrong is better known before the training
     began, cpu, origin = time.time(), time.process_time(), environment()
     resumed, seed = bool(list_checkpoints(folder)), labels["seed"]
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
@@ -70,10 +72,11 @@ def train_and_record(
         teacher = teachers[settings.inherit_from]
         labels = labels | {"inherited": inherit(student, teacher, settings.inherit.split("+"))}
     stages = build.arm_stages(settings, arm, student, teachers)
-    folder.mkdir(parents=True, exist_ok=True)
     log = Logging(settings.train.log_every, title=f"{labels['arm']}, seed {seed}", show=show)
     how = {"folder": folder, "seed": seed, "log": log, "accelerator": accelerator}
-    history = train_stages(student, stages, settings, data, **how)
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder) if accelerator.is_main_process else nullcontext():
+        history = train_stages(student, stages, settings, data, **how)
     metrics = [read_metadata(stage_file(folder, n))["metrics"] for n in range(len(stages))]
     record = {
         "preset": settings.preset,
@@ -150,4 +153,6 @@ def train_stages(
         how = {"optimizer": optimizer_options(train), "checkpoints": saving, **options}
         run_stages(student, stages, batches, **how)
     accelerator.wait_for_everyone()
-    return History.resume(folder if main else None, before=(len(stages), 0))
+    _, state = load_latest(folder)  # of the end
+    place = {"before": (len(stages), 0), "saved": state.get("log")}
+    return History.resume(folder if main else None, **place)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dfmsd.detectors.checkpoints import named, write_atomic
+from dfmsd.detectors.checkpoints import CheckpointError, named, write_atomic
 
 Row = dict[str, float]
 Watch = Callable[[Row], None]
@@ -37,23 +37,46 @@ class History:
     """takes a line for every row that is added"""
 
     @classmethod
-    def resume(cls, folder: Path | None, *, before: tuple[int, int]) -> History:
-        """The rows of a folder's log that lie before (stage, step); later ones are cut off it.
+    def resume(
+        cls, folder: Path | None, *, before: tuple[int, int], saved: str | None = None
+    ) -> History:
+        """The rows of a run that lie before (stage, step); its log is written anew with them.
 
         A checkpoint stands before the evaluation of its step, so this evaluation is left out too.
+
+        Args:
+            folder: has the `log.jsonl`; None for no log.
+            before: where the run goes on.
+            saved: `text` of the history when the checkpoint was made, whatever has become of the
+                log since; without it the log is read.
+
+        Raises:
+            CheckpointError: the log that has to be read is damaged; names the line.
         """
         history = cls(file=folder / "log.jsonl" if folder is not None else None)
         stage, step = before
-        if history.file is None or not history.file.exists():
+        if history.file is None or (saved is None and not history.file.exists()):
             return history
-        for line in history.file.read_text().splitlines():
-            row = json.loads(line) if line.endswith("}") else {}  # a kill may leave half a line
-            evaluation = "AP" in row
-            if row and (row["stage"], row["step"]) < (stage, step - evaluation):
-                (history.evaluations if evaluation else history.rows).append(row)
-        kept = sorted(history.rows + history.evaluations, key=lambda r: (r["stage"], r["step"]))
-        write_atomic(history.file, "".join(json.dumps(row) + "\n" for row in kept))
+        content = saved.encode() if saved is not None else history.file.read_bytes()
+        *lines, _half = content.split(b"\n")  # a kill may leave half a line
+        for number, line in enumerate(lines if before > (0, 0) else [], start=1):
+            try:
+                row = json.loads(line)
+                evaluation = "AP" in row
+                if (row["stage"], row["step"]) < (stage, step - evaluation):
+                    (history.evaluations if evaluation else history.rows).append(row)
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                hint = "move the log away, and the same command goes on without it"
+                text = f"{history.file}, line {number}: damaged; {hint}"
+                raise CheckpointError(text) from error
+        write_atomic(history.file, history.text)
         return history
+
+    @property
+    def text(self) -> str:
+        """All rows as lines of JSON, in the order of the steps."""
+        rows = sorted(self.rows + self.evaluations, key=lambda row: (row["stage"], row["step"]))
+        return "".join(f"{json.dumps(row)}\n" for row in rows)
 
     def add(self, row: Row, watch: Watch | None = None) -> None:
         """Keep one row, append it to the log and show it to `watch`."""
@@ -85,8 +108,8 @@ def tensorboard(folder: Path, lengths: Sequence[int]) -> Watch:
         step = sum(lengths[: row["stage"]]) + row["step"]
         if not writers:  # the first step is known only now
             writers.append(SummaryWriter(str(folder), purge_step=step))
-        for name, value in row.items():
-            if name not in ("stage", "step"):
-                writers[0].add_scalar(name, value, step)
+        with named(folder):
+            for name in row.keys() - {"stage", "step"}:
+                writers[0].add_scalar(name, row[name], step)
 
     return write

@@ -86,8 +86,8 @@ def fit(
     how = {"weights": weights, "clip": clip, "accumulate": accumulate, "folder": folder}
     steps = _Steps(accelerator, model, optimizer, schedule, seed, stage, **how)
     manager = CheckpointManager(checkpoints, accelerator)
-    start = _resume(manager, model, optimizer, stage)
-    history = History.resume(folder if main else None, before=(stage, start))
+    start, saved = _resume(manager, model, optimizer, stage)
+    history = History.resume(folder if main else None, before=(stage, start), saved=saved)
     progress = Progress(log.title, schedule.steps, start=start, show=log.show and main)
     data = batches.iterate(start, accelerator.process_index, accelerator.num_processes)
 
@@ -114,7 +114,8 @@ def fit(
                 record(step, losses)
             evaluating = every and done % every == 0
             if stopping or overdue or manager.is_due(done, pause=evaluating or last):
-                state = {"stage": stage, "step": done} | _state(accelerator, model, optimizer)
+                state = {"stage": stage, "step": done, "log": history.text}
+                state |= _state(accelerator, model, optimizer)
                 manager.save(state, accelerator.unwrap_model(model))
             if stopping:
                 raise stop.error(f"step {done} of stage {stage + 1} is done and saved")
@@ -178,11 +179,15 @@ def _state(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> 
     }
 
 
-def _resume(manager: CheckpointManager, model: nn.Module, optimizer: Optimizer, stage: int) -> int:
-    """The step that the newest checkpoint stands at, after loading it; 0 without one here."""
+def _resume(
+    manager: CheckpointManager, model: nn.Module, optimizer: Optimizer, stage: int
+) -> tuple[int, str | None]:
+    """Step and log of the newest checkpoint, after loading it; (0, None) without one here."""
     state, scaler = manager.load(), manager.accelerator.scaler
-    if state is None or state["stage"] != stage or state["step"] == 0:
-        return 0
+    if state is None or state["stage"] != stage:
+        return 0, None
+    if state["step"] == 0:  # its student is loaded
+        return 0, state.get("log")
     try:
         manager.accelerator.unwrap_model(model).load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -191,4 +196,4 @@ def _resume(manager: CheckpointManager, model: nn.Module, optimizer: Optimizer, 
         raise CheckpointError(f"{manager.path}: belongs to another model ({first})") from error
     if scaler is not None and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
-    return int(state["step"])
+    return int(state["step"]), state.get("log")

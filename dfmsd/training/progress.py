@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any, TextIO
@@ -84,6 +85,7 @@ class Progress:
             self._write(line + "\n")
 
     def _write(self, text: str) -> None:
-        """Write `text`, over the line that a terminal shows."""
-        self.stream.write(("\r\x1b[2K" if self.stream.isatty() else "") + text)
-        self.stream.flush()
+        """Write `text`, over the line that a terminal shows; without room for it, nothing."""
+        with contextlib.suppress(OSError):  # no reason to end a training
+            self.stream.write(("\r\x1b[2K" if self.stream.isatty() else "") + text)
+            self.stream.flush()
