@@ -105,7 +105,8 @@ def test_a_folder_of_records_is_read_newest_last(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"n": 1, "finished": "2026-01-01"}\n')
     (tmp_path / "c.txt").write_text("no record")
     assert [record["n"] for record in read_folder(tmp_path)] == [0, 1, 2]
-    assert read_folder(tmp_path / "none") == []
+    with pytest.raises(FileNotFoundError, match="none: no such folder, seen from "):
+        read_folder(tmp_path / "none")
 
 
 def _append_many(path, first):

@@ -84,6 +84,8 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
 def read_folder(folder: str | Path) -> list[dict[str, Any]]:
     """The records of every JSON-lines file of a folder, the newest last: experiments share runs."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder, seen from {Path.cwd()}")
     records = [r for file in sorted(Path(folder).glob("*.jsonl")) for r in read_records(file)]
     return sorted(records, key=finished)
 

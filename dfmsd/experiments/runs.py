@@ -171,7 +171,8 @@ def execute_experiment(
 
 def without_record(queue: list[Run]) -> list[Run]:
     """The runs of an experiment that neither it nor an experiment beside it has recorded."""
-    known = read_folder(queue[0].records.parent)
+    folder = queue[0].records.parent
+    known = read_folder(folder) if folder.is_dir() else []
     return [run for run in queue if run.among(known) is None]
 
 
