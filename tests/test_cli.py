@@ -326,7 +326,7 @@ def foreign(path, kind):
         safetensors.torch.save_file({"weight": torch.zeros(2)}, path)
         return "not saved by dfmsd"
     if kind == "recipe":
-        metadata = {"dfmsd": json.dumps({"recipe": {"kind": "yolo", "x": 1}, "classes": []})}
+        metadata = {"dfmsd": json.dumps({"recipe": {"kind": "yolo", "x": 1}, "classes": ["a"]})}
         safetensors.torch.save_file({"weight": torch.zeros(2)}, path, metadata)
         return "recipe"
     if kind == "model":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -42,7 +43,7 @@ class Run:
     experiment: str = ""
     row: str = ""  # of the experiment, under which it is recorded
 
-    @property
+    @functools.cached_property
     def folder(self) -> Path:
         """Where its checkpoint, log and weights live."""
         return run_folder(self.settings) / f"{self.arm}-seed{self.seed}"
@@ -195,6 +196,7 @@ def _execute_parallel(queue: Sequence[Run], jobs: int, *, show: bool) -> list[di
                     future.result()  # a failure ends the pool
                 progress.update(_steps_done(queue), f"{len(queue) - len(waiting)} runs finished")
     except BrokenProcessPool as error:
+        pool.shutdown(cancel_futures=True)  # exit codes are known once its thread has ended
         if UNGUARDED in [worker.exitcode for worker in workers]:
             guard = 'a script must start its runs below `if __name__ == "__main__":`'
             raise ChildProcessError(f"jobs={jobs}: {guard}, or with jobs=1") from None
