@@ -307,6 +307,14 @@ def test_weights_by_hand():
     ]
 
 
+def test_a_weight_without_all_seeds_is_not_compared():
+    index = pd.MultiIndex.from_product([["a-1", "a-3"], [100, 101]], names=["row", "seed"])
+    values = [10.0, 20.0, 90.0, None]
+    grid = weights_grid(pd.DataFrame({"title": ["A × 1"] * 2 + ["A × 3"] * 2, "AP": values}, index))
+    assert grid.loc["A", 1.0] == 15.0
+    assert pd.isna(grid.loc["A", 3.0])
+
+
 def test_cost_by_hand():
     def measured(name, number, ms, mb):
         values = {"step_ms": ms, "memory_mb": mb, "parameters": 1200}

@@ -132,10 +132,11 @@ def _verdict(gain: Gain | None) -> tuple[int, str]:
 
 
 def weights_grid(frame: pd.DataFrame) -> pd.DataFrame:
-    """Method by multiple → AP in points (NaN: not run), of rows titled `TITLE × MULTIPLE`."""
+    """Method by multiple → AP in points (NaN: a seed is missing), of rows `TITLE × MULTIPLE`."""
     titles = frame["title"].str.rsplit(" × ", n=1).str[0]
     multiples = frame.index.get_level_values("row").str.rsplit("-", n=1).str[1].astype(float)
-    grid = frame["AP"].groupby([titles, multiples]).mean().unstack()
+    grid = frame["AP"].groupby([titles, multiples]).agg(lambda runs: runs.mean(skipna=False))
+    grid = grid.unstack()
     return grid.reindex(index=titles.unique())
 
 
