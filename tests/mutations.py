@@ -35,7 +35,7 @@ ODD = [
 ]
 
 
-def places(value, path=()):
+def places(value):
     """Every (container, key) below a JSON value."""
     items = ()
     if isinstance(value, dict):
@@ -44,7 +44,7 @@ def places(value, path=()):
         items = list(enumerate(value))
     for key, inner in items:
         yield value, key
-        yield from places(inner, (*path, key))
+        yield from places(inner)
 
 
 def mutate_json(value, draw):

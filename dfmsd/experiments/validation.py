@@ -87,7 +87,7 @@ _OTHER_NAMES = {
 
 
 def nearest(word: str, valid: Sequence[str]) -> str:
-    """` (did you mean X?)` or ` (one of A, B, C)`, to end an error message with.
+    """`; did you mean X?` or `; one of A, B, C`, to end an error message with.
 
     Of dotted names the last word counts, then the section.
     """
