@@ -27,6 +27,10 @@ METHODS = {
     "distribution": "DFMSD, alignment as distributions",
 }
 """What has a weight to choose → its title."""
+RISING = {
+    30.0: ("dfmsd", "distribution", "pkd", "cwd", "norm_cwd", "fgd", "fitnet"),
+}
+"""A multiple beyond those → the methods whose mean AP had not fallen at the multiple before it."""
 CHOSEN = dict.fromkeys(METHODS, 1.0)
 """Method → the multiple of its balance with the highest mean AP in `few-weights`."""
 
@@ -40,8 +44,9 @@ def _chosen(key: str, multiple: float | None = None) -> tuple[str, ...]:
 
 WEIGHTS = {
     f"{key}-{multiple:g}": Row(f"{title} × {multiple:g}", "one", _chosen(key, multiple))
-    for multiple in MULTIPLES
+    for multiple, names in (dict.fromkeys(MULTIPLES, METHODS) | RISING).items()
     for key, title in METHODS.items()
+    if key in names
 }
 DFMSD = _chosen("dfmsd")
 
