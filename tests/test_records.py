@@ -111,15 +111,15 @@ def test_a_folder_of_records_is_read_newest_last(tmp_path):
 
 def _append_many(path, first):
     os.environ["TMPDIR"] = str(first)  # the lock must not depend on it
-    for number in range(first, first + 20):
+    for number in range(first, first + 100):
         append_record(path, {"number": number})
 
 
 def test_processes_lose_no_record(tmp_path):
     path = tmp_path / "records.jsonl"
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        pool.starmap(_append_many, [(path, 0), (path, 20)])
-    assert sorted(record["number"] for record in read_records(path)) == list(range(40))
+        pool.starmap(_append_many, [(path, 0), (path, 100)])
+    assert sorted(record["number"] for record in read_records(path)) == list(range(200))
 
 
 def test_environment_names_no_host_or_user():

@@ -254,3 +254,12 @@ def test_killed_five_times_also_in_writing_and_at_the_boundary(tmp_path, distill
     kill_when(tmp_path, lambda: rows(tmp_path) >= 17)
     assert alone(distil, tmp_path, False)[0] == 0
     assert same_runs(tmp_path, distilled)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_at_random_moments_of_two_stages(tmp_path, distilled):
+    """At a random row each, a random time after it; or in starting again, if that row is there."""
+    for limit in sorted(random.choices(range(1, 19), k=20)):
+        kill_when(tmp_path, lambda limit=limit: rows(tmp_path) >= limit and random.random() < 0.05)
+    assert alone(distil, tmp_path, False)[0] == 0
+    assert same_runs(tmp_path, distilled)
