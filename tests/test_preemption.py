@@ -234,3 +234,29 @@ def test_a_signal_to_the_whole_process_group(tmp_path, more):
     expected = read_records(tmp_path / "whole" / "runs" / "records.jsonl")
     order = lambda records: sorted((r["arm"], r["losses"], r["metrics"]) for r in records)  # noqa: E731
     assert str(order(found)) == str(order(expected))
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_any_moment_is_one_line_and_loses_nothing(tmp_path):
+    """Also in the first third of a second, while modules are loaded."""
+    options = ["train.steps=60", "train.evaluations=0", "arms=one"]
+    for folder in (tmp_path, tmp_path / "whole"):
+        folder.mkdir(exist_ok=True)
+        teachers(folder)
+    for rows, seconds in ((0, 0.15), (0, 0.3), (0, 1), (3, 0), (20, 0)):
+        process = started(tmp_path, *options)
+        time.sleep(seconds)
+        wait_for_rows(tmp_path, rows)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode in (130, -signal.SIGINT), err  # as Python ends while it loads
+        assert "Traceback" not in err
+        assert err.splitlines()[-1].startswith("dfmsd: interrupted; the same command continues")
+    results = []
+    for folder in (tmp_path, tmp_path / "whole"):
+        process = started(folder, *options)
+        _, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        (record,) = read_records(folder / "runs" / "records.jsonl")
+        results.append(str((record["losses"], record["metrics"])))
+    assert results[0] == results[1]
