@@ -114,7 +114,7 @@ def test_arguments_that_fit_no_command_get_the_message_of_tyro(capsys, arguments
         (("config", "scenes", "preset=photos"), ["preset=photos"]),
         (("config", "scenes", "seeds=0,0"), ["seeds=(0, 0)", "none twice"]),
         (("config", "scenes", "seeds="), ["seeds=()", "at least one"]),
-        (("config", "scenes", "jobs=0"), ["jobs=0: expected 1 to 256"]),
+        (("config", "scenes", "jobs=0"), ["jobs must be a number from 1 to 256, got 0"]),
         (("config", "scenes", "data.val_images=0"), ["data.val_images=0"]),
         (("config", "scenes", "data.curve_images=-1"), ["data.curve_images=-1"]),
         (("config", "photos"), None),

@@ -19,7 +19,6 @@ from dfmsd.experiments.settings import (
     Data,
     Detector,
     Settings,
-    SettingsError,
     Train,
     nearest,
 )
@@ -114,13 +113,13 @@ def _swin(depths: tuple[int, int, int, int]) -> str:
 
 
 def default_scale() -> str:
-    """The scale named by DFMSD_SCALE, smoke unless set; SettingsError when it is not a scale."""
+    """The scale named by DFMSD_SCALE, smoke unless set; ValueError when it is not a scale."""
     return _valid(os.environ.get("DFMSD_SCALE", "smoke"), "DFMSD_SCALE")
 
 
 def _valid(scale: str, name: str) -> str:
     if scale not in SCALES:
-        raise SettingsError(f"{name}={scale}: no such scale{nearest(scale, SCALES)}")
+        raise ValueError(f"{name}={scale}: no such scale{nearest(scale, SCALES)}")
     return scale
 
 
@@ -130,14 +129,14 @@ def resolve(
     """The settings of a preset with `key=value` overrides; `scale=…` among them chooses the scale.
 
     Without any, it is `default_scale`. `root` is the project's folder as seen from here, for the
-    preset's own files (notebooks: ".."). SettingsError for an unknown name or a wrong value.
+    preset's own files (notebooks: ".."). ValueError for an unknown name or a wrong value.
     """
     if preset not in PRESETS:
-        raise SettingsError(f"{preset}: no such preset{nearest(preset, list(PRESETS))}")
+        raise ValueError(f"{preset}: no such preset{nearest(preset, list(PRESETS))}")
     changes = dict(map(split_override, overrides))
     scale = _valid(changes.pop("scale", scale) or default_scale(), "scale")
     if (other := changes.pop("preset", preset)) != preset:
-        raise SettingsError(f"preset={other}: contradicts the preset {preset} named first")
+        raise ValueError(f"preset={other}: contradicts the preset {preset} named first")
     settings = replace(PRESETS[preset](scale), preset=preset, scale=scale)
     return change(_rooted(settings, Path(root)), changes)
 
