@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dfmsd.experiments.settings import Settings, flat, nearest
+from dfmsd.experiments.settings import Settings, flat
+from dfmsd.experiments.validation import check_name
 
 NOT_HASHED = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
 NOT_HASHED |= {"engine.save_minutes", "engine.tensorboard"}  # settings that change no result
@@ -34,8 +35,7 @@ def change(settings: Settings, changes: dict[str, str]) -> Settings:
     valid = flat(settings)
     sections: dict[str, dict[str, Any]] = {}
     for key, text in changes.items():
-        if key not in valid:
-            raise ValueError(f"{key}: no such setting{nearest(key, list(valid))}")
+        check_name("setting", key, list(valid))
         section, _, name = key.rpartition(".")
         owner = getattr(settings, section) if section else settings
         kind = typing.get_type_hints(type(owner))[name]
@@ -50,8 +50,8 @@ def _parse(kind: Any, key: str, text: str) -> Any:
     import tyro
 
     choices = [str(choice) for choice in typing.get_args(kind)]
-    if typing.get_origin(kind) is Literal and text not in choices:
-        raise ValueError(f"{key}={text}: no such value{nearest(text, choices)}")
+    if typing.get_origin(kind) is Literal:
+        check_name("value", text, choices, key)
     if kind is str:
         return os.path.expanduser(text) if key.endswith(PLACES) else text
     if kind is bool:

@@ -23,9 +23,10 @@ from dfmsd.experiments.overrides import FILES, NOT_HASHED, fingerprint, split_ov
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import commit, data_of, finished, read_folder, read_records
 from dfmsd.experiments.requirements import check_runs, run_folder
-from dfmsd.experiments.settings import ARMS, Settings, flat, nearest
+from dfmsd.experiments.settings import ARMS, Settings, flat
 from dfmsd.experiments.teachers import teacher, teacher_run
 from dfmsd.experiments.train import stage_file, train_and_record
+from dfmsd.experiments.validation import check_name
 from dfmsd.training.progress import Progress
 from dfmsd.training.signals import PreemptedError, stop_signals
 
@@ -106,8 +107,7 @@ def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
     `overrides` are settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
     under one that changes what a row is are no runs of the experiment.
     """
-    if name not in EXPERIMENTS:
-        raise ValueError(f"{name}: no such experiment{nearest(name, list(EXPERIMENTS))}")
+    check_name("experiment", name, list(EXPERIMENTS))
     plan = EXPERIMENTS[name]
     shared = [*plan.settings, f"records=data/results/{name}.jsonl"]
     shared.append(f"seeds={','.join(map(str, plan.seeds))}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from dfmsd.detectors.recipe import Recipe
-from dfmsd.experiments.validation import nearest
+from dfmsd.experiments.validation import check_name
 from dfmsd.ranges import Cutoff, Range, Share, check_fields
 
 Weight = Annotated[float, Range(0, 1e6)]
@@ -212,8 +212,8 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what is out of range, and contradictions."""
         check_fields(self)
-        for arm in set(self.arms) - ARMS.keys():
-            raise ValueError(f"arms={arm}: no such arm{nearest(arm, list(ARMS))}")
+        for arm in self.arms:
+            check_name("arm", arm, list(ARMS), "arms")
         for key, several in (("seeds", self.seeds), ("arms", self.arms)):
             if not 0 < len(several) == len(set(several)):
                 raise ValueError(f"{key}={several}: expected at least one, and none twice")

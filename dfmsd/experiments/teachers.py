@@ -14,6 +14,7 @@ from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.requirements import require_teacher
 from dfmsd.experiments.settings import Settings
 from dfmsd.experiments.train import stage_file, train_and_record
+from dfmsd.experiments.validation import check_name
 
 SECTIONS = ("data", "train", "student")  # those that can change such a detector
 
@@ -23,8 +24,7 @@ def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settin
 
     `name` is "weak", "strong" or "student" (the latter without any distillation).
     """
-    if name not in ("weak", "strong", "student"):
-        raise ValueError(f"{name}: no such detector; one of weak, strong, student")
+    check_name("detector", name, ("weak", "strong", "student"))
     train = settings.train if name == "student" else settings.teach
     if name == "weak" and settings.weak_steps:
         train = replace(train, steps=settings.weak_steps)

@@ -1,4 +1,4 @@
-"""The words in which mistakes among the settings are named."""
+"""A wrong name among the settings is answered with the nearest right one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ _OTHER_NAMES = {
 """What else the field calls a setting, without underscores → the last word of its name here."""
 
 
-def nearest(word: str, valid: Sequence[str]) -> str:
-    """`; did you mean X?` or `; one of A, B, C`, to end an error message with.
+def check_name(kind: str, word: str, valid: Sequence[str], setting: str = "") -> None:
+    """ValueError unless a word is one of the `valid`: names the nearest, or those of its section.
 
-    Of dotted names the last word counts, then the section.
+    Of dotted names the last word counts, then the section. `setting` stands before the word.
     """
+    if word in valid:
+        return
     section, _, last = word.rpartition(".")
     last = _OTHER_NAMES.get(last.replace("_", "").lower(), last)
 
@@ -35,7 +37,7 @@ def nearest(word: str, valid: Sequence[str]) -> str:
         return SequenceMatcher(a=last, b=end).ratio(), SequenceMatcher(a=section, b=of).ratio()
 
     best = max(valid, key=likeness)
-    if likeness(best)[0] >= 0.6:
-        return f"; did you mean {best!r}?"
     beside = [name for name in valid if name.rpartition(".")[0] == section]
-    return f"; one of {', '.join(beside or valid)}"
+    hint = f"did you mean {best!r}?" if likeness(best)[0] >= 0.6 else ""
+    hint = hint or f"one of {', '.join(beside or valid)}"
+    raise ValueError(f"{setting and setting + '='}{word}: no such {kind}; {hint}")
