@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import threading
@@ -17,19 +18,20 @@ from typing import Any
 
 import torch
 
-from dfmsd.experiments.build import records_file
+from dfmsd.experiments.build import detector_for, records_file, require_data
 from dfmsd.experiments.grids import EXPERIMENTS
 from dfmsd.experiments.overrides import FILES, NOT_HASHED, fingerprint, split_override
 from dfmsd.experiments.presets import resolve
+from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.records import commit, data_of, finished, read_folder, read_records
-from dfmsd.experiments.requirements import check_runs, run_folder
 from dfmsd.experiments.settings import ARMS, Settings, flat
-from dfmsd.experiments.teachers import teacher, teacher_run
-from dfmsd.experiments.train import stage_file, train_and_record
+from dfmsd.experiments.teachers import require_teacher, teacher, teacher_run
+from dfmsd.experiments.train import check_places, stage_file, train_and_record
 from dfmsd.experiments.validation import check_name
 from dfmsd.training.progress import Progress
 from dfmsd.training.signals import PreemptedError, stop_signals
 
+_log = logging.getLogger(__name__)
 UNGUARDED = 76
 """Exit status of a worker whose script has no main guard and would begin the runs once more."""
 
@@ -47,7 +49,9 @@ class Run:
     @functools.cached_property
     def folder(self) -> Path:
         """Where its checkpoint, log and weights live."""
-        return run_folder(self.settings) / f"{self.arm}-seed{self.seed}"
+        settings = self.settings
+        job = f"{settings.preset}-{settings.scale}-{fingerprint(settings)}"
+        return Path(settings.out) / job / f"{self.arm}-seed{self.seed}"
 
     @property
     def steps(self) -> int:
@@ -125,6 +129,29 @@ def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
 def runs(settings: Settings) -> list[Run]:
     """Every arm with every seed, seed by seed."""
     return [Run(settings, arm, seed) for seed in settings.seeds for arm in settings.arms]
+
+
+def check_runs(queue: Sequence[Run]) -> None:
+    """Look at what runs need, each once: data, teachers, the student and its trunk, places.
+
+    Runs of the same settings on other data are told apart by a line of the log.
+
+    Raises:
+        ValueError, OSError: something is missing, does not fit, or cannot be written.
+    """
+    for run in queue:
+        require_data(run.settings.data)
+        require("student.weights", run.settings.student.weights)
+        for name in run.teachers:
+            require_teacher(run.settings, name)
+    for student, data in dict.fromkeys((run.settings.student, run.settings.data) for run in queue):
+        detector_for(student, data, num_classes=1)
+    for folder, settings in {run.folder.parent: run.settings for run in queue}.items():
+        check_places(settings)
+        data = data_of({"fingerprint": fingerprint(settings)})
+        same = folder.parent.glob(f"{folder.name.removesuffix(data)}*") if data else ()
+        for other in sorted(set(same) - {folder}):
+            _log.warning("%s: of other data than %s now; not continued", other, settings.data.root)
 
 
 def execute(run: Run, *, show: bool = True) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import nn
 from dfmsd.detectors.checkpoints import read_metadata
 from dfmsd.detectors.saved import load_detector
 from dfmsd.experiments.overrides import fingerprint
-from dfmsd.experiments.requirements import require_teacher
+from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.settings import Settings
 from dfmsd.experiments.train import stage_file, train_and_record
 from dfmsd.experiments.validation import check_name
@@ -46,6 +46,16 @@ def train_detector(
         labels = {"arm": f"train {name}", "seed": seed, "fingerprint": fingerprint(own, *SECTIONS)}
         train_and_record(own, "none", {}, folder=folder, labels=labels, show=show)
     return weights, read_metadata(weights)
+
+
+def require_teacher(settings: Settings, name: str) -> None:
+    """Nothing, when a teacher's file is there, or that of its trunk; else FileNotFoundError."""
+    file = getattr(settings, f"{name}_file")
+    command = f"dfmsd train {settings.preset} {name} scale=quick --save {file}"
+    hint = f"make it with `{command}`, or set {name}_file= to train it on the way"
+    require(f"{name}_file", file, hint)
+    if not file:
+        require(f"{name}.weights", getattr(settings, name).weights)
 
 
 def teacher(settings: Settings, name: str, *, show: bool = True) -> nn.Module:
