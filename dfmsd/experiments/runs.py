@@ -186,17 +186,6 @@ def execute_all(queue: Sequence[Run], *, show: bool = True) -> list[dict[str, An
     return _execute_parallel(queue, jobs, show=show)
 
 
-def execute_experiment(
-    name: str, overrides: Sequence[str] = (), *, show: bool = True
-) -> list[dict[str, Any]]:
-    """The records of an experiment (see `experiment_runs`), after the runs that have none yet."""
-    queue = experiment_runs(name, overrides)
-    if missing := without_record(queue):
-        execute_all(missing, show=show)
-    known = read_folder(queue[0].records.parent)
-    return [run.among(known) for run in queue]
-
-
 def without_record(queue: list[Run]) -> list[Run]:
     """The runs of an experiment that neither it nor an experiment beside it has recorded."""
     folder = queue[0].records.parent

@@ -31,14 +31,11 @@ class Data:
     train_images: Count = 1000  # generated scenes for training; a folder gives all it has
     val_images: CountOrNone = 400  # number of validation images; 0 = all
     curve_images: CountOrNone = 100  # validation images for the evaluations in training; 0 = all
-    # side of a scene, or the longest side to which photographs are reduced, pixels
-    size: Annotated[int, Range(32, 10_000)] = 96
-    # shorter side in the detector, the longer at most `size`; 0 = as it is
-    short: Annotated[int, Range(0, 10_000)] = 0
+    size: Annotated[int, Range(32, 10_000)] = 96  # side of a scene, longest of a photograph
+    short: Annotated[int, Range(0, 10_000)] = 0  # shorter side in the detector; 0 = as it is
     horizontal_flip: Share = 0.5  # probability
     vertical_flip: Share = 0.0  # probability
-    # random rescaling of the image, from and to
-    zoom: tuple[Zoom, Zoom] = (1.0, 1.0)
+    zoom: tuple[Zoom, Zoom] = (1.0, 1.0)  # random rescaling of the image, from and to
     colour: Share = 0.0  # strength of colour jitter, 0 to 1
     small: Side = 32.0  # objects below this side squared are small, pixels
     medium: Side = 96.0  # objects below this side squared are medium, pixels
@@ -57,11 +54,9 @@ class Detector:
     weights: str = ""  # file with the state dict of an ImageNet trunk; `hub` fetches it
     strides: tuple[Stride, ...] = (4, 8, 16, 32)  # of the pyramid levels taken from the trunk
     fpn_channels: Annotated[int, Range(1, 4096)] = 64  # channels of the pyramid
-    # factor on torchvision's anchor sizes; 0 = by the image size
-    anchor_scale: Annotated[float, Range(0, 100)] = 0.0
+    anchor_scale: Annotated[float, Range(0, 100)] = 0.0  # of torchvision's; 0 = by image size
     frozen_norm: bool = False  # batch norm keeps the statistics and scales of the trunk's weights
-    # the trunk is not trained up to this stride; 0 = all of it is
-    frozen_stride: Annotated[int, Range(0, 256)] = 0
+    frozen_stride: Annotated[int, Range(0, 256)] = 0  # up to which no trunk is trained; 0 = all
 
     def recipe(self, **sizes: Any) -> Recipe:
         """Its recipe, with the number of classes and the sizes of the images; ValueError."""
@@ -84,8 +79,7 @@ class Train:
     batch_size: Annotated[int, Range(1, 65_536)] = 8  # images per step, over all processes
     optimizer: Literal["adamw", "sgd"] = "adamw"  # AdamW (0.9, 0.99) or SGD (momentum 0.9)
     lr: Annotated[float, Range(0, 10, open=True)] = 2e-3  # peak learning rate
-    # batch that `lr` is for, scaled linearly to `batch_size`; 0 = any
-    batch_of_lr: Annotated[int, Range(0, 65_536)] = 0
+    batch_of_lr: Annotated[int, Range(0, 65_536)] = 0  # `lr` is scaled linearly from it; 0 = any
     trunk: Annotated[float, Range(0, 100)] = 1.0  # share of the learning rate for the trunk
     weight_decay: Share = 0.05  # not applied to vectors
     warmup: Share = 0.1  # share of the steps with linear warm-up
@@ -108,8 +102,7 @@ class Engine:
     """How a run is computed, divided and kept."""
 
     save_minutes: Weight = 0.0  # between checkpoints, beside `train.save_every`; 0 = no clock
-    # parts of each process's images of a step, to need less memory
-    accumulate: Annotated[int, Range(1, 65_536)] = 1
+    accumulate: Annotated[int, Range(1, 65_536)] = 1  # parts of a process's images of a step
     channels_last: bool = False  # memory layout, faster on GPUs in bf16 and fp16
     compile: bool = False  # compile trunk and pyramid with torch.compile
     tensorboard: bool = False  # scalars for TensorBoard too, in `tensorboard` of the run's folder
@@ -170,9 +163,7 @@ ARMS: dict[str, Arm] = {
     "none-long": Arm("no distillation", (), (2.0,)),
     "one-long": Arm("DFMSD, one stage (strong)", ("strong",), (2.0,)),
     "two-long": Arm("DFMSD, two stages (weak → strong)", ("weak", "strong"), (1.0, 1.0)),
-    "strong-strong-long": Arm(
-        "DFMSD, two stages (strong → strong)", ("strong", "strong"), (1.0, 1.0)
-    ),
+    "strong-strong-long": Arm("DFMSD, two stages (strong → strong)", ("strong",) * 2, (1.0, 1.0)),
     "weak-long": Arm("DFMSD, one stage (weak)", ("weak",), (2.0,)),
 }
 """Two budgets: a stage of "two-long" is as long as the only stage of "one". "two-early" goes on to
@@ -206,8 +197,7 @@ class Settings:
     device: Literal["auto", "cpu"] = "auto"  # the GPU when there is one, or the CPU
     precision: Literal["no", "bf16", "fp16"] = "no"  # mixed precision
     engine: Engine = field(default_factory=Engine)  # how a run is computed, divided and kept
-    # runs at a time, one CPU thread each when several; one with torchrun
-    jobs: Annotated[int, Range(1, 256)] = 1
+    jobs: Annotated[int, Range(1, 256)] = 1  # runs at a time, a CPU thread each; 1 by torchrun
 
     def __post_init__(self) -> None:
         """Refuse what is out of range, and contradictions."""

@@ -44,9 +44,9 @@ def optimizer_options(train: Train) -> dict[str, Any]:
     return {"name": train.optimizer, "weight_decay": train.weight_decay, "trunk": train.trunk}
 
 
-def prepare(engine: Engine, detectors: Iterable[nn.Module]) -> None:
+def prepare(engine: Engine, detectors: Iterable[nn.Module | None]) -> None:
     """Memory layout and compilation of the settings; weights keep their names and values."""
-    for detector in detectors:
+    for detector in filter(None, detectors):
         if engine.channels_last:
             detector.to(memory_format=torch.channels_last)
         if engine.compile:
@@ -160,7 +160,7 @@ def train_stages(
     """
     train, engine, (train_set, val_set) = settings.train, settings.engine, data
     main, lengths = accelerator.is_main_process, [stage.schedule.steps for stage in stages]
-    prepare(engine, [student, *(s.teacher for s in stages if s.teacher is not None)])
+    prepare(engine, [student, *(stage.teacher for stage in stages)])
 
     def score(model: nn.Module, images: int) -> dict[str, float]:
         options = {"limit": images or None, "accelerator": accelerator}
