@@ -284,10 +284,15 @@ def test_detections_of_half_the_objects_by_hand(capsys, tmp_path):
     assert out == f"{line}  {recall}\n"
 
 
-def test_a_checkpoint_is_evaluated(capsys, scenes, checkpoint):
-    status, out, _ = call(capsys, "evaluate", scenes, "--checkpoint", checkpoint, "--size", 64)
+@pytest.mark.parametrize("exif", ["turn", "ignore"])
+def test_a_checkpoint_is_evaluated(capsys, monkeypatch, scenes, checkpoint, exif):
+    asked, read = set(), CocoDataset.read
+    monkeypatch.setattr(CocoDataset, "read", lambda d, i: asked.add(d.exif) or read(d, i))
+    how = ("--checkpoint", checkpoint, "--size", 64, "--exif", exif)
+    status, out, _ = call(capsys, "evaluate", scenes, *how)
     assert status == 0
     assert out.startswith("AP 0.0")
+    assert asked == {exif}
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def evaluate(
         checkpoint: a detector saved by dfmsd.
         split: `train` or `val`.
         size: longest side to which images are reduced for the detector, pixels.
-        exif: EXIF turns that the stated size does not settle, as in `data.exif`.
+        exif: for the detector, EXIF turns that the stated size does not settle.
     """
     from dfmsd.data.coco import CocoDataset
     from dfmsd.data.detections import read_detections
