@@ -18,6 +18,7 @@ from PIL import Image
 
 from dfmsd import __main__ as cli
 from dfmsd.__main__ import commands
+from dfmsd.data.coco import CocoDataset
 from dfmsd.data.commands import COMMANDS as DATA_COMMANDS
 from dfmsd.experiments.commands import drawings
 
@@ -116,7 +117,7 @@ def test_arguments_that_fit_no_command_get_the_message_of_tyro(capsys, arguments
         (("config", "scenes", "seeds="), ["seeds=()", "at least one"]),
         (("config", "scenes", "jobs=0"), ["jobs must be a number from 1 to 256, got 0"]),
         (("config", "scenes", "data.val_images=0"), ["data.val_images=0"]),
-        (("config", "scenes", "data.curve_images=-1"), ["data.curve_images=-1"]),
+        (("config", "scenes", "data.curve_images=-1"), ["data.curve_images must be", "got -1"]),
         (("config", "photos"), None),
         (("config", "photos", "data.root="), ["data.root", "PATH"]),
         (("table", "nothing.jsonl"), ["nothing.jsonl: no such file", "dfmsd distill"]),
