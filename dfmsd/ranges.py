@@ -1,13 +1,25 @@
-"""What a setting may be, said once in its type: a `Literal` of words, or a `Range` of numbers."""
+"""What a value may be, declared as a rule: an argument, a setting, an entry of a foreign file.
+
+A rule is a `Range` of numbers, a `range` of integers, `bool`, `str` (a short text), `[rule, most]`
+for a list, a dict for a table with some of its keys, a tuple of alternatives, or the value itself.
+The type of an argument says its rule as `Literal`, as `Annotated[kind, rule]`, or as a union or
+tuple of those; a field of any other type takes everything.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import functools
+import reprlib
+from dataclasses import dataclass, fields, is_dataclass
 from math import inf
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from numbers import Real
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_LONGEST_TEXT, _LONGEST_TUPLE = 200, 1000
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Range:
     """The finite numbers from `low`, if it is not left out, to `high`; NaN lies in no range."""
 
@@ -15,18 +27,17 @@ class Range:
     high: float = inf
     open: bool = False  # `low` is left out
 
-    def __contains__(self, value: float | str) -> bool:
-        """Whether a number lies in the range; a word does not."""
-        inside = not isinstance(value, str) and self.low <= value <= self.high and value < inf
-        return inside and not (self.open and value == self.low)
+    def __contains__(self, value: object) -> bool:
+        """Whether a number lies in the range; nothing else does, True and False neither."""
+        if not isinstance(value, Real) or isinstance(value, bool):
+            return False
+        above = self.low < value if self.open else self.low <= value
+        return above and value <= self.high and value < inf
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         """The range in words."""
-        if self.high == inf:
-            return f"{'more than' if self.open else 'at least'} {self.low:g} and finite"
-        return (
-            f"in ({self.low:g}, {self.high:g}]" if self.open else f"in {self.low:g}..{self.high:g}"
-        )
+        low = f"a number {'above' if self.open else 'from'} {self.low:g}"
+        return f"{low}, finite" if self.high == inf else f"{low} to {self.high:g}"
 
 
 Share = Annotated[float, Range(0, 1)]
@@ -39,22 +50,28 @@ Count = Annotated[int, Range(1)]
 def check(name: str, value: object, fits: bool, expected: str) -> None:
     """ValueError that names argument, value and expectation, unless the value `fits`."""
     if not fits:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        raise ValueError(f"{name} must be {expected}, got {reprlib.repr(value)}")
 
 
-def check_value(name: str, value: Any, kind: Any) -> None:
-    """ValueError unless a value is among the words or in a range of its type; others will do."""
-    options = _options(kind)
-    inside = any(value in option for option in options if isinstance(option, Range))
-    if options and not inside and value not in options:
-        check(name, value, False, " or ".join(map(repr, options)))
+def check_value(name: str, value: Any, rule: Any) -> None:
+    """ValueError that says name, value and what is expected, unless the value obeys the rule."""
+    rule = _rule(rule)
+    if isinstance(rule, dict) and isinstance(value, dict):
+        for key, item in value.items():
+            check(f"{name} keys", key, key in rule, f"among {', '.join(rule)}")
+            check_value(f"{name}.{key}", item, rule[key])
+    elif not _obeys(value, rule):
+        check(name, value, False, _words(rule))
 
 
-def check_fields(owner: Any) -> None:
-    """ValueError unless every field of a dataclass is what its type says, see `check_value`."""
-    kinds = get_type_hints(type(owner), include_extras=True)
-    for field in fields(owner):
-        check_value(field.name, getattr(owner, field.name), kinds[field.name])
+def check_fields(owner: Any, prefix: str = "") -> None:
+    """ValueError unless every field of a dataclass, and of those in it, is what its type says."""
+    for name, rule in _rules(type(owner)).items():
+        value = getattr(owner, name)
+        if is_dataclass(value):
+            check_fields(value, f"{prefix}{name}.")
+        else:
+            check_value(prefix + name, value, rule)
 
 
 def positive_weights(**weights: float) -> dict[str, float]:
@@ -64,10 +81,55 @@ def positive_weights(**weights: float) -> dict[str, float]:
     return kept
 
 
-def _options(kind: Any) -> list[str | Range]:
-    """The words and ranges of a type, or of the parts of a union; empty: everything will do."""
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    if get_origin(kind) is Annotated:
-        return [kind.__metadata__[0]]
-    return [option for part in get_args(kind) for option in _options(part)]
+@functools.cache
+def _rules(owner: type) -> dict[str, Any]:
+    """Field of a dataclass → its rule, where it has one; a plain type takes everything."""
+    kinds = get_type_hints(owner, include_extras=True)
+    ruled = {field.name: kinds[field.name] for field in fields(owner)}
+    return {n: _rule(k) for n, k in ruled.items() if get_origin(k) or is_dataclass(k)}
+
+
+def _rule(kind: Any) -> Any:
+    """The rule that the type of an argument stands for; a rule is itself."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return kind.__metadata__[0]
+    if origin in (Union, UnionType):
+        return tuple(map(_rule, parts))
+    if origin is tuple:
+        return [_rule(parts[0]), _LONGEST_TUPLE]
+    return parts if origin is Literal else kind if origin is None else object
+
+
+def _obeys(value: Any, rule: Any) -> bool:
+    match rule:
+        case range():
+            return type(value) is int and value in rule
+        case Range():
+            return value in rule
+        case type():
+            return isinstance(value, rule) and (rule is not str or len(value) <= _LONGEST_TEXT)
+        case [inner, most] if isinstance(rule, list):
+            fits = isinstance(value, list | tuple) and len(value) <= most
+            return fits and all(_obeys(item, inner) for item in value)
+        case tuple():
+            return any(_obeys(value, inner) for inner in rule)
+    return type(value) is type(rule) and value == rule
+
+
+def _words(rule: Any) -> str:
+    match rule:
+        case range():
+            step = "an integer" if rule.step == 1 else f"a multiple of {rule.step}"
+            return f"{step} from {rule[0]} to {rule[-1]}"
+        case Range():
+            return str(rule)
+        case type():
+            return {bool: "true or false"}.get(rule, f"a text of up to {_LONGEST_TEXT} characters")
+        case [inner, most] if isinstance(rule, list):
+            return f"at most {most} values, each {_words(inner)}"
+        case tuple():
+            return " or ".join(map(_words, rule))
+        case dict():
+            return f"a table with some of {', '.join(rule)}"
+    return repr(rule)

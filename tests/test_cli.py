@@ -18,6 +18,7 @@ from PIL import Image
 
 from dfmsd import __main__ as cli
 from dfmsd.__main__ import commands
+from dfmsd.data.coco import CocoDataset
 from dfmsd.data.commands import COMMANDS as DATA_COMMANDS
 from dfmsd.experiments.commands import drawings
 
@@ -114,9 +115,9 @@ def test_arguments_that_fit_no_command_get_the_message_of_tyro(capsys, arguments
         (("config", "scenes", "preset=photos"), ["preset=photos"]),
         (("config", "scenes", "seeds=0,0"), ["seeds=(0, 0)", "none twice"]),
         (("config", "scenes", "seeds="), ["seeds=()", "at least one"]),
-        (("config", "scenes", "jobs=0"), ["jobs=0: expected 1 to 256"]),
+        (("config", "scenes", "jobs=0"), ["jobs must be a number from 1 to 256, got 0"]),
         (("config", "scenes", "data.val_images=0"), ["data.val_images=0"]),
-        (("config", "scenes", "data.curve_images=-1"), ["data.curve_images=-1"]),
+        (("config", "scenes", "data.curve_images=-1"), ["data.curve_images must be", "got -1"]),
         (("config", "photos"), None),
         (("config", "photos", "data.root="), ["data.root", "PATH"]),
         (("table", "nothing.jsonl"), ["nothing.jsonl: no such file", "dfmsd distill"]),
@@ -284,10 +285,15 @@ def test_detections_of_half_the_objects_by_hand(capsys, tmp_path):
     assert out == f"{line}  {recall}\n"
 
 
-def test_a_checkpoint_is_evaluated(capsys, scenes, checkpoint):
-    status, out, _ = call(capsys, "evaluate", scenes, "--checkpoint", checkpoint, "--size", 64)
+@pytest.mark.parametrize("exif", ["turn", "ignore"])
+def test_a_checkpoint_is_evaluated(capsys, monkeypatch, scenes, checkpoint, exif):
+    asked, read = set(), CocoDataset.read
+    monkeypatch.setattr(CocoDataset, "read", lambda d, i: asked.add(d.exif) or read(d, i))
+    how = ("--checkpoint", checkpoint, "--size", 64, "--exif", exif)
+    status, out, _ = call(capsys, "evaluate", scenes, *how)
     assert status == 0
     assert out.startswith("AP 0.0")
+    assert asked == {exif}
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ from dfmsd.experiments.overrides import change as override
 from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.presets import PRESETS, resolve
 from dfmsd.experiments.records import read_records
-from dfmsd.experiments.settings import ARMS, SCALES, Method, Settings, SettingsError, flat
-from dfmsd.experiments.validation import as_text
+from dfmsd.experiments.settings import ARMS, SCALES, Method, Settings, as_text, flat
 
 RESULTS = Path(__file__).parent.parent / "data/results"
 
@@ -80,17 +79,17 @@ def test_overrides_have_the_type_of_their_setting(text, key, value):
         ("data.zoom=1", r"data\.zoom=1: expected tuple"),
         ("student.trunk_arguments={", r"trunk_arguments='\{': not a JSON object"),
         ("data.kind=coco", r"data\.root: give the COCO-format folder"),
-        ("engine.accumulate=0", r"engine\.accumulate=0: expected 1 to 65536"),
-        ("engine.save_minutes=nan", r"engine\.save_minutes=nan: expected 0 to 1e\+06"),
-        ("train.lr=0", r"train\.lr=0\.0: expected above 0, at most 10"),
-        ("data.zoom=0.5,1e9", r"data\.zoom=0\.5,1000000000\.0: expected 0\.1 to 10"),
+        ("engine.accumulate=0", r"engine\.accumulate must be a number from 1 to 65536, got 0"),
+        ("engine.save_minutes=nan", r"engine\.save_minutes must be .* from 0 to 1e\+06, got nan"),
+        ("train.lr=0", r"train\.lr must be a number above 0 to 10, got 0\.0"),
+        ("data.zoom=0.5,1e9", r"data\.zoom must be .*, each a number from 0\.1 to 10, got"),
         ("data.zoom=2,1", r"data\.zoom=2\.0,1\.0: expected from, to"),
         ("data.small=50", r"data\.small=50: expected below data\.medium=28"),
         ("data.short=20", r"data\.short=20: expected 0, or 32 to data\.size=96"),
-        ("method.fusion=2", r"method\.fusion=2\.0: expected 0 to 1"),
-        ("method.strides=8,0", r"method\.strides=8,0: expected 1 to 256"),
-        ("seeds=-1", r"seeds=-1: expected 0 to"),
-        ("weak.kind=fcos", r"weak\.fpn_channels=48: expected a multiple of 32"),
+        ("method.fusion=2", r"method\.fusion must be 'learned' or .* 0 to 1, got 2\.0"),
+        ("method.strides=8,0", r"method\.strides must be .* from 1 to 256, got \(8, 0\)"),
+        ("seeds=-1", r"seeds must be .* from 0 to 1e\+09, got \(-1,\)"),
+        ("weak.kind=fcos", r"weak\.fpn_channels must be a multiple of 32 .*, got 48"),
         ("train.learning_rate=1", r"no such setting; did you mean 'train\.lr'"),
         ("student.backbone=x", r"no such setting; did you mean 'student\.trunk'"),
         ("data.epochs=1", r"no such setting; did you mean 'train\.steps'"),
@@ -99,7 +98,7 @@ def test_overrides_have_the_type_of_their_setting(text, key, value):
 )
 def test_mistakes_are_named(text, message):
     more = ["weak.fpn_channels=48"] if text == "weak.kind=fcos" else []
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(ValueError, match=message):
         resolve("scenes", [text, *more])
 
 
@@ -117,7 +116,7 @@ def test_every_number_has_bounds(key, kind):
     pair = str(kind).startswith("tuple[float, float")
     for wrong in ("-1", "1e300", "nan", "inf", "-inf", "9" * 400):
         text = f"{wrong},{wrong}" if pair else wrong
-        with pytest.raises(SettingsError, match=re.escape(key)):
+        with pytest.raises(ValueError, match=re.escape(key)):
             resolve("scenes", [f"{key}={text}"])
 
 
@@ -138,12 +137,12 @@ def test_the_settings_of_every_record_are_still_valid(file):
 
 
 def test_unknown_preset_and_scale_variable(monkeypatch):
-    with pytest.raises(SettingsError, match="scnes: no such preset; did you mean 'scenes'"):
+    with pytest.raises(ValueError, match="scnes: no such preset; did you mean 'scenes'"):
         resolve("scnes")
     monkeypatch.setenv("DFMSD_SCALE", "quick")
     assert resolve("scenes").scale == "quick"
     monkeypatch.setenv("DFMSD_SCALE", "fast")
-    with pytest.raises(SettingsError, match="DFMSD_SCALE=fast"):
+    with pytest.raises(ValueError, match="DFMSD_SCALE=fast"):
         resolve("scenes")
 
 

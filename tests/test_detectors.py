@@ -220,16 +220,19 @@ def test_parameter_count():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "yolo"}, "kind='yolo'"),
-        ({"num_classes": 0}, "num_classes=0"),
-        ({"detector_arguments": {"a": torch}}, "detector_arguments: unknown 'a'"),
-        ({"image_size": 16}, "image_size=16"),
-        ({"kind": "retinanet", "head_convs": 5}, "head_convs=5"),
-        ({"kind": "fcos", "fpn_channels": 48}, "fpn_channels=48"),
-        ({"kind": "retinanet", "fpn_channels": 12}, "fpn_channels=12"),
-        ({"extra": "p6"}, "extra='p6'"),
+        ({"kind": "yolo"}, "kind must be .*'fcos', got 'yolo'"),
+        ({"num_classes": 0}, "num_classes must be an integer from 1 to 10000, got 0"),
+        ({"detector_arguments": {"a": torch}}, "detector_arguments keys must be among .*, got 'a'"),
+        ({"image_size": 16}, "image_size must be .* 32 to 16384, got 16"),
+        ({"kind": "retinanet", "head_convs": 5}, "head_convs must be None or .* 1 to 4, got 5"),
+        ({"kind": "fcos", "fpn_channels": 48}, "fpn_channels must be a multiple of 32 .*, got 48"),
+        (
+            {"kind": "retinanet", "fpn_channels": 12},
+            "fpn_channels must be a multiple of 8 .*, got 12",
+        ),
+        ({"extra": "p6"}, "extra must be .*, got 'p6'"),
         ({"strides": (4, 6)}, r"strides=\(4, 6\)"),
-        ({"anchor_scale": -1.0}, "anchor_scale=-1"),
+        ({"anchor_scale": -1.0}, "anchor_scale must be None or .* 0 to 100, got -1.0"),
     ],
 )
 def test_refuses(arguments, message):

@@ -27,8 +27,8 @@ from dfmsd.detectors.checkpoints import (
 from dfmsd.detectors.mmdet.config_text import read_config
 from dfmsd.detectors.recipe import TRUNK, Recipe
 from dfmsd.detectors.saved import load_detector
-from dfmsd.detectors.schema import Real, check
 from dfmsd.detectors.wrappers import flatten, select
+from dfmsd.ranges import Range, check_value
 
 # --- the wrappers of training scripts
 
@@ -318,7 +318,7 @@ def test_any_recipe_is_made_or_refused_with_a_value_error():
     ("rule", "good", "bad"),
     [
         (range(1, 5), [1, 4], [0, 5, True, 1.0, "1", None]),
-        (Real(0, 1), [0, 1, 0.5], [-0.1, float("nan"), float("inf"), True, "0"]),
+        (Range(0, 1), [0, 1, 0.5], [-0.1, float("nan"), float("inf"), True, "0"]),
         ([range(3), 2], [[], [0, 2], (1,)], [[0, 1, 2], [3], 1, {0: 1}]),
         (("a", None, range(2)), ["a", None, 0], ["b", 2, False]),
         ({"a": bool}, [{}, {"a": True}], [{"b": True}, {"a": 1}, [], None]),
@@ -327,10 +327,10 @@ def test_any_recipe_is_made_or_refused_with_a_value_error():
 )
 def test_rules(rule, good, bad):
     for value in good:
-        check(value, rule, "name")
+        check_value("name", value, rule)
     for value in bad:
         with pytest.raises(ValueError, match=r"^name"):
-            check(value, rule, "name")
+            check_value("name", value, rule)
 
 
 def test_no_argument_of_a_trunk_takes_free_text():

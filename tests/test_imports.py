@@ -29,7 +29,7 @@ TABLE: dict[str, set[str]] = {
     "generate": {"context", "ranges"},
     "loss": METHOD - {"loss"},
     "baselines": METHOD,
-    "detectors": set(),
+    "detectors": {"ranges"},
     "data": set(),
     "training": {"detectors.checkpoints", "detectors.features"},
     "distill": {"context", "detectors.features"},

@@ -28,7 +28,7 @@ from dfmsd.experiments import train as training
 from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import PACKAGES, read_records
-from dfmsd.experiments.requirements import hold
+from dfmsd.experiments.train import hold
 from dfmsd.training import steps
 from dfmsd.training.checkpoint import load_latest
 from dfmsd.training.evaluation import KEYS

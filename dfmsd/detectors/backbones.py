@@ -19,7 +19,7 @@ from dfmsd.detectors.errors import printable
 from dfmsd.detectors.features import frozen_modes
 from dfmsd.detectors.pretrained import load_trunk
 from dfmsd.detectors.recipe import TRUNK
-from dfmsd.detectors.schema import check
+from dfmsd.ranges import check_value
 
 _PROBE = 256  # pixels
 Body = tuple[nn.Module, list[int]]  # a trunk that gives maps "0", "1", ..., and their channels
@@ -109,7 +109,7 @@ def _select(levels: Mapping[int, Any], strides: Sequence[int], trunk: str) -> di
 def _swin(arguments: Mapping[str, Any]) -> SwinTransformer:
     settings = {"patch_size": [4, 4], "stochastic_depth_prob": 0.05, **arguments}
     stem = settings.pop("stem", "patch")
-    check(stem, TRUNK["stem"], "stem")
+    check_value("stem", stem, TRUNK["stem"])
     window = settings.get("window_size", 6)
     settings["window_size"] = [window] * 2 if isinstance(window, int) else window
     model = SwinTransformer(**settings)

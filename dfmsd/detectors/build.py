@@ -18,7 +18,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from dfmsd.detectors.backbones import build_backbone, measure_children
 from dfmsd.detectors.recipe import BIG, DETECTOR, Recipe, anchor_sizes
-from dfmsd.detectors.schema import check
+from dfmsd.ranges import check_value
 
 
 class KeepSizeTransform(detection.transform.GeneralizedRCNNTransform):
@@ -121,8 +121,8 @@ def stock_detector(name: str, **arguments: Any) -> nn.Module:
 
     `arguments` are torchvision's; its `num_classes` counts the background. Raises ValueError.
     """
-    check(name, tuple(torchvision.models.list_models(detection)), "name")
-    check(arguments, DETECTOR, name)
+    check_value("name", name, tuple(torchvision.models.list_models(detection)))
+    check_value(name, arguments, DETECTOR)
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **arguments)
     model.recipe = {"stock": name, **arguments}
     return model

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dfmsd.detectors.schema import Real, check
+from dfmsd.ranges import Range, check_value
 
 BIG = 512
 """Pixels: from this short side on, torchvision's COCO settings fit."""
 _GROUPS = {"faster_rcnn": 1, "retinanet": 8, "fcos": 32}  # of the heads' group norms
 _WIDTH, _COUNT, _SIDE, _PIXELS = range(1, 4097), range(1, 65), range(1, 129), range(32, 16385)
-_MANY, _SHARE, _FACTOR = range(1, 100_001), Real(0, 1), Real(0.01, 100)
+_MANY, _SHARE, _FACTOR = range(1, 100_001), Range(0, 1), Range(0.01, 100)
 _TOP = [f"rpn_{when}_nms_top_n_{phase}" for when in ("pre", "post") for phase in ("train", "test")]
 TRUNK = {  # what trunks are built from: no weights, paths or addresses
     "channels": [_WIDTH, 8],
@@ -36,8 +36,8 @@ DETECTOR = {  # what torchvision's detectors are built from; of them the numbers
     **dict.fromkeys((*_TOP, "rpn_batch_size_per_image", "box_batch_size_per_image"), _MANY),
     **dict.fromkeys(("topk_candidates", "detections_per_img", "box_detections_per_img"), _MANY),
     **dict.fromkeys(("min_size", "max_size"), _PIXELS),
-    "image_mean": [Real(-1000, 1000), 3],
-    "image_std": [Real(1e-6, 1000), 3],
+    "image_mean": [Range(-1000, 1000), 3],
+    "image_std": [Range(1e-6, 1000), 3],
     "center_sampling_radius": _FACTOR,
     "num_classes": range(2, 10_001),
     "trainable_backbone_layers": range(7),
@@ -74,7 +74,7 @@ _RULES = {
     "strides": (None, [_SIDE, 8]),
     "extra": (None, "auto", "pool", "p6p7"),
     "fpn_channels": (None, _WIDTH),
-    "anchor_scale": (None, Real(0, 100)),
+    "anchor_scale": (None, Range(0, 100)),
     "head_channels": (None, range(1, 16385)),
     "head_convs": (None, range(1, 5)),
     "trunk_arguments": TRUNK,
@@ -115,7 +115,7 @@ class Recipe:
         self.trunk_arguments = self.trunk_arguments or {}
         self.detector_arguments = self.detector_arguments or {}
         for name, rule in _RULES.items():
-            check(getattr(self, name), rule, name)
+            check_value(name, getattr(self, name), rule)
         two_stage, small = self.kind == "faster_rcnn", self.image_size < BIG
         if self.extra == "auto":
             self.extra = None if small else "pool" if two_stage else "p6p7"
@@ -126,5 +126,5 @@ class Recipe:
         self.head_channels = self.head_channels or (256 if small else 1024)
         self.head_convs = self.head_convs or (2 if small else 4)
         groups = _GROUPS[self.kind]
-        check(self.fpn_channels, range(groups, 4097, groups), "fpn_channels")
+        check_value("fpn_channels", self.fpn_channels, range(groups, 4097, groups))
         vars(self).update(json.loads(json.dumps(vars(self))))  # tuples become lists, as in a file

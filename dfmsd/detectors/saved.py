@@ -23,7 +23,7 @@ from dfmsd.detectors.checkpoints import (
 from dfmsd.detectors.errors import CheckpointError, PathLike, one_line_errors
 from dfmsd.detectors.mmdet.teacher import build_teacher
 from dfmsd.detectors.pretrained import hub_state
-from dfmsd.detectors.schema import check
+from dfmsd.ranges import check_value
 
 
 def _filled(
@@ -52,7 +52,7 @@ def load_detector(path: str | Path, *, head: bool = False) -> tuple[nn.Module, d
         raise CheckpointError(f"{path}: names no recipe and classes; it was not saved by dfmsd")
     recipe = metadata["recipe"]
     with one_line_errors(path, "its recipe makes no detector"):
-        check(metadata["classes"], [str, 10_000], "classes")
+        check_value("classes", metadata["classes"], [str, 10_000])
         if head and "mmdet" in recipe:
             raise CheckpointError("a teacher of features; without a head it finds no boxes")
         if head and not metadata["classes"]:

@@ -41,8 +41,8 @@ def datasets(data: Data) -> tuple[Any, Any]:
     if data.kind == "scenes":
         splits = ((data.train_images, TRAIN_SEED), (data.val_images, VAL_SEED))
         return tuple(SceneDataset(count, size=data.size, seed=seed) for count, seed in splits)
-    options = {"max_size": None if data.short else data.size, "cache": data.cache}
-    options["exif"] = data.exif
+    options = {"cache": data.cache, "exif": data.exif}
+    options["max_size"] = None if data.short else data.size
     return tuple(CocoDataset(data.root, split, **options) for split in ("train", "val"))
 
 
@@ -58,8 +58,8 @@ def batches(
     dataset: Any, data: Data, *, batch_size: int, seed: int, device: torch.device | str = "cpu"
 ) -> Batches:
     """Augmented batches, grouped by shape; what comes at a step depends on seed and step only."""
-    zoom = None if tuple(data.zoom) == (1.0, 1.0) else tuple(data.zoom)
     flips = {"flip": data.horizontal_flip, "vflip": data.vertical_flip}
+    zoom = None if data.zoom == (1.0, 1.0) else data.zoom
     transform = augmentation(**flips, scale=zoom, colour=data.colour)
     options = {"sizes": [shown_size(data, *s) for s in dataset.sizes], "workers": data.workers}
     return Batches(dataset, batch_size, seed=seed, transform=transform, device=device, **options)
@@ -106,11 +106,9 @@ def schedule(train: Train, *, steps: int, offset: int = 0, total: int | None = N
 
 def scaled_rate(train: Train) -> str:
     """One line on how the learning rate follows from the batch; empty when it does not."""
-    if train.peak == train.lr:
-        return ""
     size, recipe = train.batch_size, train.batch_of_lr
     rate = f"learning rate {train.lr:g} × {size} / {recipe} = {train.peak:g}"
-    return f"{rate}: batch {size}, recipe for {recipe}"
+    return "" if train.peak == train.lr else f"{rate}: batch {size}, recipe for {recipe}"
 
 
 def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Module:
@@ -120,11 +118,10 @@ def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Mod
     del terms["fade"], terms["anchor"]  # of the stages
     if name == "pseudo_labels":
         return PseudoLabels(threshold=threshold)
-    if terms["adapter"] == "fitted":
-        terms["adapter"] = "conv"
+    terms["adapter"] = terms["adapter"].replace("fitted", "conv")
     if name != "dfmsd":
         terms = {key: terms[key] for key in ("adapter", "match")}
-    kind = DFMSDLoss if name == "dfmsd" else BASELINES[name]
+    kind = (BASELINES | {"dfmsd": DFMSDLoss})[name]
     channels = [
         {stride: count for stride, count in levels.items() if not strides or stride in strides}
         for levels in (feature_channels(student), feature_channels(teacher))
@@ -150,9 +147,10 @@ def arm_stages(
     stages = []
     for number, steps in enumerate(lengths):
         rates = schedule(train, steps=steps, offset=sum(lengths[:number]), total=total)
-        stages.append(Stage("task only", rates))
-        if names:
-            teacher = teachers[names[number]]
-            compares, rates = method(settings, student, teacher), replace(rates, fade=chosen.fade)
-            stages[-1] = Stage(names[number], rates, teacher, compares, **extras)
+        if not names:
+            stages.append(Stage("task only", rates))
+            continue
+        teacher, rates = teachers[names[number]], replace(rates, fade=chosen.fade)
+        compares = method(settings, student, teacher)
+        stages.append(Stage(names[number], rates, teacher, compares, **extras))
     return stages

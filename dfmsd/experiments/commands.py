@@ -97,12 +97,14 @@ def experiment(name: Positional[str], overrides: Overrides = (), /) -> None:
     Args:
         name: which one; a wrong name lists them.
     """
-    from dfmsd.experiments.runs import execute_experiment, experiment_runs, without_record
+    from dfmsd.experiments.runs import execute_all, experiment_runs, without_record
 
     rows = experiment_runs(name, overrides)
-    recorded = len(rows) - len(without_record(rows))
-    execute_experiment(name, overrides)
-    print(f"{name}: {len(rows)} runs recorded beside {rows[0].records}, {recorded} of them before")
+    missing = without_record(rows)
+    if missing:
+        execute_all(missing)
+    before = len(rows) - len(missing)
+    print(f"{name}: {len(rows)} runs recorded beside {rows[0].records}, {before} of them before")
 
 
 def evaluate(
@@ -112,6 +114,7 @@ def evaluate(
     checkpoint: Path | None = None,
     split: Literal["train", "val"] = "val",
     size: int | None = None,
+    exif: Literal["turn", "ignore"] = "turn",
 ) -> None:
     """COCO AP of a detections file, or of a saved detector, on a COCO-format folder.
 
@@ -121,6 +124,7 @@ def evaluate(
         checkpoint: a detector saved by dfmsd.
         split: `train` or `val`.
         size: longest side to which images are reduced for the detector, pixels.
+        exif: for the detector, EXIF turns that the stated size does not settle.
     """
     from dfmsd.data.coco import CocoDataset
     from dfmsd.data.detections import read_detections
@@ -131,7 +135,7 @@ def evaluate(
         raise ValueError("give either --detections FILE or --checkpoint FILE")
     if detections is not None and size is not None:
         raise ValueError(f"--size {size}: goes with --checkpoint, detections have their size")
-    dataset = CocoDataset(root, split, max_size=size)
+    dataset = CocoDataset(root, split, max_size=size, exif=exif)
     if detections is not None:
         truth, ids = dataset.truth(), dataset.category_ids
         metrics = coco_metrics(truth, read_detections(detections, truth, category_ids=ids))

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dfmsd.experiments.settings import Settings, SettingsError, flat, nearest
+from dfmsd.experiments.settings import Settings, flat
+from dfmsd.experiments.validation import check_name
 
 NOT_HASHED = {"out", "records", "jobs", "arms", "seeds", "device", "data.cache", "data.workers"}
 NOT_HASHED |= {"engine.save_minutes", "engine.tensorboard"}  # settings that change no result
@@ -22,10 +23,10 @@ PLACES = (*FILES, "out", "records")
 
 
 def split_override(text: str) -> tuple[str, str]:
-    """Key and value of a `key=value` text; SettingsError for anything else."""
+    """Key and value of a `key=value` text; ValueError for anything else."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise SettingsError(f"{text!r}: expected key=value")
+        raise ValueError(f"{text!r}: expected key=value")
     return key.strip(), value.strip()
 
 
@@ -34,8 +35,7 @@ def change(settings: Settings, changes: dict[str, str]) -> Settings:
     valid = flat(settings)
     sections: dict[str, dict[str, Any]] = {}
     for key, text in changes.items():
-        if key not in valid:
-            raise SettingsError(f"{key}: no such setting{nearest(key, list(valid))}")
+        check_name("setting", key, list(valid))
         section, _, name = key.rpartition(".")
         owner = getattr(settings, section) if section else settings
         kind = typing.get_type_hints(type(owner))[name]
@@ -46,12 +46,12 @@ def change(settings: Settings, changes: dict[str, str]) -> Settings:
 
 
 def _parse(kind: Any, key: str, text: str) -> Any:
-    """`text` as a value of the type `kind`; SettingsError naming `key` for anything else."""
+    """`text` as a value of the type `kind`; ValueError naming `key` for anything else."""
     import tyro
 
     choices = [str(choice) for choice in typing.get_args(kind)]
-    if typing.get_origin(kind) is Literal and text not in choices:
-        raise SettingsError(f"{key}={text}: no such value{nearest(text, choices)}")
+    if typing.get_origin(kind) is Literal:
+        check_name("value", text, choices, key)
     if kind is str:
         return os.path.expanduser(text) if key.endswith(PLACES) else text
     if kind is bool:
@@ -59,7 +59,7 @@ def _parse(kind: Any, key: str, text: str) -> Any:
     parts = [p for p in text.split(",") if p] if typing.get_origin(kind) is tuple else [text]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
         return tyro.cli(kind, args=parts, config=(tyro.conf.FlagConversionOff,))
-    raise SettingsError(f"{key}={text}: expected {kind if choices else kind.__name__}")
+    raise ValueError(f"{key}={text}: expected {kind if choices else kind.__name__}")
 
 
 def fingerprint(settings: Settings, *sections: str) -> str:

@@ -74,16 +74,15 @@ class Preflight:
         job, run, weights = self.settings.train, self.run, self.settings.student.weights
         text = f"{len(train)} training and {len(val)} validation images"
         self.add("data", f"{text}, {len(train.classes)} classes")
+        epochs = run.steps * job.batch_size / len(train)
+        text = f"{run.arm}, {run.steps} steps of {job.batch_size} images, {epochs:.1f} epochs"
         rate = build.scaled_rate(job) or f"peak learning rate {job.lr:g}"
-        epochs = f"{run.steps * job.batch_size / len(train):.1f} epochs"
-        self.add(
-            "job", f"{run.arm}, {run.steps} steps of {job.batch_size} images, {epochs}; {rate}"
-        )
-        text = f"{type(student).__name__}, {parameter_count(student) / 1e6:.1f} M parameters, "
-        text += f"{parameter_count(student, trainable=True) / 1e6:.1f} M trained; "
-        text += f"trunk from {weights}, every tensor found" if weights else "trunk from scratch"
+        self.add("job", f"{text}; {rate}")
+        whole, trained = (parameter_count(student, trainable=t) / 1e6 for t in (False, True))
+        text = f"{type(student).__name__}, {whole:.1f} M parameters, {trained:.1f} M trained; trunk"
+        origin = f"from {weights}, every tensor found" if weights else "from scratch"
         note = not weights and self.settings.data.kind != "scenes"
-        self.add("student", text, "note" if note else "ok")
+        self.add("student", f"{text} {origin}", "note" if note else "ok")
 
     def check_teacher(self, name: str, val: Any, images: int) -> nn.Module | None:
         """The teacher `name`, loaded strictly and tried on the data; None without one."""
@@ -91,28 +90,26 @@ class Preflight:
         if not file:
             self.add(part, f"{name}_file is empty: the teacher will be trained first", "note")
             return None
-        with self.refuse(part):
-            require(f"{name}_file", file)
-            model, metadata = load_detector(file)
-            count = f"{parameter_count(model) / 1e6:.1f} M parameters"
-            self.add(part, f"{file}: every tensor in its place, {count}")
-            model.to(self.accelerator.device)
-            if not (hasattr(model, "roi_heads") or hasattr(model, "head")):
-                self.add(part, "has no head: its AP cannot be tried", "note")
-            elif list(metadata["classes"]) != list(val.classes):
-                text = "detects other classes than the data have: its AP cannot be tried"
-                uses = self.settings.method.name == "pseudo_labels"
-                self.add(part, text, "refused" if uses else "note")
-            else:
-                stated = (metadata.get("metrics") or {}).get("AP", math.nan)
-                ap = build.evaluate(model, val, self.settings.data, limit=images)["AP"]
-                low = ap < (0.02 if math.isnan(stated) else stated / 2)
-                text = f"AP {100 * ap:.1f} on {images} validation images, its file states "
-                text += "none" if math.isnan(stated) else f"{100 * stated:.1f}"
-                text += ": wrong weights or normalisation?" if low else ""
-                self.add(part, text, "refused" if low else "ok")
-            return model
-        return None
+        require(f"{name}_file", file)
+        model, metadata = load_detector(file)
+        count = f"{parameter_count(model) / 1e6:.1f} M parameters"
+        self.add(part, f"{file}: every tensor in its place, {count}")
+        model.to(self.accelerator.device)
+        if not (hasattr(model, "roi_heads") or hasattr(model, "head")):
+            self.add(part, "has no head: its AP cannot be tried", "note")
+        elif list(metadata["classes"]) != list(val.classes):
+            text = "detects other classes than the data have: its AP cannot be tried"
+            uses = self.settings.method.name == "pseudo_labels"
+            self.add(part, text, "refused" if uses else "note")
+        else:
+            stated = (metadata.get("metrics") or {}).get("AP", math.nan)
+            ap = build.evaluate(model, val, self.settings.data, limit=images)["AP"]
+            low = ap < (0.02 if math.isnan(stated) else stated / 2)
+            text = f"AP {100 * ap:.1f} on {images} validation images, its file states "
+            text += "none" if math.isnan(stated) else f"{100 * stated:.1f}"
+            text += ": wrong weights or normalisation?" if low else ""
+            self.add(part, text, "refused" if low else "ok")
+        return model
 
     def check_method(
         self, student: nn.Module, teachers: dict[str, nn.Module], samples: Any
@@ -135,11 +132,10 @@ class Preflight:
         """What the features of the levels tell, and their table."""
         keys, rows = ("mean", "sd", "dead"), []
         for stride, other in pairs:
-            student = level_statistics(levels[0][stride])
-            teacher = level_statistics(levels[1][other])
-            cells = [f"{values[key]:.2g}" for values in (student, teacher) for key in keys]
+            both = level_statistics(levels[0][stride]), level_statistics(levels[1][other])
+            (student, teacher), part = both, f"stride {stride}"
+            cells = [f"{values[key]:.2g}" for values in both for key in keys]
             rows.append([stride, *cells, f"{teacher['constant']:.2f}"])
-            part = f"stride {stride}"
             if not math.isfinite(student["sd"] + teacher["sd"]):
                 self.add(part, "features are not finite", "refused")
             elif (dead := teacher["dead"]) > 0.5:
@@ -156,29 +152,25 @@ class Preflight:
         world, run, size = self.accelerator, self.run, self.settings.train.batch_size
         accumulate = self.settings.engine.accumulate
         each = f"{size // world.num_processes // accumulate} images at a time"
-        with self.refuse("steps"):
-            try:
-                numbers = self._measure(distiller, batches, steps)
-            except torch.cuda.OutOfMemoryError:
-                text = f"{each} do not fit; try engine.accumulate={2 * accumulate}"
-                self.add("memory", text, "refused")
-                return
-            hours = run.steps * size / numbers["images_s"] / 3600
-            self.numbers |= numbers | {"hours": hours}
-            text = f"{numbers['images_s']:.2f} images/s, {numbers['waiting']:.0%} of the time "
-            text += (
-                f"waiting for data; about {hours:.1f} hours for {run.arm}, evaluations not counted"
-            )
-            self.add("speed", text, "note" if numbers["waiting"] > 0.05 else "ok")
-            if numbers["peak_gib"]:
-                total = torch.cuda.get_device_properties(world.device).total_memory / 2**30
-                self.add("memory", f"{numbers['peak_gib']:.1f} of {total:.0f} GiB, {each}")
+        try:
+            numbers = self._measure(distiller, batches, steps)
+        except torch.cuda.OutOfMemoryError:
+            hint = f"try engine.accumulate={2 * accumulate}"
+            self.add("memory", f"{each} do not fit; {hint}", "refused")
+            return
+        hours = run.steps * size / numbers["images_s"] / 3600
+        self.numbers |= numbers | {"hours": hours}
+        text = f"{numbers['images_s']:.2f} images/s, {numbers['waiting']:.0%} of the time waiting "
+        text += f"for data; about {hours:.1f} hours for {run.arm}, evaluations not counted"
+        self.add("speed", text, "note" if numbers["waiting"] > 0.05 else "ok")
+        if numbers["peak_gib"]:
+            total = torch.cuda.get_device_properties(world.device).total_memory / 2**30
+            self.add("memory", f"{numbers['peak_gib']:.1f} of {total:.0f} GiB, {each}")
 
     def _measure(self, distiller: Distiller, batches: Any, steps: int) -> dict[str, float]:
         """What `throughput` measures; before it the balance of the losses is reported."""
-        settings, world = self.settings, self.accelerator
-        job, teachers = settings.train, [distiller.teacher] if distiller.teacher is not None else []
-        prepare(settings.engine, [distiller.student, *teachers])
+        settings, world, job = self.settings, self.accelerator, self.settings.train
+        prepare(settings.engine, [distiller.student, distiller.teacher])
         if distiller.weights:
             share = next(batches.iterate(0, world.process_index, world.num_processes))
             batch = send_to_device(next(parts(share, settings.engine.accumulate)), world.device)
@@ -191,13 +183,13 @@ class Preflight:
     def check_balance(self, numbers: dict[str, float]) -> None:
         """How distillation and task weigh against each other."""
         self.numbers |= numbers
-        ratio, far = numbers["ratio"], not 1 / 3 < numbers["ratio"] / BALANCE < 3
+        ratio, verdict = numbers["ratio"], "ok"
         text = f"at the first step distillation is {ratio:.2g} times the task loss; gradients on "
         text += f"the backbone {numbers['gradient_ratio']:.2g} to 1, cosine {numbers['cosine']:.2f}"
-        if far:
+        if not 1 / 3 < ratio / BALANCE < 3:
             factor = self.settings.method.factor * BALANCE / ratio
             text += f"; method.factor={factor:.2g} would give the {BALANCE} of the scenes"
-        verdict = ("note" if far else "ok") if math.isfinite(ratio) else "refused"
+            verdict = "note" if math.isfinite(ratio) else "refused"
         self.add("balance", text, verdict)
 
 
@@ -216,19 +208,22 @@ def run_preflight(settings: Settings, *, images: int = 32, steps: int = 4) -> Pr
     device = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
     preflight, data = Preflight(settings, device), settings.data
     torch.manual_seed(0)
+    teachers = {}
     with preflight.refuse("data and student"):
         train, val = build.datasets(data)
         samples = [val[i] for i in range(min(images, len(val)))]
         student = build.detector_for(settings.student, data, num_classes=len(train.classes))
         preflight.check_job(train, val, student)
-        names = dict.fromkeys([*ARMS[preflight.run.arm].teachers, *preflight.run.teachers])
-        teachers = {name: preflight.check_teacher(name, val, images) for name in names}
+        for name in dict.fromkeys([*ARMS[preflight.run.arm].teachers, *preflight.run.teachers]):
+            with preflight.refuse(f"teacher {name}"):
+                teachers[name] = preflight.check_teacher(name, val, images)
     if preflight.reasons or None in teachers.values():
         return preflight
     with preflight.refuse("method"):
         distiller = preflight.check_method(student, teachers, samples)
     if not preflight.reasons:
-        size, device = settings.train.batch_size, preflight.accelerator.device
-        batches = build.batches(train, data, batch_size=size, seed=0, device=device)
-        preflight.check_steps(distiller, batches, steps)
+        size = settings.train.batch_size
+        batches = build.batches(train, data, batch_size=size, seed=0, device=device.device)
+        with preflight.refuse("steps"):
+            preflight.check_steps(distiller, batches, steps)
     return preflight

@@ -10,19 +10,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dfmsd.experiments import presets_coco
-from dfmsd.experiments.overrides import change, split_override
-from dfmsd.experiments.settings import (
-    SCALES,
-    Data,
-    Detector,
-    Settings,
-    SettingsError,
-    Train,
-    nearest,
-)
+from dfmsd.experiments.overrides import PLACES, change, split_override
+from dfmsd.experiments.settings import SCALES, Data, Detector, Settings, Train, flat
+from dfmsd.experiments.validation import check_name
 
 
 def scenes(scale: str) -> Settings:
@@ -114,13 +106,9 @@ def _swin(depths: tuple[int, int, int, int]) -> str:
 
 
 def default_scale() -> str:
-    """The scale named by DFMSD_SCALE, smoke unless set; SettingsError when it is not a scale."""
-    return _valid(os.environ.get("DFMSD_SCALE", "smoke"), "DFMSD_SCALE")
-
-
-def _valid(scale: str, name: str) -> str:
-    if scale not in SCALES:
-        raise SettingsError(f"{name}={scale}: no such scale{nearest(scale, SCALES)}")
+    """The scale named by DFMSD_SCALE, smoke unless set; ValueError when it is not a scale."""
+    scale = os.environ.get("DFMSD_SCALE", "smoke")
+    check_name("scale", scale, SCALES, "DFMSD_SCALE")
     return scale
 
 
@@ -130,25 +118,14 @@ def resolve(
     """The settings of a preset with `key=value` overrides; `scale=…` among them chooses the scale.
 
     Without any, it is `default_scale`. `root` is the project's folder as seen from here, for the
-    preset's own files (notebooks: ".."). SettingsError for an unknown name or a wrong value.
+    preset's own files (notebooks: ".."). ValueError for an unknown name or a wrong value.
     """
-    if preset not in PRESETS:
-        raise SettingsError(f"{preset}: no such preset{nearest(preset, list(PRESETS))}")
+    check_name("preset", preset, list(PRESETS))
     changes = dict(map(split_override, overrides))
-    scale = _valid(changes.pop("scale", scale) or default_scale(), "scale")
+    scale = changes.pop("scale", scale) or default_scale()
+    check_name("scale", scale, SCALES, "scale")
     if (other := changes.pop("preset", preset)) != preset:
-        raise SettingsError(f"preset={other}: contradicts the preset {preset} named first")
+        raise ValueError(f"preset={other}: contradicts the preset {preset} named first")
     settings = replace(PRESETS[preset](scale), preset=preset, scale=scale)
-    return change(_rooted(settings, Path(root)), changes)
-
-
-def _rooted(settings: Settings, root: Path) -> Settings:
-    """The settings with every file and folder of the preset as seen from where `root` is."""
-
-    def move(part: Any, *names: str) -> Any:
-        paths = {name: getattr(part, name) for name in names}
-        return replace(part, **{name: str(root / path) for name, path in paths.items() if path})
-
-    data, student = move(settings.data, "root"), move(settings.student, "weights")
-    settings = replace(settings, data=data, student=student)
-    return move(settings, "out", "weak_file", "strong_file")
+    places = {k: str(root / Path(v)) for k, v in flat(settings).items() if v and k.endswith(PLACES)}
+    return change(settings, places | changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -95,24 +95,6 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-@dataclass
-class _TimedBatches:
-    """Batches that note when each was asked for, how long that took and how many images came."""
-
-    batches: Batches
-    device: torch.device
-    notes: list[tuple[float, float, int]] = field(default_factory=list)
-
-    def iterate(self, *position: int) -> Iterator[Batch]:
-        """The batches from `position` on: start, rank, world."""
-        batches = self.batches.iterate(*position)
-        while True:
-            asked = _now(self.device)
-            batch = next(batches)
-            self.notes.append((asked, time.perf_counter() - asked, len(batch[0])))
-            yield batch
-
-
 def throughput(
     distiller: Distiller,
     optimizer: torch.optim.Optimizer,
@@ -131,10 +113,19 @@ def throughput(
     device, gpu = accelerator.device, accelerator.device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    timed = _TimedBatches(batches, device)
-    options = {"log": Logging(show=False)} | options
-    fit(distiller, timed, optimizer, schedule, accelerator=accelerator, **options)
-    asked, waits, sizes = zip(*timed.notes[1:], strict=True)  # the first step warms up
+    notes: list[tuple[float, float, int]] = []  # when asked, how long it took, how many images
+
+    def iterate(*position: int) -> Iterator[Batch]:
+        source = batches.iterate(*position)
+        while True:
+            asked = _now(device)
+            batch = next(source)
+            notes.append((asked, time.perf_counter() - asked, len(batch[0])))
+            yield batch
+
+    options = {"log": Logging(show=False), "accelerator": accelerator} | options
+    fit(distiller, SimpleNamespace(iterate=iterate), optimizer, schedule, **options)
+    asked, waits, sizes = zip(*notes[1:], strict=True)  # the first step warms up
     seconds = _now(device) - asked[0]
     return {
         "images_s": sum(sizes) * accelerator.num_processes / seconds,

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from filelock import FileLock
@@ -158,9 +159,8 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
 
 def mean_losses(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
     """The logged losses of a run averaged over at most 40 stretches, for learning curves."""
-    length = max(1, -(-len(rows) // 40))
-    means = []
+    length, means = max(1, -(-len(rows) // 40)), []
     for first in range(0, len(rows), length):
         part = [row for row in rows[first : first + length] if row["stage"] == rows[first]["stage"]]
-        means.append({k: round(sum(row[k] for row in part) / len(part), 5) for k in part[0]})
+        means.append({key: round(fmean(row[key] for row in part), 5) for key in part[0]})
     return means

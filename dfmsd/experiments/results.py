@@ -48,12 +48,11 @@ def detectable(differences: Iterable[float], power: float = 0.8) -> float | None
     distribution (Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988).
     """
     known = pd.Series(differences, dtype=float).dropna()
-    freedom = len(known) - 1
-    if freedom < 1:
+    if len(known) < 2:
         return None
-    limit = special.stdtrit(freedom, 0.975)
+    limit = special.stdtrit(len(known) - 1, 0.975)
     # the shift in standard errors; the wrong tail adds nothing near 80 %
-    return float(special.nctdtrinc(freedom, 1 - power, limit) * known.sem())
+    return float(special.nctdtrinc(len(known) - 1, 1 - power, limit) * known.sem())
 
 
 def gains(frame: pd.DataFrame, column: str = "gain AP") -> dict[str, Gain | None]:

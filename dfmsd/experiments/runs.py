@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import threading
@@ -17,18 +18,20 @@ from typing import Any
 
 import torch
 
-from dfmsd.experiments.build import records_file
+from dfmsd.experiments.build import detector_for, records_file, require_data
 from dfmsd.experiments.grids import EXPERIMENTS
 from dfmsd.experiments.overrides import FILES, NOT_HASHED, fingerprint, split_override
 from dfmsd.experiments.presets import resolve
+from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.records import commit, data_of, finished, read_folder, read_records
-from dfmsd.experiments.requirements import check_runs, run_folder
-from dfmsd.experiments.settings import ARMS, Settings, SettingsError, flat, nearest
-from dfmsd.experiments.teachers import teacher, teacher_run
-from dfmsd.experiments.train import stage_file, train_and_record
+from dfmsd.experiments.settings import ARMS, Settings, flat
+from dfmsd.experiments.teachers import require_teacher, teacher, teacher_run
+from dfmsd.experiments.train import check_places, stage_file, train_and_record
+from dfmsd.experiments.validation import check_name
 from dfmsd.training.progress import Progress
 from dfmsd.training.signals import PreemptedError, stop_signals
 
+_log = logging.getLogger(__name__)
 UNGUARDED = 76
 """Exit status of a worker whose script has no main guard and would begin the runs once more."""
 
@@ -46,7 +49,9 @@ class Run:
     @functools.cached_property
     def folder(self) -> Path:
         """Where its checkpoint, log and weights live."""
-        return run_folder(self.settings) / f"{self.arm}-seed{self.seed}"
+        settings = self.settings
+        job = f"{settings.preset}-{settings.scale}-{fingerprint(settings)}"
+        return Path(settings.out) / job / f"{self.arm}-seed{self.seed}"
 
     @property
     def steps(self) -> int:
@@ -101,13 +106,12 @@ class Run:
 
 
 def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
-    """Every row of an experiment with every seed, seed by seed; SettingsError without such a name.
+    """Every row of an experiment with every seed, seed by seed; ValueError without such a name.
 
     `overrides` are settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
     under one that changes what a row is are no runs of the experiment.
     """
-    if name not in EXPERIMENTS:
-        raise SettingsError(f"{name}: no such experiment{nearest(name, list(EXPERIMENTS))}")
+    check_name("experiment", name, list(EXPERIMENTS))
     plan = EXPERIMENTS[name]
     shared = [*plan.settings, f"records=data/results/{name}.jsonl"]
     shared.append(f"seeds={','.join(map(str, plan.seeds))}")
@@ -125,6 +129,29 @@ def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
 def runs(settings: Settings) -> list[Run]:
     """Every arm with every seed, seed by seed."""
     return [Run(settings, arm, seed) for seed in settings.seeds for arm in settings.arms]
+
+
+def check_runs(queue: Sequence[Run]) -> None:
+    """Look at what runs need, each once: data, teachers, the student and its trunk, places.
+
+    Runs of the same settings on other data are told apart by a line of the log.
+
+    Raises:
+        ValueError, OSError: something is missing, does not fit, or cannot be written.
+    """
+    for run in queue:
+        require_data(run.settings.data)
+        require("student.weights", run.settings.student.weights)
+        for name in run.teachers:
+            require_teacher(run.settings, name)
+    for student, data in dict.fromkeys((run.settings.student, run.settings.data) for run in queue):
+        detector_for(student, data, num_classes=1)
+    for folder, settings in {run.folder.parent: run.settings for run in queue}.items():
+        check_places(settings)
+        data = data_of({"fingerprint": fingerprint(settings)})
+        same = folder.parent.glob(f"{folder.name.removesuffix(data)}*") if data else ()
+        for other in sorted(set(same) - {folder}):
+            _log.warning("%s: of other data than %s now; not continued", other, settings.data.root)
 
 
 def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
@@ -157,17 +184,6 @@ def execute_all(queue: Sequence[Run], *, show: bool = True) -> list[dict[str, An
     if jobs == 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's processes share each run
         return [execute(run, show=show) for run in queue]
     return _execute_parallel(queue, jobs, show=show)
-
-
-def execute_experiment(
-    name: str, overrides: Sequence[str] = (), *, show: bool = True
-) -> list[dict[str, Any]]:
-    """The records of an experiment (see `experiment_runs`), after the runs that have none yet."""
-    queue = experiment_runs(name, overrides)
-    if missing := without_record(queue):
-        execute_all(missing, show=show)
-    known = read_folder(queue[0].records.parent)
-    return [run.among(known) for run in queue]
 
 
 def without_record(queue: list[Run]) -> list[Run]:

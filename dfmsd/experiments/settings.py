@@ -8,20 +8,15 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from dfmsd.detectors.recipe import Recipe
-from dfmsd.experiments.validation import (
-    Count,
-    CountOrNone,
-    PositiveShare,
-    Range,
-    SettingsError,
-    Share,
-    Side,
-    Stride,
-    Weight,
-    as_text,
-    check_ranges,
-    nearest,
-)
+from dfmsd.experiments.validation import check_name
+from dfmsd.ranges import Cutoff, Range, Share, check_fields
+
+Weight = Annotated[float, Range(0, 1e6)]
+Side = Annotated[float, Range(0, 1e5, open=True)]
+Stride = Annotated[int, Range(1, 256)]
+Count = Annotated[int, Range(1, 1e9)]
+CountOrNone = Annotated[int, Range(0, 1e9)]  # where 0 has a meaning of its own
+Zoom = Annotated[float, Range(0.1, 10)]
 
 Scale = Literal["smoke", "quick", "full"]
 SCALES: tuple[str, ...] = get_args(Scale)
@@ -36,14 +31,11 @@ class Data:
     train_images: Count = 1000  # generated scenes for training; a folder gives all it has
     val_images: CountOrNone = 400  # number of validation images; 0 = all
     curve_images: CountOrNone = 100  # validation images for the evaluations in training; 0 = all
-    # side of a scene, or the longest side to which photographs are reduced, pixels
-    size: Annotated[int, Range(32, 10_000)] = 96
-    # shorter side in the detector, the longer at most `size`; 0 = as it is
-    short: Annotated[int, Range(0, 10_000)] = 0
+    size: Annotated[int, Range(32, 10_000)] = 96  # side of a scene, longest of a photograph
+    short: Annotated[int, Range(0, 10_000)] = 0  # shorter side in the detector; 0 = as it is
     horizontal_flip: Share = 0.5  # probability
     vertical_flip: Share = 0.0  # probability
-    # random rescaling of the image, from and to
-    zoom: tuple[Annotated[float, Range(0.1, 10)], float] = (1.0, 1.0)
+    zoom: tuple[Zoom, Zoom] = (1.0, 1.0)  # random rescaling of the image, from and to
     colour: Share = 0.0  # strength of colour jitter, 0 to 1
     small: Side = 32.0  # objects below this side squared are small, pixels
     medium: Side = 96.0  # objects below this side squared are medium, pixels
@@ -62,11 +54,9 @@ class Detector:
     weights: str = ""  # file with the state dict of an ImageNet trunk; `hub` fetches it
     strides: tuple[Stride, ...] = (4, 8, 16, 32)  # of the pyramid levels taken from the trunk
     fpn_channels: Annotated[int, Range(1, 4096)] = 64  # channels of the pyramid
-    # factor on torchvision's anchor sizes; 0 = by the image size
-    anchor_scale: Annotated[float, Range(0, 100)] = 0.0
+    anchor_scale: Annotated[float, Range(0, 100)] = 0.0  # of torchvision's; 0 = by image size
     frozen_norm: bool = False  # batch norm keeps the statistics and scales of the trunk's weights
-    # the trunk is not trained up to this stride; 0 = all of it is
-    frozen_stride: Annotated[int, Range(0, 256)] = 0
+    frozen_stride: Annotated[int, Range(0, 256)] = 0  # up to which no trunk is trained; 0 = all
 
     def recipe(self, **sizes: Any) -> Recipe:
         """Its recipe, with the number of classes and the sizes of the images; ValueError."""
@@ -88,15 +78,14 @@ class Train:
     steps: Count = 400  # steps that count as 1 in `ARMS`
     batch_size: Annotated[int, Range(1, 65_536)] = 8  # images per step, over all processes
     optimizer: Literal["adamw", "sgd"] = "adamw"  # AdamW (0.9, 0.99) or SGD (momentum 0.9)
-    lr: Annotated[float, Range(0, 10, above=True)] = 2e-3  # peak learning rate
-    # batch that `lr` is for, scaled linearly to `batch_size`; 0 = any
-    batch_of_lr: Annotated[int, Range(0, 65_536)] = 0
+    lr: Annotated[float, Range(0, 10, open=True)] = 2e-3  # peak learning rate
+    batch_of_lr: Annotated[int, Range(0, 65_536)] = 0  # `lr` is scaled linearly from it; 0 = any
     trunk: Annotated[float, Range(0, 100)] = 1.0  # share of the learning rate for the trunk
     weight_decay: Share = 0.05  # not applied to vectors
     warmup: Share = 0.1  # share of the steps with linear warm-up
     schedule: Literal["cosine", "step"] = "cosine"  # to 0, or x0.1 at 2/3 and 8/9 of the steps
     schedule_over: Literal["stage", "run"] = "stage"  # restarts with each stage, or runs on
-    clip: Annotated[float, Range(0, 1e9, above=True)] = 5.0  # largest gradient norm
+    clip: Annotated[float, Range(0, 1e9, open=True)] = 5.0  # largest gradient norm
     save_every: Count = 100  # steps between checkpoints
     log_every: Count = 1  # steps between rows of the log
     evaluations: CountOrNone = 4  # evaluations on `curve_images` during one run
@@ -113,8 +102,7 @@ class Engine:
     """How a run is computed, divided and kept."""
 
     save_minutes: Weight = 0.0  # between checkpoints, beside `train.save_every`; 0 = no clock
-    # parts of each process's images of a step, to need less memory
-    accumulate: Annotated[int, Range(1, 65_536)] = 1
+    accumulate: Annotated[int, Range(1, 65_536)] = 1  # parts of a process's images of a step
     channels_last: bool = False  # memory layout, faster on GPUs in bf16 and fp16
     compile: bool = False  # compile trunk and pyramid with torch.compile
     tensorboard: bool = False  # scalars for TensorBoard too, in `tensorboard` of the run's folder
@@ -135,18 +123,18 @@ class Method:
     channel: bool = True  # channel masking branch
     ratio_spatial: Share = 0.5  # share of the cells that is hidden
     ratio_channel: Share = 0.5  # share of the channels that is hidden
-    temperature: Annotated[float, Range(0, 1000, above=True)] = 0.5  # of the attention
+    temperature: Annotated[float, Range(0, 1000, open=True)] = 0.5  # of the attention
     attention_on: Literal["standardised", "raw"] = "standardised"  # the teacher's feature
     select: Literal["high", "low", "random"] = "high"  # hide the most, the least attended, or any
     target: Literal["standardised", "raw"] = "standardised"  # what is rebuilt
     masked_only: bool = False  # count the error on hidden cells only
     fusion: Literal["learned"] | Share = "learned"  # share of the spatial branch, learned or fixed
-    cutoff: PositiveShare = 0.25  # radial cut-off of the high-pass filter, share of Nyquist
+    cutoff: Cutoff = 0.25  # radial cut-off of the high-pass filter, share of Nyquist
     strength: Annotated[float, Range(0, 1000)] = 1.0  # of the frequency enhancement; 0 = off
     regions: Literal["cells", "boxes"] = "cells"  # enhance by cell or by candidate box
     # 1x1 on the student's features, or none, or a 1x1 fitted by least squares before a stage begins
     adapter: Literal["conv", "identity", "fitted"] = "conv"
-    generator_width: Annotated[float, Range(0, 16, above=True)] = 0.5  # share of the channels
+    generator_width: Annotated[float, Range(0, 16, open=True)] = 0.5  # share of the channels
     match: Literal["stride", "index"] = "stride"  # how pyramid levels pair
     strides: tuple[Stride, ...] = ()  # levels of the pyramids that take part; none named: all
     align: Literal["pearson", "distribution"] = "pearson"  # of channels, or as shares of the cells
@@ -175,9 +163,7 @@ ARMS: dict[str, Arm] = {
     "none-long": Arm("no distillation", (), (2.0,)),
     "one-long": Arm("DFMSD, one stage (strong)", ("strong",), (2.0,)),
     "two-long": Arm("DFMSD, two stages (weak → strong)", ("weak", "strong"), (1.0, 1.0)),
-    "strong-strong-long": Arm(
-        "DFMSD, two stages (strong → strong)", ("strong", "strong"), (1.0, 1.0)
-    ),
+    "strong-strong-long": Arm("DFMSD, two stages (strong → strong)", ("strong",) * 2, (1.0, 1.0)),
     "weak-long": Arm("DFMSD, one stage (weak)", ("weak",), (2.0,)),
 }
 """Two budgets: a stage of "two-long" is as long as the only stage of "one". "two-early" goes on to
@@ -211,17 +197,16 @@ class Settings:
     device: Literal["auto", "cpu"] = "auto"  # the GPU when there is one, or the CPU
     precision: Literal["no", "bf16", "fp16"] = "no"  # mixed precision
     engine: Engine = field(default_factory=Engine)  # how a run is computed, divided and kept
-    # runs at a time, one CPU thread each when several; one with torchrun
-    jobs: Annotated[int, Range(1, 256)] = 1
+    jobs: Annotated[int, Range(1, 256)] = 1  # runs at a time, a CPU thread each; 1 by torchrun
 
     def __post_init__(self) -> None:
         """Refuse what is out of range, and contradictions."""
-        check_ranges(self)
-        for arm in set(self.arms) - ARMS.keys():
-            raise SettingsError(f"arms={arm}: no such arm{nearest(arm, list(ARMS))}")
+        check_fields(self)
+        for arm in self.arms:
+            check_name("arm", arm, list(ARMS), "arms")
         for key, several in (("seeds", self.seeds), ("arms", self.arms)):
             if not 0 < len(several) == len(set(several)):
-                raise SettingsError(f"{key}={several}: expected at least one, and none twice")
+                raise ValueError(f"{key}={several}: expected at least one, and none twice")
         data, method, coco = self.data, self.method, self.data.kind == "coco"
         blind = method.name == "pseudo_labels" and (method.anchor or method.adapter == "fitted")
         fits = not data.short or 32 <= data.short <= data.size
@@ -235,12 +220,17 @@ class Settings:
             (not blind, "method.name=pseudo_labels: has no features to anchor or to fit"),
         ):
             if not right:
-                raise SettingsError(text)
+                raise ValueError(text)
         for name in ("student", "weak", "strong"):
             try:
                 getattr(self, name).recipe(num_classes=1, image_size=data.short or data.size)
             except ValueError as error:
-                raise SettingsError(f"{name}.{error}") from None
+                raise ValueError(f"{name}.{error}") from None
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as in `key=value`."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:

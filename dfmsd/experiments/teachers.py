@@ -11,9 +11,10 @@ from torch import nn
 from dfmsd.detectors.checkpoints import read_metadata
 from dfmsd.detectors.saved import load_detector
 from dfmsd.experiments.overrides import fingerprint
-from dfmsd.experiments.requirements import require_teacher
-from dfmsd.experiments.settings import Settings, SettingsError
+from dfmsd.experiments.presets_coco import require
+from dfmsd.experiments.settings import Settings
 from dfmsd.experiments.train import stage_file, train_and_record
+from dfmsd.experiments.validation import check_name
 
 SECTIONS = ("data", "train", "student")  # those that can change such a detector
 
@@ -23,8 +24,7 @@ def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settin
 
     `name` is "weak", "strong" or "student" (the latter without any distillation).
     """
-    if name not in ("weak", "strong", "student"):
-        raise SettingsError(f"{name}: no such detector; one of weak, strong, student")
+    check_name("detector", name, ("weak", "strong", "student"))
     train = settings.train if name == "student" else settings.teach
     if name == "weak" and settings.weak_steps:
         train = replace(train, steps=settings.weak_steps)
@@ -46,6 +46,16 @@ def train_detector(
         labels = {"arm": f"train {name}", "seed": seed, "fingerprint": fingerprint(own, *SECTIONS)}
         train_and_record(own, "none", {}, folder=folder, labels=labels, show=show)
     return weights, read_metadata(weights)
+
+
+def require_teacher(settings: Settings, name: str) -> None:
+    """Nothing, when a teacher's file is there, or that of its trunk; else FileNotFoundError."""
+    file = getattr(settings, f"{name}_file")
+    command = f"dfmsd train {settings.preset} {name} scale=quick --save {file}"
+    hint = f"make it with `{command}`, or set {name}_file= to train it on the way"
+    require(f"{name}_file", file, hint)
+    if not file:
+        require(f"{name}.weights", getattr(settings, name).weights)
 
 
 def teacher(settings: Settings, name: str, *, show: bool = True) -> nn.Module:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import resource
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,15 +15,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from torch import nn
 
 from dfmsd.data.images import decoder
-from dfmsd.detectors.checkpoints import read_metadata
+from dfmsd.detectors.checkpoints import named, read_metadata
 from dfmsd.detectors.pretrained import inherit
 from dfmsd.detectors.saved import save_detector
 from dfmsd.experiments import build
-from dfmsd.experiments.records import append_record, environment, mean_losses
-from dfmsd.experiments.requirements import check_places, hold
+from dfmsd.experiments.records import (
+    append_record,
+    check_writable,
+    environment,
+    mean_losses,
+    read_records,
+)
 from dfmsd.experiments.settings import Engine, Settings, Train
 from dfmsd.stages import Stage, run_stages
 from dfmsd.training.checkpoint import Checkpointing, list_checkpoints, load_latest
@@ -36,13 +44,38 @@ def optimizer_options(train: Train) -> dict[str, Any]:
     return {"name": train.optimizer, "weight_decay": train.weight_decay, "trunk": train.trunk}
 
 
-def prepare(engine: Engine, detectors: Iterable[nn.Module]) -> None:
+def prepare(engine: Engine, detectors: Iterable[nn.Module | None]) -> None:
     """Memory layout and compilation of the settings; weights keep their names and values."""
-    for detector in detectors:
+    for detector in filter(None, detectors):
         if engine.channels_last:
             detector.to(memory_format=torch.channels_last)
         if engine.compile:
             compile_detector(detector)
+
+
+def check_places(settings: Settings) -> None:
+    """OSError or RecordError unless output folder and records can be written, and records read."""
+    check_writable(Path(settings.out) / "run")
+    check_writable(build.records_file(settings))
+    read_records(build.records_file(settings))
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Context in which no other process trains in `folder`; ValueError says which one does."""
+    file = folder / ".lock"
+    lock = FileLock(file)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = file.read_text() or "another process"
+        raise ValueError(f"{folder}: {holder} is training in it; wait for its end") from None
+    try:
+        with named(file):
+            file.write_text(f"process {os.getpid()} on {platform.node()}")
+        yield
+    finally:
+        lock.release()
 
 
 def train_and_record(
@@ -127,7 +160,7 @@ def train_stages(
     """
     train, engine, (train_set, val_set) = settings.train, settings.engine, data
     main, lengths = accelerator.is_main_process, [stage.schedule.steps for stage in stages]
-    prepare(engine, [student, *(s.teacher for s in stages if s.teacher is not None)])
+    prepare(engine, [student, *(stage.teacher for stage in stages)])
 
     def score(model: nn.Module, images: int) -> dict[str, float]:
         options = {"limit": images or None, "accelerator": accelerator}

@@ -19,7 +19,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from dfmsd.detectors.backbones import SwinBody
 from dfmsd.detectors.build import KeepSizeTransform
 from dfmsd.detectors.mmdet.shapes import stage_widths
-from dfmsd.detectors.schema import Real, check
+from dfmsd.ranges import Range, check_value
 
 _EXTRA = {
     "kind": ("pool", "convs"),
@@ -35,10 +35,10 @@ _RULES = {  # of a recipe; see `shapes.describe`
     "depths": [range(1, 129), 4],
     "heads": [range(1, 129), 4],
     **dict.fromkeys(("window", "patch"), range(1, 33)),
-    "mlp_ratio": Real(0.1, 16),
+    "mlp_ratio": Range(0.1, 16),
     "stages": [range(4), 4],
-    "mean": [Real(-1000, 1000), 3],
-    "std": [Real(1e-6, 1000), 3],
+    "mean": [Range(-1000, 1000), 3],
+    "std": [Range(1e-6, 1000), 3],
     "extras": range(9),
     "sources": [("input", "output"), 2],
     "extra": _EXTRA,
@@ -177,7 +177,7 @@ def _resnet_body(recipe: Mapping[str, Any]) -> nn.Module:
 
 def build_teacher(recipe: Mapping[str, Any]) -> FeatureTeacher:
     """The teacher of `recipe` (see `shapes.describe`) without its weights, or ValueError."""
-    check(recipe, _RULES, "recipe")
+    check_value("recipe", recipe, _RULES)
     swin = recipe["trunk"] == "swin"
     body = _swin_body(recipe) if swin else _resnet_body(recipe)
     channels, extra, stages = recipe["channels"], recipe["extra"], recipe["stages"]
