@@ -1,21 +1,27 @@
-"""COCO-format folders: splits, annotation files, the list of classes, and what is wrong in them."""
+"""COCO-format folders: splits, annotations, detections, classes, and what is wrong in them."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import json
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfmsd.data.fields import field_problems, is_integer, sentence, shown
-from dfmsd.data.names import name_rule
+from dfmsd.data.fields import (
+    Entry,
+    Rule,
+    examine,
+    field_problems,
+    is_integer,
+    names_file_in,
+    once,
+    shown,
+)
 from dfmsd.data.pixels import DataError
 
-Entry = dict[str, Any]
-Rule = Callable[[Entry], "str | None"]
-
+LISTS = {"images": "image", "categories": "category", "annotations": "annotation"}
 _OVERHANG = 1.0  # pixels; official COCO boxes stick out by fractions of one
 
 # The two boxes without height in the official train2017 (and train2014), by annotation id; see
@@ -80,31 +86,26 @@ def read_json(path: str | Path, parse: Callable[[str], Any] = json.loads) -> Any
             gc.enable()
 
 
-def read_annotations(path: str | Path) -> dict[str, Any]:
-    """The content of an annotation file, its three lists present.
+def read_annotations(
+    path: str | Path, lists: Iterable[str] = LISTS, parse: Callable[[str], Any] = json.loads
+) -> dict[str, Any]:
+    """The content of an annotation file.
 
     Raises:
-        DataError: not JSON, or a list is missing.
+        DataError: not JSON, or one of the `lists` is missing.
     """
-    content = read_json(path)
-    for key in ("images", "annotations", "categories"):
-        _require_list(content, key, path)
+    content = read_json(path, parse)
+    for key in lists:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f"{path}: no list {key!r}")
     _CATEGORIES[file_state(Path(path))] = content["categories"]
     return content
 
 
-def _require_list(content: Any, key: str, path: str | Path) -> list[Any]:
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise DataError(f"{path}: no list {key!r}")
-    return content[key]
-
-
 def _read_categories(file: Path) -> list[Any]:
     """The categories of an annotation file, which is parsed from where they begin."""
-    state = file_state(file)
-    if state not in _CATEGORIES:
-        content = read_json(file, _parse_end)
-        _CATEGORIES[state] = _require_list(content, "categories", file)
+    if (state := file_state(file)) not in _CATEGORIES:
+        read_annotations(file, ["categories"], _parse_end)
     return _CATEGORIES[state]
 
 
@@ -128,15 +129,15 @@ def class_names(root: str | Path) -> tuple[dict[int, str], list[str]]:
         for entry in _read_categories(file):
             if field_problems(entry, "category"):
                 continue
-            name, number = entry["name"], entry["id"]
-            other, where = names.setdefault(number, (name, split))
-            if other != name:
-                named = f"{shown(other)} in {where} and {shown(name)} in {split}"
-                wrong.append(f"category {number} is {named}")
-            other, where = ids.setdefault(name, (number, split))
-            if other != number:
-                text = f"has the id {other} in {where} and {number} in {split}"
-                wrong.append(f"category {shown(name)} {text}")
+            number, name = entry["id"], entry["name"]
+            for known, key, value, verb in (
+                (names, number, name, "is"),
+                (ids, name, number, "has the id"),
+            ):
+                other, where = known.setdefault(key, (value, split))
+                if other != value:
+                    places = f"{shown(other)} in {where} and {shown(value)} in {split}"
+                    wrong.append(f"category {shown(key)} {verb} {places}")
     return {number: names[number][0] for number in sorted(names)}, wrong
 
 
@@ -152,60 +153,38 @@ def validate(
         images: the folder of the image files.
         split: "train" or "val"; the former must have boxes to learn from.
     """
-    sizes: dict[int, tuple[float, float] | None] = {}
-    for image in content["images"]:
-        wrong = field_problems(image, "image")
-        if not wrong.keys() & {"", "id"}:
-            # an image that is wrong itself is no reason to complain about its boxes too
-            sizes.setdefault(image["id"], None if wrong else (image["width"], image["height"]))
+    # an image that is wrong itself is no reason to complain about its boxes too
+    sizes = {
+        image["id"]: None if wrong else (image["width"], image["height"])
+        for image in reversed(content["images"])  # of one id, the first counts
+        if not (wrong := field_problems(image, "image")).keys() & {"", "id"}
+    }
     categories = {c["id"] for c in content["categories"] if not field_problems(c, "category")}
-    name_problem = name_rule(images)
     rules = {
-        "image": {"file_name": lambda entry: name_problem(entry["file_name"])},
+        "image": {"file_name": names_file_in(images)},
         "category": {},
         "annotation": {
-            "image_id": _known("image_id", sizes),
-            "category_id": _known("category_id", categories),
+            "image_id": _known("image_id", sizes, "is no image"),
+            "category_id": _known("category_id", categories, "is no category"),
             "bbox": lambda entry: _box_problem(entry, sizes),
         },
     }
     lines, sound = [], {}
-    for kind, key in (
-        ("image", "images"),
-        ("category", "categories"),
-        ("annotation", "annotations"),
-    ):
-        sound[key], found = _sift(kind, content[key], rules[kind])
-        lines += found
+    for key, kind in LISTS.items():
+        sound[key] = []
+        examined = examine(content[key], kind, {"id": once("id")} | rules[kind])
+        for number, (entry, wrong) in enumerate(examined):
+            if not wrong:
+                sound[key].append(entry)
+                continue
+            known = isinstance(entry, dict) and "id" in entry
+            name = shown(entry["id"]) if known else f"number {number}"
+            lines.append(f"{kind} {name}: {wrong}")
     return [*lines, *_split_problems(sound["annotations"], split)], sound
 
 
-def _known(key: str, ids: Container[int]) -> Rule:
-    kind = key.removesuffix("_id")
-    return lambda entry: None if entry[key] in ids else f"{entry[key]} is no {kind}"
-
-
-def _sift(kind: str, entries: list[Any], rules: dict[str, Rule]) -> tuple[list[Entry], list[str]]:
-    """The sound entries of a kind, and a line for each of the others; `rules` are by field."""
-    sound: list[Entry] = []
-    lines: list[str] = []
-    seen: set[int] = set()
-    rules = {"id": lambda entry: "appears twice" if entry["id"] in seen else None} | rules
-    for number, entry in enumerate(entries):
-        wrong = field_problems(entry, kind)
-        if "" not in wrong:
-            for field, rule in rules.items():
-                if field not in wrong and (words := rule(entry)):
-                    wrong[field] = words
-            if "id" not in wrong:
-                seen.add(entry["id"])
-        if not wrong:
-            sound.append(entry)
-            continue
-        known = isinstance(entry, dict) and "id" in entry
-        name = shown(entry["id"]) if known else f"number {number}"
-        lines.append(f"{kind} {name}: {sentence(wrong)}")
-    return sound, lines
+def _known(key: str, ids: Container[int], words: str = "is not in the annotations") -> Rule:
+    return lambda entry: "" if entry[key] in ids else f"{entry[key]} {words}"
 
 
 def _split_problems(annotations: list[Entry], split: str) -> Iterator[str]:
@@ -216,20 +195,56 @@ def _split_problems(annotations: list[Entry], split: str) -> Iterator[str]:
         yield "not one box to learn from or to find; a crowd region (iscrowd 1) is none"
 
 
-def _box_problem(entry: Entry, sizes: dict[int, tuple[float, float] | None]) -> str | None:
+def _box_problem(entry: Entry, sizes: dict[int, tuple[float, float] | None]) -> str:
     """What is wrong with a box of one of the images of `sizes` (width, height; None: not known)."""
     box, image = entry["bbox"], entry.get("image_id")
     size = sizes.get(image) if is_integer(image) else None
     if size is None or (entry.get("id"), box) in _OFFICIAL_FLAT:
-        return None
+        return ""
     x, y, width, height = box
     if width <= 0 or height <= 0:
         return f"{box} has no size"
-    if not (_overlaps(x, x + width, size[0]) and _overlaps(y, y + height, size[1])):
-        return f"{box} lies outside image {image} of {size[0]} x {size[1]}"
-    return None
+    if _overlaps(x, x + width, size[0]) and _overlaps(y, y + height, size[1]):
+        return ""
+    return f"{box} lies outside image {image} of {size[0]} x {size[1]}"
 
 
 def _overlaps(low: float, high: float, side: float) -> bool:
     """Whether low..high meets 0..side and sticks out by a pixel at most."""
     return -_OVERHANG <= low < high <= side + _OVERHANG and low < side and high > 0
+
+
+def read_detections(
+    path: str | Path, truth: dict[str, Any], *, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The detections of a file, with category ids turned into labels 1..K.
+
+    Args:
+        path: COCO's results format, a JSON list; or an annotation file, whose boxes (crowds left
+            out) then count as detections of score 1.
+        truth: the COCO-format dict they are for.
+        category_ids: the file's category id of each label, in order of the labels.
+
+    Raises:
+        DataError: not JSON, or an entry of an unknown image or category or with a bad box or
+            score; the message names file, entry and value.
+    """
+    content = read_json(path)
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        entries = content["annotations"]
+        plain = [a for a in entries if not (isinstance(a, dict) and a.get("iscrowd", 0))]
+        content = [a | {"score": 1.0} if isinstance(a, dict) else a for a in plain]
+    if not isinstance(content, list):
+        raise DataError(f"{path}: expected a list of detections, got {type(content).__name__}")
+    labels = {category: label for label, category in enumerate(category_ids, start=1)}
+    negative = "has a negative side, {}"
+    rules = {
+        "image_id": _known("image_id", {image["id"] for image in truth["images"]}),
+        "category_id": _known("category_id", labels),
+        "bbox": lambda d: negative.format(shown(d["bbox"])) if min(d["bbox"][2:]) < 0 else "",
+    }
+    for number, (_, wrong) in enumerate(examine(content, "detection", rules)):
+        if wrong:
+            raise DataError(f"{path}, entry {number}: {wrong}")
+    kept = ("image_id", "bbox", "score")
+    return [{k: d[k] for k in kept} | {"category_id": labels[d["category_id"]]} for d in content]

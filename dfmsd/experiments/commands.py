@@ -122,8 +122,8 @@ def evaluate(
         split: `train` or `val`.
         size: longest side to which images are reduced for the detector, pixels.
     """
+    from dfmsd.data.annotations import read_detections
     from dfmsd.data.coco import CocoDataset
-    from dfmsd.data.detections import read_detections
     from dfmsd.detectors.saved import load_detector
     from dfmsd.training.evaluation import coco_metrics, evaluate_detector
 
