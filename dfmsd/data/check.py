@@ -11,15 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dfmsd.data.annotations import (
-    Entry,
-    class_names,
-    find_split,
-    find_splits,
-    read_annotations,
-    validate,
-)
-from dfmsd.data.fields import shown
+from dfmsd.data.annotations import class_names, find_split, find_splits, read_annotations, validate
+from dfmsd.data.fields import Entry, shown
 from dfmsd.data.pixels import DataError, inspect_image
 
 
@@ -40,21 +33,27 @@ class Report:
         """A short text for a terminal."""
         lines = [str(self.root)]
         for split, counts in self.splits.items():
-            lines.append(f"  {split}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+            lines.append(f"{split}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
             common = self.classes[split].most_common(8)
-            boxes = ", ".join(f"{shown(name)[1:-1]} {count}" for name, count in common)
-            rest = len(self.classes[split]) - len(common)
-            lines.append(f"    boxes by class: {boxes}" + (f", {rest} more" if rest > 0 else ""))
-        lines += [f"  {problem}" for problem in self.problems]
-        lines += [f"  warning: {warning}" for warning in self.warnings]
-        counts = [_count("warning", self.warnings)] if self.warnings else []
-        return "\n".join([*lines, f"  {', '.join([*counts, _count('problem', self.problems)])}"])
+            boxes = [f"{shown(name)[1:-1]} {count}" for name, count in common]
+            if rest := len(self.classes[split]) - len(common):
+                boxes.append(f"{rest} more")
+            lines.append(f"  boxes by class: {', '.join(boxes)}")
+        lines += [*self.problems, *(f"warning: {warning}" for warning in self.warnings)]
+        warnings = f"{_count('warning', self.warnings)}, " if self.warnings else ""
+        return "\n  ".join([*lines, warnings + _count("problem", self.problems)])
 
 
 def _count(kind: str, things: list) -> str:
     """How many things of a kind there are."""
     ending = ("es" if kind.endswith("s") else "s") * (len(things) != 1)
     return f"{len(things) or 'no'} {kind}{ending}"
+
+
+def _some(kind: str, things: list[object]) -> str:
+    """How many things of a kind there are, and the first three."""
+    some = ", ".join(map(shown, things[:3]))
+    return f"{_count(kind, things)} ({some}{', …' * (len(things) > 3)})"
 
 
 def check(root: str | Path, split: str | None = None) -> Report:
@@ -87,20 +86,14 @@ def check(root: str | Path, split: str | None = None) -> Report:
     return report
 
 
-def _some(kind: str, things: list[object]) -> str:
-    """How many things of a kind there are, and the first three."""
-    some = ", ".join(shown(thing) for thing in things[:3])
-    return f"{_count(kind, things)} ({some}{', …' * (len(things) > 3)})"
-
-
 def _inspect(images: list[Entry], folder: Path) -> tuple[list[str], list[str]]:
     """A line for each image that cannot be used, and one for each kind of strange ones."""
     damaged, strange = [], defaultdict(list)
     for image in images:
         try:
-            size = (image["width"], image["height"])
-            for remark in inspect_image(folder / image["file_name"], size):
-                strange[remark].append(image["file_name"])
+            name, size = image["file_name"], (image["width"], image["height"])
+            for remark in inspect_image(folder / name, size):
+                strange[remark].append(name)
         except DataError as error:
             damaged.append(f"image {image['id']}: {error}")
     return damaged, [f"{_some('image', names)}: {remark}" for remark, names in strange.items()]
@@ -108,20 +101,15 @@ def _inspect(images: list[Entry], folder: Path) -> tuple[list[str], list[str]]:
 
 def _implausible(sound: dict[str, list[Entry]]) -> Iterator[str]:
     """What is possible for one entry, and hardly for all."""
-    files = defaultdict(list)
-    for image in sound["images"]:
-        files[os.path.normpath(image["file_name"])].append(image["id"])
-    if twice := [name for name, ids in files.items() if len(ids) > 1]:
+    files = Counter(os.path.normpath(image["file_name"]) for image in sound["images"])
+    if twice := [name for name, count in files.items() if count > 1]:
         yield f"{_some('file', twice)} under several image ids"
     entries = sound["annotations"]
-    if not entries:
-        return
     sizes = {image["id"]: image["width"] * image["height"] for image in sound["images"]}
-    _, _, width, height = np.array([entry["bbox"] for entry in entries], np.float64).T
-    if len(entries) > 1:
-        image = np.array([sizes.get(entry["image_id"], np.inf) for entry in entries])
-        if (width * height >= 0.99 * image).all():
-            yield "every box is as large as its image"
+    image = np.array([sizes.get(entry["image_id"], np.inf) for entry in entries])
+    width, height = np.array([entry["bbox"][2:] for entry in entries], np.float64).reshape(-1, 2).T
+    if len(entries) > 1 and (width * height >= 0.99 * image).all():
+        yield "every box is as large as its image"
     ids = np.array([entry["id"] for entry in entries])
     area = np.array([entry.get("area", np.nan) for entry in entries], np.float64)
     # a mask of whole pixels may reach over the edges of its box by one
@@ -142,7 +130,7 @@ def _copies(train: list[Path], val: list[Path]) -> list[str]:
 
     sizes = {path.stat().st_size for path in val}
     known = {digest(path) for path in train if path.stat().st_size in sizes}
-    return [path.name for path in val if digest(path) in known] if known else []
+    return [path.name for path in val if known and digest(path) in known]
 
 
 def _counts(sound: dict[str, list[Entry]]) -> dict[str, int]:

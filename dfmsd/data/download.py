@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import shutil
 import sys
 import time
 import urllib.error
@@ -43,17 +42,12 @@ class Archive(NamedTuple):
     count: int
 
 
-_ANNOTATIONS_SHA = "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268"
+_BOXES, _FILES = "annotations/annotations_trainval2017.zip", "annotations/instances_*2017.json"
+_BOXES_SHA = "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268"
 _VAL_SHA = "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"
 _TRAIN_SHA = "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929"
 ARCHIVES = {
-    "annotations": Archive(
-        path="annotations/annotations_trainval2017.zip",
-        size=252_907_541,
-        sha256=_ANNOTATIONS_SHA,
-        pattern="annotations/instances_*2017.json",
-        count=2,
-    ),
+    "annotations": Archive(_BOXES, 252_907_541, _BOXES_SHA, _FILES, 2),
     "val": Archive("zips/val2017.zip", 815_585_330, _VAL_SHA, "val2017/*.jpg", 5_000),
     "train": Archive("zips/train2017.zip", 19_336_861_798, _TRAIN_SHA, "train2017/*.jpg", 118_287),
 }
@@ -83,17 +77,17 @@ def get_coco(
     if not source.startswith(("http://", "https://")):
         raise DownloadError(f"source {source!r}: must begin with http:// or https://")
     root.mkdir(parents=True, exist_ok=True)
-    splits = ("val", "train") if train else ("val",)
+    splits = ["val", "train"][: 1 + train]
     for key in ("annotations", *splits):
         archive = ARCHIVES[key]
         if len(list(root.glob(archive.pattern))) >= archive.count:
             continue
         file = root / PurePosixPath(archive.path).name
         if file.exists():
-            verify(file, archive)
+            _verify(file, archive)
         else:
             download(f"{source}/{archive.path}", file, archive)
-        unpack(file, archive.pattern)
+        _unpack(file, archive.pattern)
         if not keep:
             file.unlink()
     return {split: _complete(root, split) for split in splits}
@@ -124,14 +118,14 @@ def download(url: str, file: Path, archive: Archive) -> None:
             time.sleep(_WAITS[failures])
         bar.set_description(f"{file.name}: verifying")
         try:
-            verify(part, archive)
+            _verify(part, archive)
         except DownloadError:
             part.unlink()
             raise
     part.replace(file)
 
 
-def verify(file: Path, archive: Archive) -> None:
+def _verify(file: Path, archive: Archive) -> None:
     """Raise DownloadError unless `file` has the SHA-256 of `archive`."""
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -140,7 +134,7 @@ def verify(file: Path, archive: Archive) -> None:
         raise DownloadError(f"{file}: {wrong}; without it the same command downloads it anew")
 
 
-def unpack(file: Path, pattern: str) -> None:
+def _unpack(file: Path, pattern: str) -> None:
     """Unpack the members of a verified archive that match `pattern` beside it, each whole or not.
 
     Raises:
@@ -153,8 +147,7 @@ def unpack(file: Path, pattern: str) -> None:
             target = file.parent / member.filename
             if not target.exists():
                 target.parent.mkdir(exist_ok=True)
-                with bundle.open(member) as content, temporary.open("wb") as out:
-                    shutil.copyfileobj(content, out)
+                temporary.write_bytes(bundle.read(member))
                 temporary.replace(target)
             elif target.stat().st_size != member.file_size:
                 raise DataError(f"{target}: is not the file of {file.name}; move it away")
@@ -162,17 +155,16 @@ def unpack(file: Path, pattern: str) -> None:
 
 def _append(url: str, part: Path, size: int, bar: tqdm) -> str:
     """What cut the download, after appending to `part` what the server sends; "" when complete."""
-    have = _size(part)
-    if have >= size:
+    if (have := _size(part)) >= size:
         return ""
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         answer = f"the server answers {error.code} {error.reason}"
-        if error.code >= 500 or error.code in _PASSING:
-            return answer
-        raise DownloadError(f"{url}: {answer}") from error
+        if error.code < 500 and error.code not in _PASSING:
+            raise DownloadError(f"{url}: {answer}") from error
+        return answer
     except (OSError, http.client.HTTPException) as error:
         return str(getattr(error, "reason", error))
     with response:
