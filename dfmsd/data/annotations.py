@@ -1,33 +1,21 @@
-"""COCO-format folders: splits, annotations, detections, classes, and what is wrong in them."""
+"""COCO-format folders and files: splits, annotations, list of classes, content, detections."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfmsd.data.fields import (
-    Entry,
-    Rule,
-    examine,
-    field_problems,
-    is_integer,
-    names_file_in,
-    once,
-    shown,
-)
+from dfmsd.data.fields import examine, one_of, shown
 from dfmsd.data.pixels import DataError
 
 LISTS = {"images": "image", "categories": "category", "annotations": "annotation"}
-_OVERHANG = 1.0  # pixels; official COCO boxes stick out by fractions of one
-
-# The two boxes without height in the official train2017 (and train2014), by annotation id; see
-# github.com/cocodataset/cocoapi issue 355. Everybody drops them, nobody can mend the file.
-_OFFICIAL_FLAT = ((918, [296.65, 388.33, 1.03, 0.0]), (2206849, [9.98, 188.56, 5.54, 0.0]))
-
 # categories by annotation file, so that nobody parses a large one again for them alone
 _CATEGORIES: dict[tuple[str, int, int], list[Any]] = {}
 
@@ -126,8 +114,8 @@ def class_names(root: str | Path) -> tuple[dict[int, str], list[str]]:
     ids: dict[str, tuple[int, str]] = {}
     wrong = []
     for split, (_, file) in find_splits(root).items():
-        for entry in _read_categories(file):
-            if field_problems(entry, "category"):
+        for entry, problem in examine(_read_categories(file), "category", {}):
+            if problem:
                 continue
             number, name = entry["id"], entry["name"]
             for known, key, value, verb in (
@@ -141,77 +129,33 @@ def class_names(root: str | Path) -> tuple[dict[int, str], list[str]]:
     return {number: names[number][0] for number in sorted(names)}, wrong
 
 
-def validate(
-    content: dict[str, Any], images: Path, split: str
-) -> tuple[list[str], dict[str, list[Entry]]]:
-    """What makes a split unusable, a line per entry with all its faults, and the sound entries.
+def content_hash(root: str | Path) -> str:
+    """Twelve hexadecimal digits that tell the content of a COCO-format folder, wherever it lies.
 
-    No image is opened.
+    The bytes of the annotation files and the names and sizes of the image files of all its splits
+    enter; hidden files do not, nor do the pixels. A folder is hashed once per process, and again
+    when an annotation file or an image folder has changed.
 
-    Args:
-        content: of the annotation file, its three lists by name, as are the sound entries.
-        images: the folder of the image files.
-        split: "train" or "val"; the former must have boxes to learn from.
+    Raises:
+        FileNotFoundError: the folder has no split.
     """
-    # an image that is wrong itself is no reason to complain about its boxes too
-    sizes = {
-        image["id"]: None if wrong else (image["width"], image["height"])
-        for image in reversed(content["images"])  # of one id, the first counts
-        if not (wrong := field_problems(image, "image")).keys() & {"", "id"}
-    }
-    categories = {c["id"] for c in content["categories"] if not field_problems(c, "category")}
-    rules = {
-        "image": {"file_name": names_file_in(images)},
-        "category": {},
-        "annotation": {
-            "image_id": _known("image_id", sizes, "is no image"),
-            "category_id": _known("category_id", categories, "is no category"),
-            "bbox": lambda entry: _box_problem(entry, sizes),
-        },
-    }
-    lines, sound = [], {}
-    for key, kind in LISTS.items():
-        sound[key] = []
-        examined = examine(content[key], kind, {"id": once("id")} | rules[kind])
-        for number, (entry, wrong) in enumerate(examined):
-            if not wrong:
-                sound[key].append(entry)
-                continue
-            known = isinstance(entry, dict) and "id" in entry
-            name = shown(entry["id"]) if known else f"number {number}"
-            lines.append(f"{kind} {name}: {wrong}")
-    return [*lines, *_split_problems(sound["annotations"], split)], sound
+    splits = find_splits(root).items()
+    return _hash(*((split, *map(file_state, paths)) for split, paths in splits))
 
 
-def _known(key: str, ids: Container[int], words: str = "is not in the annotations") -> Rule:
-    return lambda entry: "" if entry[key] in ids else f"{entry[key]} {words}"
-
-
-def _split_problems(annotations: list[Entry], split: str) -> Iterator[str]:
-    """What makes annotations useless though each is sound."""
-    if annotations and all(max(entry["bbox"]) <= 1 for entry in annotations):
-        yield "every box lies in 0..1: COCO's boxes are pixels, not shares of the image"
-    if all(entry.get("iscrowd", 0) for entry in annotations) and (annotations or split == "train"):
-        yield "not one box to learn from or to find; a crowd region (iscrowd 1) is none"
-
-
-def _box_problem(entry: Entry, sizes: dict[int, tuple[float, float] | None]) -> str:
-    """What is wrong with a box of one of the images of `sizes` (width, height; None: not known)."""
-    box, image = entry["bbox"], entry.get("image_id")
-    size = sizes.get(image) if is_integer(image) else None
-    if size is None or (entry.get("id"), box) in _OFFICIAL_FLAT:
-        return ""
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        return f"{box} has no size"
-    if _overlaps(x, x + width, size[0]) and _overlaps(y, y + height, size[1]):
-        return ""
-    return f"{box} lies outside image {image} of {size[0]} x {size[1]}"
-
-
-def _overlaps(low: float, high: float, side: float) -> bool:
-    """Whether low..high meets 0..side and sticks out by a pixel at most."""
-    return -_OVERHANG <= low < high <= side + _OVERHANG and low < side and high > 0
+@functools.lru_cache(maxsize=32)
+def _hash(*states: tuple) -> str:
+    digest = hashlib.sha256()
+    for split, (images, *_), (file, *_) in states:
+        with open(file, "rb") as handle:
+            digest.update(split.encode() + hashlib.file_digest(handle, "sha256").digest())
+        for folder, below, names in os.walk(images):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            for name in sorted(name for name in names if not name.startswith(".")):
+                path = os.path.join(folder, name)
+                line = f"{os.path.relpath(path, images)}\0{os.path.getsize(path)}\n"
+                digest.update(os.fsencode(line))
+    return digest.hexdigest()[:12]
 
 
 def read_detections(
@@ -237,10 +181,10 @@ def read_detections(
     if not isinstance(content, list):
         raise DataError(f"{path}: expected a list of detections, got {type(content).__name__}")
     labels = {category: label for label, category in enumerate(category_ids, start=1)}
-    negative = "has a negative side, {}"
+    unknown, negative = "is not in the annotations", "has a negative side, {}"
     rules = {
-        "image_id": _known("image_id", {image["id"] for image in truth["images"]}),
-        "category_id": _known("category_id", labels),
+        "image_id": one_of("image_id", {image["id"] for image in truth["images"]}, unknown),
+        "category_id": one_of("category_id", labels, unknown),
         "bbox": lambda d: negative.format(shown(d["bbox"])) if min(d["bbox"][2:]) < 0 else "",
     }
     for number, (_, wrong) in enumerate(examine(content, "detection", rules)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dfmsd.data.annotations import (
-    class_names,
-    file_state,
-    find_split,
-    find_splits,
-    read_annotations,
-    validate,
-)
+from dfmsd.data.annotations import class_names, find_split, read_annotations
+from dfmsd.data.check import validate
 from dfmsd.data.images import decode_image, reduce_image, reduced, to_float
 from dfmsd.data.pixels import DataError, Exif
 
@@ -154,32 +146,3 @@ class CocoDataset(Dataset):
         rows = zip(*(values.tolist() for values in self._annotations.values()), strict=True)
         entries = [dict(zip(self._annotations, row, strict=True)) for row in rows]
         return {"images": images, "annotations": entries, "categories": categories}
-
-
-def content_hash(root: str | Path) -> str:
-    """Twelve hexadecimal digits that tell the content of a COCO-format folder, wherever it lies.
-
-    The bytes of the annotation files and the names and sizes of the image files of all its splits
-    enter; hidden files do not, nor do the pixels. A folder is hashed once per process, and again
-    when an annotation file or an image folder has changed.
-
-    Raises:
-        FileNotFoundError: the folder has no split.
-    """
-    splits = find_splits(root).items()
-    return _hash(*((split, *map(file_state, paths)) for split, paths in splits))
-
-
-@functools.lru_cache(maxsize=32)
-def _hash(*states: tuple) -> str:
-    digest = hashlib.sha256()
-    for split, (images, *_), (file, *_) in states:
-        with open(file, "rb") as handle:
-            digest.update(split.encode() + hashlib.file_digest(handle, "sha256").digest())
-        for folder, below, names in os.walk(images):
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            for name in sorted(name for name in names if not name.startswith(".")):
-                path = os.path.join(folder, name)
-                line = f"{os.path.relpath(path, images)}\0{os.path.getsize(path)}\n"
-                digest.update(os.fsencode(line))
-    return digest.hexdigest()[:12]

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from dfmsd.data.annotations import read_annotations, validate
+from dfmsd.data.annotations import read_annotations
+from dfmsd.data.check import validate
 from dfmsd.data.pixels import DataError
 
 # the bucket behind images.cocodataset.org, whose own https shows this host's certificate
@@ -26,10 +27,6 @@ SOURCE = "https://s3.amazonaws.com/images.cocodataset.org"
 _TIMEOUT = 30.0  # seconds without a byte, then the connection counts as cut
 _WAITS = (1, 5, 15, 60, 120)  # seconds before the tries that follow one without a new byte
 _PASSING = (408, 425, 429)  # answers that may be another one later, as all from 500 on
-
-
-class DownloadError(ValueError):
-    """A file that cannot be had, or is another than it should be; one line that names it."""
 
 
 class Archive(NamedTuple):
@@ -62,20 +59,16 @@ def get_coco(
     What is missing is downloaded, verified and unpacked in the official layout; an interrupted call
     is continued by the next one. Archives that lie in `root` already are used.
 
-    Args:
-        root: the folder, made if need be.
-        source: http(s) address below which the archives lie as below `SOURCE`, its default.
-        train: also the training images (19 GB).
-        keep: keep the archives that are unpacked.
+    Args: see `commands.data_coco`; archives lie below `source` as below `SOURCE`, its default.
 
     Raises:
-        DownloadError: an archive cannot be had or is not the official one.
-        DataError: a file in the way, or a folder that is not COCO 2017 in the end.
+        DataError: an archive cannot be had or is not the official one, a file is in the way, or
+            the folder is not COCO 2017 in the end.
         OSError: `root` cannot be written to, or the disk is full.
     """
     root, source = Path(root), (source or SOURCE).rstrip("/")
     if not source.startswith(("http://", "https://")):
-        raise DownloadError(f"source {source!r}: must begin with http:// or https://")
+        raise DataError(f"source {source!r}: must begin with http:// or https://")
     root.mkdir(parents=True, exist_ok=True)
     splits = ["val", "train"][: 1 + train]
     for key in ("annotations", *splits):
@@ -100,7 +93,7 @@ def download(url: str, file: Path, archive: Archive) -> None:
     this call or in the next.
 
     Raises:
-        DownloadError: the server has no such file or one of another size, several tries in a row
+        DataError: the server has no such file or one of another size, several tries in a row
             gave no new byte, or what came is damaged (it is removed then).
         OSError: the disk is full or cannot be written to.
     """
@@ -112,26 +105,26 @@ def download(url: str, file: Path, archive: Archive) -> None:
             have = _size(part)
             if failures == len(_WAITS):
                 state = f"{have} of {archive.size} bytes are in {part}"
-                raise DownloadError(f"{url}: {reason}; {state}, the same command continues there")
+                raise DataError(f"{url}: {reason}; {state}, the same command continues there")
             wait = f"trying again in {_WAITS[failures]} s"
             bar.write(f"{file.name}: {reason}; {wait}", file=sys.stderr)
             time.sleep(_WAITS[failures])
         bar.set_description(f"{file.name}: verifying")
         try:
             _verify(part, archive)
-        except DownloadError:
+        except DataError:
             part.unlink()
             raise
     part.replace(file)
 
 
 def _verify(file: Path, archive: Archive) -> None:
-    """Raise DownloadError unless `file` has the SHA-256 of `archive`."""
+    """Raise DataError unless `file` has the SHA-256 of `archive`."""
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if digest != archive.sha256:
         wrong = f"damaged, or another file (SHA-256 {digest}, expected {archive.sha256})"
-        raise DownloadError(f"{file}: {wrong}; without it the same command downloads it anew")
+        raise DataError(f"{file}: {wrong}; without it the same command downloads it anew")
 
 
 def _unpack(file: Path, pattern: str) -> None:
@@ -163,7 +156,7 @@ def _append(url: str, part: Path, size: int, bar: tqdm) -> str:
     except urllib.error.HTTPError as error:
         answer = f"the server answers {error.code} {error.reason}"
         if error.code < 500 and error.code not in _PASSING:
-            raise DownloadError(f"{url}: {answer}") from error
+            raise DataError(f"{url}: {answer}") from error
         return answer
     except (OSError, http.client.HTTPException) as error:
         return str(getattr(error, "reason", error))
@@ -172,7 +165,7 @@ def _append(url: str, part: Path, size: int, bar: tqdm) -> str:
         length = int(response.headers.get("Content-Length", size - start))
         if start + length != size:
             wrong = f"the server's file has {start + length} bytes, expected {size}"
-            raise DownloadError(f"{url}: {wrong}; it is another file")
+            raise DataError(f"{url}: {wrong}; it is another file")
         with part.open("ab" if start else "wb") as out:
             while chunk := _read(response):
                 out.write(chunk)

@@ -6,7 +6,8 @@ import os
 import re
 import reprlib
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def shown(value: Any) -> str:
     return _short.repr(value)
 
 
-def is_integer(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     """Whether `value` is an integer that a tensor can hold, and not a bool."""
     return type(value) is int and -(2**63) <= value < 2**63
 
@@ -40,11 +41,10 @@ def _is_box(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether `value` is a text that can name a file and be printed."""
     return isinstance(value, str) and len(value) <= 1000 and not _HOPELESS.search(value)
 
 
-_INTEGER = (is_integer, "a 64-bit integer")
+_INTEGER = (_is_integer, "a 64-bit integer")
 _TEXT = (_is_text, "a text of at most 1,000 letters")
 _SIDE = (lambda value: _is_number(value) and 0 < value <= 1e6, "a number above 0, to 1e6")
 _AREA = (lambda value: _is_number(value) and value >= 0, "a number from 0 up")
@@ -59,44 +59,42 @@ _FIELDS = {
 _OPTIONAL = {"area", "iscrowd"}
 
 
-def field_problems(entry: Any, kind: str) -> dict[str, str]:
-    """Field → what is wrong with it, for all fields that a `kind` should have."""
-    if not isinstance(entry, dict):
-        return {"": f"expected an object, got {shown(entry)}"}
-    wrong = {}
-    for name, (is_right, words) in _FIELDS[kind].items():
-        if name in entry:
-            if not is_right(value := entry[name]):
-                wrong[name] = f"must be {words}, got {shown(value)}"
-        elif name not in _OPTIONAL:
-            wrong[name] = "missing"
-    return wrong
-
-
 def examine(entries: list[Any], kind: str, rules: dict[str, Rule]) -> Iterator[tuple[Any, str]]:
     """Each entry with all that is wrong with it on one line, "" for nothing.
 
     `rules`, by field, judge the entries in which that field is of the right type.
     """
     for entry in entries:
-        wrong = field_problems(entry, kind)
-        if "" not in wrong:
-            for field, rule in rules.items():
-                if field not in wrong and (words := rule(entry)):
-                    wrong[field] = words
-        yield entry, "; ".join(f"{name} {words}".strip() for name, words in wrong.items())
+        if not isinstance(entry, dict):
+            yield entry, f"expected an object, got {shown(entry)}"
+            continue
+        wrong = {}
+        for name, (is_right, words) in _FIELDS[kind].items():
+            if name in entry:
+                if not is_right(value := entry[name]):
+                    wrong[name] = f"must be {words}, got {shown(value)}"
+            elif name not in _OPTIONAL:
+                wrong[name] = "missing"
+        for name, rule in rules.items():
+            if name not in wrong and (words := rule(entry)):
+                wrong[name] = words
+        yield entry, "; ".join(f"{name} {words}" for name, words in wrong.items())
 
 
 def once(key: str) -> Rule:
     """The rule that no two entries have the same value of a field."""
-    seen = set()
+    seen = Counter()
 
     def rule(entry: Entry) -> str:
-        again = entry[key] in seen
-        seen.add(entry[key])
-        return "appears twice" * again
+        seen[entry[key]] += 1
+        return "appears twice" if seen[entry[key]] > 1 else ""
 
     return rule
+
+
+def one_of(key: str, values: Container[Any], words: str) -> Rule:
+    """The rule that a field has one of the values; `words` say what another one is."""
+    return lambda entry: "" if entry[key] in values else f"{entry[key]} {words}"
 
 
 _SPELLINGS: dict[str, Callable[[str], str]] = {
