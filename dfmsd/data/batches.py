@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dfmsd.data.augmentation import Sample, Target
 from dfmsd.data.images import to_float
 
-Target = dict[str, Any]
-Sample = tuple[Tensor, Target]
 Batch = tuple[list[Tensor], list[Target]]
-Share = list[tuple[int, int]]
 
 
 class Augmented(Dataset):
@@ -81,12 +79,10 @@ class StepSampler:
             batches += order[full].view(-1, self.batch_size).tolist()
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def shares(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Share]:
-        """From step `start` on, without end: the (epoch, index) of process `rank` of `world`.
-
-        Raises:
-            ValueError: the batch size is not a multiple of `world`.
-        """
+    def shares(
+        self, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[list[tuple[int, int]]]:
+        """The (epoch, index) of process `rank` of `world`, see `Batches.iterate`."""
         size, rest = divmod(self.batch_size, world)
         if rest:
             wrong = f"expected a multiple of {world} processes"

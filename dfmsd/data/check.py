@@ -105,16 +105,15 @@ def validate(
         images: the folder of the image files.
         split: "train" or "val"; the former must have boxes to learn from.
     """
+    listed = examine(content["images"][::-1], "image", {})  # backwards: of one id, the first counts
     # an image that is wrong itself is no reason to complain about its boxes too
     sizes = {
         image["id"]: None if wrong else (image["width"], image["height"])
-        for image, wrong in examine(
-            content["images"][::-1], "image", {}
-        )  # the first of an id counts
-        if isinstance(image, dict) and isinstance(image.get("id"), int)
+        for image, wrong in listed
+        if isinstance(image, dict) and type(image.get("id")) is int
     }
-    found = examine(content["categories"], "category", {})
-    categories = {category["id"] for category, wrong in found if not wrong}
+    listed = examine(content["categories"], "category", {})
+    categories = {category["id"] for category, wrong in listed if not wrong}
     rules = {
         "image": {"file_name": names_file_in(images)},
         "category": {},
@@ -124,9 +123,8 @@ def validate(
             "bbox": lambda entry: _box_problem(entry, sizes),
         },
     }
-    lines, sound = [], {}
+    lines, sound = [], {key: [] for key in LISTS}
     for key, kind in LISTS.items():
-        sound[key] = []
         examined = examine(content[key], kind, {"id": once("id")} | rules[kind])
         for number, (entry, wrong) in enumerate(examined):
             if not wrong:
@@ -155,14 +153,11 @@ def _box_problem(entry: Entry, sizes: dict[int, tuple[float, float] | None]) -> 
     x, y, width, height = box
     if width <= 0 or height <= 0:
         return f"{box} has no size"
-    if _overlaps(x, x + width, size[0]) and _overlaps(y, y + height, size[1]):
-        return ""
-    return f"{box} lies outside image {image} of {size[0]} x {size[1]}"
-
-
-def _overlaps(low: float, high: float, side: float) -> bool:
-    """Whether low..high meets 0..side and sticks out by a pixel at most."""
-    return -_OVERHANG <= low < high <= side + _OVERHANG and low < side and high > 0
+    for low, high, side in ((x, x + width, size[0]), (y, y + height, size[1])):
+        meets = low < high and low < side and high > 0
+        if not (meets and low >= -_OVERHANG and high <= side + _OVERHANG):
+            return f"{box} lies outside image {image} of {size[0]} x {size[1]}"
+    return ""
 
 
 def _inspect(images: list[Entry], folder: Path) -> tuple[list[str], list[str]]:

@@ -13,16 +13,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 Exif = Literal["turn", "ignore"]
-_TURN = Image.Transpose
-_BACK = {  # by orientation: what takes the turned pixels back to the stored ones
-    2: _TURN.FLIP_LEFT_RIGHT,
-    3: _TURN.ROTATE_180,
-    4: _TURN.FLIP_TOP_BOTTOM,
-    5: _TURN.TRANSPOSE,
-    6: _TURN.ROTATE_90,
-    7: _TURN.TRANSVERSE,
-    8: _TURN.ROTATE_270,
-}
+_TAG = ExifTags.Base.Orientation
 
 
 class DataError(ValueError):
@@ -48,7 +39,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except UnidentifiedImageError:
-        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        known = " or ".join(", ".join(FORMATS).rsplit(", ", 1))
         raise DataError(f"{path}: not an image of {known}; convert HEIC, AVIF, …") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"more than {Image.MAX_IMAGE_PIXELS:,} pixels"
@@ -62,8 +53,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
 def orientation(file: Image.Image) -> int:
     """The orientation that an EXIF tag states, 2 to 8; 1 for the stored one. To be asked first."""
-    tag = file.getexif().get(ExifTags.Base.Orientation, 1)
-    return tag if tag in _BACK else 1
+    tag = file.getexif().get(_TAG, 1)
+    return tag if tag in range(2, 9) else 1
 
 
 def upright(file: Image.Image, size: tuple[int, int] | None, exif: Exif) -> Image.Image:
@@ -77,10 +68,12 @@ def upright(file: Image.Image, size: tuple[int, int] | None, exif: Exif) -> Imag
         image = ImageOps.exif_transpose(file)
         stored = image.size[::-1] if tag > 4 else image.size
         settled = size is not None and stored != image.size
-        if tuple(size) == stored if settled else exif == "ignore":
-            image = image.transpose(_BACK[tag])  # of a TIFF, Pillow gives only the turned one
-    if size is not None and image.size != tuple(size):
-        raise DataError(f"is {image.size}, the annotations say {tuple(size)}")
+        if size == stored if settled else exif == "ignore":
+            # turned back, as of a TIFF Pillow gives only the turned one
+            image.getexif()[_TAG] = {6: 8, 8: 6}.get(tag, tag)
+            image = ImageOps.exif_transpose(image)
+    if size is not None and image.size != size:
+        raise DataError(f"is {image.size}, the annotations say {size}")
     return image
 
 

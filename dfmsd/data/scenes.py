@@ -118,7 +118,7 @@ def render(
 
     Objects are 8-44 px (log-uniform) at 96 px and grow with the image. They are drawn large to
     small, so a small one is never hidden; n is 1..max_objects.
-    Choice: recipe of the feasibility study: neither trivial nor impossible for tiny detectors.
+    Choice: neither trivial nor impossible for tiny detectors.
     """
     canvas = background(size, rng)
     count = int(rng.integers(1, max_objects + 1))
@@ -128,8 +128,7 @@ def render(
         label = int(rng.integers(1, len(CLASSES) + 1))
         colours, alpha, (left, top, right, bottom) = draw_object(label, float(extent), rng)
         width, height = right - left, bottom - top
-        corner = _free_corner(width, height, size, boxes, rng)
-        if corner is None:
+        if (corner := _free_corner(width, height, size, boxes, rng)) is None:
             continue
         x, y = corner
         region = canvas[:, y : y + height, x : x + width]
