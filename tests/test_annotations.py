@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from coco_folder import box, content, shared, write
 
-from dfmsd.data.annotations import find_split, read_annotations, read_json, validate
+from dfmsd.data.annotations import find_split, read_annotations, read_json
+from dfmsd.data.check import validate
 from dfmsd.data.pixels import DataError
 
 

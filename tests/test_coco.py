@@ -14,8 +14,9 @@ from coco_folder import box, content, picture, shared, write
 from PIL import Image
 from pycocotools.coco import COCO
 
+from dfmsd.data.annotations import content_hash
 from dfmsd.data.check import check
-from dfmsd.data.coco import CocoDataset, content_hash
+from dfmsd.data.coco import CocoDataset
 from dfmsd.data.pixels import DataError
 
 

@@ -20,7 +20,7 @@ from web_server import closed_url, serve
 
 from dfmsd.data import download as module
 from dfmsd.data.check import check
-from dfmsd.data.download import Archive, DownloadError, download, get_coco
+from dfmsd.data.download import Archive, download, get_coco
 from dfmsd.data.pixels import DataError
 
 DATA = random.Random(0).randbytes(3_000_000)
@@ -69,7 +69,7 @@ def test_a_cut_connection_is_taken_up_where_it_ended(site, tmp_path, capfd, wait
 def test_the_next_call_takes_up_what_this_one_left(site, tmp_path, waits, capfd):
     site.plan[PATH] = [1_234_567, 0]
     part = tmp_path / "a.zip.part"
-    with pytest.raises(DownloadError, match=f"1234567 of 3000000 bytes are in {part}, the same"):
+    with pytest.raises(DataError, match=f"1234567 of 3000000 bytes are in {part}, the same"):
         bring(site, tmp_path)
     assert part.read_bytes() == DATA[:1_234_567]
     assert waits == [1, 5, 15, 60, 120]
@@ -94,7 +94,7 @@ def test_a_server_without_ranges_begins_anew_and_is_given_up_if_it_always_cuts(s
     assert site.asked == [(PATH, None), (PATH, "bytes=1000000-")]
     site.plan[PATH], site.asked = [1_000_000], []
     (tmp_path / "a.zip").unlink()
-    with pytest.raises(DownloadError, match="the connection was cut; 1000000 of 3000000"):
+    with pytest.raises(DataError, match="the connection was cut; 1000000 of 3000000"):
         bring(site, tmp_path)
     assert len(site.asked) == 6
 
@@ -103,7 +103,7 @@ def test_one_flipped_bit_is_noticed_and_nothing_of_it_stays(site, tmp_path):
     damaged = bytearray(DATA)
     damaged[2_000_000] ^= 1
     site.files[PATH] = bytes(damaged)
-    with pytest.raises(DownloadError, match=f"a.zip.part: damaged, .*{ARCHIVE.sha256}"):
+    with pytest.raises(DataError, match=f"a.zip.part: damaged, .*{ARCHIVE.sha256}"):
         bring(site, tmp_path)
     assert list(tmp_path.iterdir()) == []
     site.files[PATH] = DATA
@@ -113,7 +113,7 @@ def test_one_flipped_bit_is_noticed_and_nothing_of_it_stays(site, tmp_path):
 @pytest.mark.parametrize("length", [2_999_999, 3_000_001, 100])
 def test_another_size_is_refused_before_a_byte_is_kept(site, tmp_path, length):
     site.files[PATH] = (DATA + b"more")[:length]
-    with pytest.raises(DownloadError, match=f"{length} bytes, expected 3000000; it is another"):
+    with pytest.raises(DataError, match=f"{length} bytes, expected 3000000; it is another"):
         bring(site, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -122,7 +122,7 @@ def test_a_part_that_lacks_nothing_needs_no_server_but_is_verified(tmp_path):
     url = f"{closed_url()}/{PATH}"
     for data in (DATA + b"more", b"x" * len(DATA)):
         (tmp_path / "a.zip.part").write_bytes(data)
-        with pytest.raises(DownloadError, match="damaged"):
+        with pytest.raises(DataError, match="damaged"):
             download(url, tmp_path / "a.zip", ARCHIVE)
     (tmp_path / "a.zip.part").write_bytes(DATA)
     download(url, tmp_path / "a.zip", ARCHIVE)
@@ -135,7 +135,7 @@ def test_answers_that_pass_and_answers_that_stay(site, tmp_path, capfd, waits):
     assert waits == [5, 15]
     assert "a.zip: the server answers 503 Service Unavailable; trying" in capfd.readouterr().err
     site.plan[PATH], site.asked = ["403"], []
-    with pytest.raises(DownloadError, match=f"{site.url}/{PATH}: the server answers 403"):
+    with pytest.raises(DataError, match=f"{site.url}/{PATH}: the server answers 403"):
         bring(site, tmp_path)
     assert len(site.asked) == 1
 
@@ -246,7 +246,7 @@ def test_without_train_without_archives_and_then_with_train(capsys, tmp_path, co
 def test_a_download_that_ends_in_the_middle_is_continued(tmp_path, coco):
     half = len(ARCHIVES[TRAIN]) // 2
     coco.plan[TRAIN] = [half, "404", None]
-    with pytest.raises(DownloadError, match=r"train2017.zip: the server answers 404"):
+    with pytest.raises(DataError, match=r"train2017.zip: the server answers 404"):
         get_coco(tmp_path, source=coco.url)
     assert not (tmp_path / "train2017").exists()
     coco.asked.clear()
@@ -259,10 +259,10 @@ def test_a_damaged_archive_unpacks_nothing_and_a_placed_one_stays(tmp_path, coco
     damaged = bytearray(ARCHIVES[VAL])
     damaged[len(damaged) // 2] ^= 16
     coco.files[VAL] = bytes(damaged)
-    with pytest.raises(DownloadError, match=r"val2017.zip.part: damaged"):
+    with pytest.raises(DataError, match=r"val2017.zip.part: damaged"):
         get_coco(tmp_path, source=coco.url)
     (tmp_path / "val2017.zip").write_bytes(damaged)
-    with pytest.raises(DownloadError, match=r"val2017.zip: damaged"):
+    with pytest.raises(DataError, match=r"val2017.zip: damaged"):
         get_coco(tmp_path, source=coco.url)
     assert (tmp_path / "val2017.zip").read_bytes() == damaged
     assert not (tmp_path / "val2017").exists()

@@ -18,9 +18,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
+from dfmsd.data.annotations import read_detections
 from dfmsd.data.batches import load
 from dfmsd.data.coco import CocoDataset
-from dfmsd.data.detections import read_detections
 from dfmsd.training import evaluation
 from dfmsd.training.evaluation import KEYS, coco_metrics, detections, evaluate_detector, predict
 

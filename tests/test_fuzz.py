@@ -15,9 +15,9 @@ from coco_folder import box, content, picture, write
 from mutations import mutate_bytes, mutate_json
 from tiny import tiny_detector
 
+from dfmsd.data.annotations import read_detections
 from dfmsd.data.check import check
 from dfmsd.data.coco import CocoDataset
-from dfmsd.data.detections import read_detections
 from dfmsd.data.images import read_image
 from dfmsd.detectors.checkpoints import read_tensors, save_state
 from dfmsd.detectors.saved import load_detector, save_detector

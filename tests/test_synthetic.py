@@ -49,11 +49,9 @@ def test_runs_without_scenes_and_with_one(count):
     assert len(dataset.truth()["images"]) == len(dataset) == count
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("count", -1), ("size", 31), ("seed", -1), ("max_objects", 0)]
-)
+@pytest.mark.parametrize(("name", "value"), [("count", -1), ("size", 31), ("seed", -1)])
 def test_refuses_naming_argument_and_value(name, value):
-    arguments = {"count": 1, "size": 32, "seed": 0, "max_objects": 5} | {name: value}
+    arguments = {"count": 1, "size": 32, "seed": 0} | {name: value}
     with pytest.raises(ValueError, match=rf"^{name} must be at least .*, got {value}$"):
         SceneDataset(arguments.pop("count"), **arguments)
 

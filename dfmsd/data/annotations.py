@@ -1,27 +1,21 @@
-"""COCO-format folders: splits, annotation files, the list of classes, and what is wrong in them."""
+"""COCO-format folders and files: splits, annotations, list of classes, content, detections."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import hashlib
 import json
-from collections.abc import Callable, Container, Iterator
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfmsd.data.fields import field_problems, is_integer, sentence, shown
-from dfmsd.data.names import name_rule
+from dfmsd.data.fields import examine, one_of, shown
 from dfmsd.data.pixels import DataError
 
-Entry = dict[str, Any]
-Rule = Callable[[Entry], "str | None"]
-
-_OVERHANG = 1.0  # pixels; official COCO boxes stick out by fractions of one
-
-# The two boxes without height in the official train2017 (and train2014), by annotation id; see
-# github.com/cocodataset/cocoapi issue 355. Everybody drops them, nobody can mend the file.
-_OFFICIAL_FLAT = ((918, [296.65, 388.33, 1.03, 0.0]), (2206849, [9.98, 188.56, 5.54, 0.0]))
-
+LISTS = {"images": "image", "categories": "category", "annotations": "annotation"}
 # categories by annotation file, so that nobody parses a large one again for them alone
 _CATEGORIES: dict[tuple[str, int, int], list[Any]] = {}
 
@@ -80,31 +74,26 @@ def read_json(path: str | Path, parse: Callable[[str], Any] = json.loads) -> Any
             gc.enable()
 
 
-def read_annotations(path: str | Path) -> dict[str, Any]:
-    """The content of an annotation file, its three lists present.
+def read_annotations(
+    path: str | Path, lists: Iterable[str] = LISTS, parse: Callable[[str], Any] = json.loads
+) -> dict[str, Any]:
+    """The content of an annotation file.
 
     Raises:
-        DataError: not JSON, or a list is missing.
+        DataError: not JSON, or one of the `lists` is missing.
     """
-    content = read_json(path)
-    for key in ("images", "annotations", "categories"):
-        _require_list(content, key, path)
+    content = read_json(path, parse)
+    for key in lists:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f"{path}: no list {key!r}")
     _CATEGORIES[file_state(Path(path))] = content["categories"]
     return content
 
 
-def _require_list(content: Any, key: str, path: str | Path) -> list[Any]:
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise DataError(f"{path}: no list {key!r}")
-    return content[key]
-
-
 def _read_categories(file: Path) -> list[Any]:
     """The categories of an annotation file, which is parsed from where they begin."""
-    state = file_state(file)
-    if state not in _CATEGORIES:
-        content = read_json(file, _parse_end)
-        _CATEGORIES[state] = _require_list(content, "categories", file)
+    if (state := file_state(file)) not in _CATEGORIES:
+        read_annotations(file, ["categories"], _parse_end)
     return _CATEGORIES[state]
 
 
@@ -125,111 +114,81 @@ def class_names(root: str | Path) -> tuple[dict[int, str], list[str]]:
     ids: dict[str, tuple[int, str]] = {}
     wrong = []
     for split, (_, file) in find_splits(root).items():
-        for entry in _read_categories(file):
-            if field_problems(entry, "category"):
+        for entry, problem in examine(_read_categories(file), "category", {}):
+            if problem:
                 continue
-            name, number = entry["name"], entry["id"]
-            other, where = names.setdefault(number, (name, split))
-            if other != name:
-                named = f"{shown(other)} in {where} and {shown(name)} in {split}"
-                wrong.append(f"category {number} is {named}")
-            other, where = ids.setdefault(name, (number, split))
-            if other != number:
-                text = f"has the id {other} in {where} and {number} in {split}"
-                wrong.append(f"category {shown(name)} {text}")
+            number, name = entry["id"], entry["name"]
+            for known, key, value, verb in (
+                (names, number, name, "is"),
+                (ids, name, number, "has the id"),
+            ):
+                other, where = known.setdefault(key, (value, split))
+                if other != value:
+                    places = f"{shown(other)} in {where} and {shown(value)} in {split}"
+                    wrong.append(f"category {shown(key)} {verb} {places}")
     return {number: names[number][0] for number in sorted(names)}, wrong
 
 
-def validate(
-    content: dict[str, Any], images: Path, split: str
-) -> tuple[list[str], dict[str, list[Entry]]]:
-    """What makes a split unusable, a line per entry with all its faults, and the sound entries.
+def content_hash(root: str | Path) -> str:
+    """Twelve hexadecimal digits that tell the content of a COCO-format folder, wherever it lies.
 
-    No image is opened.
+    The bytes of the annotation files and the names and sizes of the image files of all its splits
+    enter; hidden files do not, nor do the pixels. A folder is hashed once per process, and again
+    when an annotation file or an image folder has changed.
+
+    Raises:
+        FileNotFoundError: the folder has no split.
+    """
+    splits = find_splits(root).items()
+    return _hash(*((split, *map(file_state, paths)) for split, paths in splits))
+
+
+@functools.lru_cache(maxsize=32)
+def _hash(*states: tuple) -> str:
+    digest = hashlib.sha256()
+    for split, (images, *_), (file, *_) in states:
+        with open(file, "rb") as handle:
+            digest.update(split.encode() + hashlib.file_digest(handle, "sha256").digest())
+        for folder, below, names in os.walk(images):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            for name in sorted(name for name in names if not name.startswith(".")):
+                path = os.path.join(folder, name)
+                line = f"{os.path.relpath(path, images)}\0{os.path.getsize(path)}\n"
+                digest.update(os.fsencode(line))
+    return digest.hexdigest()[:12]
+
+
+def read_detections(
+    path: str | Path, truth: dict[str, Any], *, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The detections of a file, with category ids turned into labels 1..K.
 
     Args:
-        content: of the annotation file, its three lists by name, as are the sound entries.
-        images: the folder of the image files.
-        split: "train" or "val"; the former must have boxes to learn from.
+        path: COCO's results format, a JSON list; or an annotation file, whose boxes (crowds left
+            out) then count as detections of score 1.
+        truth: the COCO-format dict they are for.
+        category_ids: the file's category id of each label, in order of the labels.
+
+    Raises:
+        DataError: not JSON, or an entry of an unknown image or category or with a bad box or
+            score; the message names file, entry and value.
     """
-    sizes: dict[int, tuple[float, float] | None] = {}
-    for image in content["images"]:
-        wrong = field_problems(image, "image")
-        if not wrong.keys() & {"", "id"}:
-            # an image that is wrong itself is no reason to complain about its boxes too
-            sizes.setdefault(image["id"], None if wrong else (image["width"], image["height"]))
-    categories = {c["id"] for c in content["categories"] if not field_problems(c, "category")}
-    name_problem = name_rule(images)
+    content = read_json(path)
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        entries = content["annotations"]
+        plain = [a for a in entries if not (isinstance(a, dict) and a.get("iscrowd", 0))]
+        content = [a | {"score": 1.0} if isinstance(a, dict) else a for a in plain]
+    if not isinstance(content, list):
+        raise DataError(f"{path}: expected a list of detections, got {type(content).__name__}")
+    labels = {category: label for label, category in enumerate(category_ids, start=1)}
+    unknown, negative = "is not in the annotations", "has a negative side, {}"
     rules = {
-        "image": {"file_name": lambda entry: name_problem(entry["file_name"])},
-        "category": {},
-        "annotation": {
-            "image_id": _known("image_id", sizes),
-            "category_id": _known("category_id", categories),
-            "bbox": lambda entry: _box_problem(entry, sizes),
-        },
+        "image_id": one_of("image_id", {image["id"] for image in truth["images"]}, unknown),
+        "category_id": one_of("category_id", labels, unknown),
+        "bbox": lambda d: negative.format(shown(d["bbox"])) if min(d["bbox"][2:]) < 0 else "",
     }
-    lines, sound = [], {}
-    for kind, key in (
-        ("image", "images"),
-        ("category", "categories"),
-        ("annotation", "annotations"),
-    ):
-        sound[key], found = _sift(kind, content[key], rules[kind])
-        lines += found
-    return [*lines, *_split_problems(sound["annotations"], split)], sound
-
-
-def _known(key: str, ids: Container[int]) -> Rule:
-    kind = key.removesuffix("_id")
-    return lambda entry: None if entry[key] in ids else f"{entry[key]} is no {kind}"
-
-
-def _sift(kind: str, entries: list[Any], rules: dict[str, Rule]) -> tuple[list[Entry], list[str]]:
-    """The sound entries of a kind, and a line for each of the others; `rules` are by field."""
-    sound: list[Entry] = []
-    lines: list[str] = []
-    seen: set[int] = set()
-    rules = {"id": lambda entry: "appears twice" if entry["id"] in seen else None} | rules
-    for number, entry in enumerate(entries):
-        wrong = field_problems(entry, kind)
-        if "" not in wrong:
-            for field, rule in rules.items():
-                if field not in wrong and (words := rule(entry)):
-                    wrong[field] = words
-            if "id" not in wrong:
-                seen.add(entry["id"])
-        if not wrong:
-            sound.append(entry)
-            continue
-        known = isinstance(entry, dict) and "id" in entry
-        name = shown(entry["id"]) if known else f"number {number}"
-        lines.append(f"{kind} {name}: {sentence(wrong)}")
-    return sound, lines
-
-
-def _split_problems(annotations: list[Entry], split: str) -> Iterator[str]:
-    """What makes annotations useless though each is sound."""
-    if annotations and all(max(entry["bbox"]) <= 1 for entry in annotations):
-        yield "every box lies in 0..1: COCO's boxes are pixels, not shares of the image"
-    if all(entry.get("iscrowd", 0) for entry in annotations) and (annotations or split == "train"):
-        yield "not one box to learn from or to find; a crowd region (iscrowd 1) is none"
-
-
-def _box_problem(entry: Entry, sizes: dict[int, tuple[float, float] | None]) -> str | None:
-    """What is wrong with a box of one of the images of `sizes` (width, height; None: not known)."""
-    box, image = entry["bbox"], entry.get("image_id")
-    size = sizes.get(image) if is_integer(image) else None
-    if size is None or (entry.get("id"), box) in _OFFICIAL_FLAT:
-        return None
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        return f"{box} has no size"
-    if not (_overlaps(x, x + width, size[0]) and _overlaps(y, y + height, size[1])):
-        return f"{box} lies outside image {image} of {size[0]} x {size[1]}"
-    return None
-
-
-def _overlaps(low: float, high: float, side: float) -> bool:
-    """Whether low..high meets 0..side and sticks out by a pixel at most."""
-    return -_OVERHANG <= low < high <= side + _OVERHANG and low < side and high > 0
+    for number, (_, wrong) in enumerate(examine(content, "detection", rules)):
+        if wrong:
+            raise DataError(f"{path}, entry {number}: {wrong}")
+    kept = ("image_id", "bbox", "score")
+    return [{k: d[k] for k in kept} | {"category_id": labels[d["category_id"]]} for d in content]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+from torchvision.tv_tensors import BoundingBoxFormat
 
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
@@ -24,10 +25,9 @@ def augmentation(
 ) -> Callable[[Tensor, Target], Sample]:
     """A random change of (image, target), drawn from torch's global generator.
 
-    Images are uint8 in 0..255 or float in 0..1, and stay what they are.
-
-    Boxes move with the image, are clipped to it, and go together with their labels when less than a
-    pixel of their width or height is left.
+    Images are uint8 in 0..255 or float in 0..1, and stay what they are. Boxes move with the image,
+    are clipped to it, and go together with their labels when less than a pixel of their width or
+    height is left.
 
     Args:
         flip: probability of a left-right flip.
@@ -48,16 +48,11 @@ def augmentation(
 
     def apply(image: Tensor, target: Target) -> Sample:
         boxes, (height, width) = target["boxes"], image.shape[-2:]
+        canvas = {"format": BoundingBoxFormat.XYXY, "canvas_size": (height, width)}
         if torch.rand(1) < flip:
-            image = image.flip(-1)
-            boxes = torch.stack(
-                [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1
-            )
+            image, boxes = image.flip(-1), F.horizontal_flip_bounding_boxes(boxes, **canvas)
         if torch.rand(1) < vflip:
-            image = image.flip(-2)
-            boxes = torch.stack(
-                [boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], 1
-            )
+            image, boxes = image.flip(-2), F.vertical_flip_bounding_boxes(boxes, **canvas)
         if jitter is not None:
             image = jitter(image)
         if scale is not None:
@@ -75,15 +70,11 @@ def _rescale(image: Tensor, boxes: Tensor, scale: tuple[float, float]) -> tuple[
     factor = scale[0] * (scale[1] / scale[0]) ** float(torch.rand(()))
     down, across = max(1, round(height * factor)), max(1, round(width * factor))
     image = F.resize(image, [down, across], antialias=True)
-    left, top = (_place(room) for room in (width - across, height - down))
+    rooms = (width - across, height - down)
+    # from 0 to the room, which is negative where the image grew
+    left, top = (int(torch.randint(abs(room) + 1, ())) * (1 if room >= 0 else -1) for room in rooms)
     grey = 0.5 if image.is_floating_point() else 128
     # what is negative is cut off
     image = pad(image, [left, width - across - left, top, height - down - top], value=grey)
     ratios = boxes.new_tensor([across / width, down / height])
     return image, boxes * ratios.repeat(2) + boxes.new_tensor([left, top]).repeat(2)
-
-
-def _place(room: int) -> int:
-    """A random offset from 0 to `room`, which may be negative."""
-    offset = int(torch.randint(abs(room) + 1, ()))
-    return offset if room >= 0 else -offset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -12,12 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dfmsd.data.augmentation import Sample, Target
 from dfmsd.data.images import to_float
 
-Target = dict[str, Any]
-Sample = tuple[Tensor, Target]
 Batch = tuple[list[Tensor], list[Target]]
-Share = list[tuple[int, int]]
 
 
 class Augmented(Dataset):
@@ -52,11 +51,8 @@ class StepSampler:
 
     Args:
         groups: the group of each image, hashable.
-        batch_size: images per batch, over all processes.
+        batch_size: see `Batches`, as are the errors.
         seed: of the permutations.
-
-    Raises:
-        ValueError: no images, or a batch size below 1.
     """
 
     def __init__(self, groups: Sequence[Any], batch_size: int, *, seed: int) -> None:
@@ -71,11 +67,7 @@ class StepSampler:
         small = [index for m in members.values() if len(m) < batch_size for index in m]
         self.groups = [torch.tensor(indices) for indices in (*large, small) if indices]
         self.batch_size, self.seed = batch_size, seed
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Steps in which every image comes once (rounded up)."""
-        return sum(-(-len(group) // self.batch_size) for group in self.groups)
+        self.batches_per_epoch = sum(-(-len(group) // batch_size) for group in self.groups)
 
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of one epoch, as lists of image indices."""
@@ -83,25 +75,22 @@ class StepSampler:
         batches = []
         for group in self.groups:
             order = group[torch.randperm(len(group), generator=generator)]
-            full = -(-len(order) // self.batch_size) * self.batch_size
-            order = order[torch.arange(full) % len(order)]
-            batches += order.view(-1, self.batch_size).tolist()
+            full = torch.arange(len(order) + -len(order) % self.batch_size) % len(order)
+            batches += order[full].view(-1, self.batch_size).tolist()
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def shares(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Share]:
-        """From step `start` on, without end: the (epoch, index) of process `rank` of `world`.
-
-        Raises:
-            ValueError: the batch size is not a multiple of `world`.
-        """
-        total, size = self.batch_size, self.batch_size // world
-        if total % world:
-            raise ValueError(f"batch_size={total}: expected a multiple of {world} processes")
-        epoch, skip = divmod(start, self.batches_per_epoch)
-        while True:
-            for batch in self.epoch(epoch)[skip:]:
-                yield [(epoch, index) for index in batch[rank * size :][:size]]
-            epoch, skip = epoch + 1, 0
+    def shares(
+        self, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[list[tuple[int, int]]]:
+        """The (epoch, index) of process `rank` of `world`, see `Batches.iterate`."""
+        size, rest = divmod(self.batch_size, world)
+        if rest:
+            wrong = f"expected a multiple of {world} processes"
+            raise ValueError(f"batch_size={self.batch_size}: {wrong}")
+        first, skip = divmod(start, self.batches_per_epoch)
+        batches = ((epoch, b) for epoch in itertools.count(first) for b in self.epoch(epoch))
+        for epoch, batch in itertools.islice(batches, skip, None):
+            yield [(epoch, index) for index in batch[rank * size :][:size]]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -115,8 +104,8 @@ _SIGNALS = {signal.SIGTERM, signal.SIGUSR1}
 def _obey_parent_only(_worker: int) -> None:
     """Make a loader process end when its parent says so, not when a cluster signals all processes.
 
-    The parent still needs batches then, to finish its step. Ignoring SIGTERM would be too much: by
-    it Python ends the loader processes of a program that is over, and then waits for them.
+    The parent still needs batches then. Ignoring SIGTERM would be too much: by it Python ends the
+    loader processes of a program that is over.
     """
 
     def listen() -> None:
@@ -160,15 +149,13 @@ def load(
     try:
         for images, targets in samples:
             yield [to_float(i.to(device, non_blocking=True)) for i in images], targets
-    except ValueError as error:
-        # from a loader process it comes as "Caught ...", a traceback, and its words at the end
-        if not str(error).startswith("Caught "):
+    except (ValueError, RuntimeError, OSError, EOFError) as error:
+        caught, refused = str(error).startswith("Caught "), isinstance(error, ValueError)
+        if caught and refused:  # by a loader process: a traceback with its words at the end
+            raise type(error)(str(error).splitlines()[-1].partition(": ")[2]) from None
+        if caught or refused or not workers:
             raise
-        raise type(error)(str(error).splitlines()[-1].partition(": ")[2]) from None
-    except (RuntimeError, OSError, EOFError) as error:
         # torch's own report, or what reading a batch ends with while its sender dies
-        if not workers or str(error).startswith("Caught "):
-            raise
         lost = "a loader process was lost (out of memory? data.workers=0 needs the least)"
         again = "the same command continues from the last checkpoint"
         raise ChildProcessError(f"{lost}: {error}; {again}") from error

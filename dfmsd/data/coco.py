@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dfmsd.data.annotations import (
-    class_names,
-    file_state,
-    find_split,
-    find_splits,
-    read_annotations,
-    validate,
-)
+from dfmsd.data.annotations import class_names, find_split, read_annotations
+from dfmsd.data.check import validate
 from dfmsd.data.images import decode_image, reduce_image, reduced, to_float
 from dfmsd.data.pixels import DataError, Exif
 
@@ -31,8 +23,8 @@ class CocoDataset(Dataset):
     Labels are 1..K in the order of the category ids, whatever gaps these have, and the same for all
     splits of the folder: its classes are those of all of them. Crowd regions are no
     training targets, nor are boxes that have no width or height left in float32; `truth()` keeps
-    both for the evaluation. Images without boxes have (0, 4). What grows with the data is held
-    in tensors, which loader processes share.
+    both for the evaluation. What grows with the data is held in tensors, which loader processes
+    share.
 
     Args:
         root: the folder, see `find_split`.
@@ -78,8 +70,8 @@ class CocoDataset(Dataset):
         letters = names.view(np.uint8).reshape(len(images), names.itemsize)  # filled up with zeros
         self._names = torch.from_numpy(letters)
         stated = [(image["width"], image["height"]) for image in images]
-        sizes = [reduced(*size, self.max_size) for size in stated]
         self._stated = torch.tensor(stated, dtype=torch.float64).view(-1, 2)
+        sizes = [reduced(*size, self.max_size) for size in stated]
         self._sizes = torch.tensor(sizes, dtype=torch.int64).view(-1, 2)
 
     def _keep_annotations(self, entries: list[dict[str, Any]]) -> None:
@@ -108,8 +100,7 @@ class CocoDataset(Dataset):
         corners = corners.clamp(min=0).minimum(self._sizes[images].repeat(1, 2).float())
         solid = (corners[:, 2:] > corners[:, :2]).all(1) & (self._annotations["iscrowd"] == 0)
         self._boxes, self._labels = corners[solid], self._annotations["category_id"][solid]
-        self._starts = torch.zeros(len(self) + 1, dtype=torch.int64)
-        self._starts[1:] = images[solid].bincount(minlength=len(self)).cumsum(0)
+        self._starts = torch.searchsorted(images[solid], torch.arange(len(self) + 1))
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -125,8 +116,8 @@ class CocoDataset(Dataset):
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         name = os.fsdecode(bytes(self._names[index].tolist()).rstrip(b"\0"))
-        width, height = map(int, self._stated[index].tolist())
-        pixels = decode_image(self.folder / name, (width, height), exif=self.exif)
+        size = tuple(map(int, self._stated[index].tolist()))
+        pixels = decode_image(self.folder / name, size, exif=self.exif)
         pixels = reduce_image(pixels, self.max_size)
         if self._cache is not None:
             self._cache[index] = pixels
@@ -155,35 +146,3 @@ class CocoDataset(Dataset):
         rows = zip(*(values.tolist() for values in self._annotations.values()), strict=True)
         entries = [dict(zip(self._annotations, row, strict=True)) for row in rows]
         return {"images": images, "annotations": entries, "categories": categories}
-
-
-def content_hash(root: str | Path) -> str:
-    """Twelve hexadecimal digits that tell the content of a COCO-format folder, wherever it lies.
-
-    The bytes of the annotation files and the names and sizes of the image files of all its splits
-    enter; hidden files do not, nor do the pixels. A folder is hashed once per process, and again
-    when an annotation file or an image folder has changed.
-
-    Raises:
-        FileNotFoundError: the folder has no split.
-    """
-    states = [
-        (split, images, images.stat().st_mtime_ns, file, file_state(file))
-        for split, (images, file) in find_splits(root).items()
-    ]
-    return _hash(*states)
-
-
-@functools.lru_cache(maxsize=32)
-def _hash(*states: tuple) -> str:
-    digest = hashlib.sha256()
-    for split, images, _, file, _ in states:
-        with file.open("rb") as handle:
-            digest.update(split.encode() + hashlib.file_digest(handle, "sha256").digest())
-        for folder, below, names in os.walk(images):
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            for name in sorted(name for name in names if not name.startswith(".")):
-                path = os.path.join(folder, name)
-                line = f"{os.path.relpath(path, images)}\0{os.path.getsize(path)}\n"
-                digest.update(os.fsencode(line))
-    return digest.hexdigest()[:12]

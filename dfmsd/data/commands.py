@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-Split = Literal["train", "val"]
-
 
 def data_coco(
     root: Positional[Path], /, source: str | None = None, train: bool = True, keep: bool = True
@@ -28,7 +26,7 @@ def data_coco(
     print(f"`dfmsd data check {root}` reads every image once")
 
 
-def data_check(root: Positional[Path], /, split: Split | None = None) -> None:
+def data_check(root: Positional[Path], /, split: Literal["train", "val"] | None = None) -> None:
     """Check a COCO-format folder: what is wrong (exit status 2), and what is strange (warnings).
 
     Args:
@@ -39,8 +37,7 @@ def data_check(root: Positional[Path], /, split: Split | None = None) -> None:
 
     report = check(root, split)
     print(report)
-    if report.problems:
-        count = len(report.problems)
+    if count := len(report.problems):
         raise ValueError(f"{root}: {count} problem{'s' * (count > 1)}, listed above")
 
 

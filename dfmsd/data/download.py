@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import shutil
 import sys
 import time
 import urllib.error
@@ -19,7 +18,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from dfmsd.data.annotations import read_annotations, validate
+from dfmsd.data.annotations import read_annotations
+from dfmsd.data.check import validate
 from dfmsd.data.pixels import DataError
 
 # the bucket behind images.cocodataset.org, whose own https shows this host's certificate
@@ -27,10 +27,6 @@ SOURCE = "https://s3.amazonaws.com/images.cocodataset.org"
 _TIMEOUT = 30.0  # seconds without a byte, then the connection counts as cut
 _WAITS = (1, 5, 15, 60, 120)  # seconds before the tries that follow one without a new byte
 _PASSING = (408, 425, 429)  # answers that may be another one later, as all from 500 on
-
-
-class DownloadError(ValueError):
-    """A file that cannot be had, or is another than it should be; one line that names it."""
 
 
 class Archive(NamedTuple):
@@ -43,17 +39,12 @@ class Archive(NamedTuple):
     count: int
 
 
-_ANNOTATIONS_SHA = "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268"
+_BOXES, _FILES = "annotations/annotations_trainval2017.zip", "annotations/instances_*2017.json"
+_BOXES_SHA = "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268"
 _VAL_SHA = "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"
 _TRAIN_SHA = "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929"
 ARCHIVES = {
-    "annotations": Archive(
-        path="annotations/annotations_trainval2017.zip",
-        size=252_907_541,
-        sha256=_ANNOTATIONS_SHA,
-        pattern="annotations/instances_*2017.json",
-        count=2,
-    ),
+    "annotations": Archive(_BOXES, 252_907_541, _BOXES_SHA, _FILES, 2),
     "val": Archive("zips/val2017.zip", 815_585_330, _VAL_SHA, "val2017/*.jpg", 5_000),
     "train": Archive("zips/train2017.zip", 19_336_861_798, _TRAIN_SHA, "train2017/*.jpg", 118_287),
 }
@@ -68,32 +59,28 @@ def get_coco(
     What is missing is downloaded, verified and unpacked in the official layout; an interrupted call
     is continued by the next one. Archives that lie in `root` already are used.
 
-    Args:
-        root: the folder, made if need be.
-        source: http(s) address below which the archives lie as below `SOURCE`, its default.
-        train: also the training images (19 GB).
-        keep: keep the archives that are unpacked.
+    Args: see `commands.data_coco`; archives lie below `source` as below `SOURCE`, its default.
 
     Raises:
-        DownloadError: an archive cannot be had or is not the official one.
-        DataError: a file in the way, or a folder that is not COCO 2017 in the end.
+        DataError: an archive cannot be had or is not the official one, a file is in the way, or
+            the folder is not COCO 2017 in the end.
         OSError: `root` cannot be written to, or the disk is full.
     """
     root, source = Path(root), (source or SOURCE).rstrip("/")
     if not source.startswith(("http://", "https://")):
-        raise DownloadError(f"source {source!r}: must begin with http:// or https://")
+        raise DataError(f"source {source!r}: must begin with http:// or https://")
     root.mkdir(parents=True, exist_ok=True)
-    splits = ("val", "train") if train else ("val",)
+    splits = ["val", "train"][: 1 + train]
     for key in ("annotations", *splits):
         archive = ARCHIVES[key]
         if len(list(root.glob(archive.pattern))) >= archive.count:
             continue
         file = root / PurePosixPath(archive.path).name
         if file.exists():
-            verify(file, archive)
+            _verify(file, archive)
         else:
             download(f"{source}/{archive.path}", file, archive)
-        unpack(file, archive.pattern)
+        _unpack(file, archive.pattern)
         if not keep:
             file.unlink()
     return {split: _complete(root, split) for split in splits}
@@ -106,7 +93,7 @@ def download(url: str, file: Path, archive: Archive) -> None:
     this call or in the next.
 
     Raises:
-        DownloadError: the server has no such file or one of another size, several tries in a row
+        DataError: the server has no such file or one of another size, several tries in a row
             gave no new byte, or what came is damaged (it is removed then).
         OSError: the disk is full or cannot be written to.
     """
@@ -118,29 +105,29 @@ def download(url: str, file: Path, archive: Archive) -> None:
             have = _size(part)
             if failures == len(_WAITS):
                 state = f"{have} of {archive.size} bytes are in {part}"
-                raise DownloadError(f"{url}: {reason}; {state}, the same command continues there")
+                raise DataError(f"{url}: {reason}; {state}, the same command continues there")
             wait = f"trying again in {_WAITS[failures]} s"
             bar.write(f"{file.name}: {reason}; {wait}", file=sys.stderr)
             time.sleep(_WAITS[failures])
         bar.set_description(f"{file.name}: verifying")
         try:
-            verify(part, archive)
-        except DownloadError:
+            _verify(part, archive)
+        except DataError:
             part.unlink()
             raise
     part.replace(file)
 
 
-def verify(file: Path, archive: Archive) -> None:
-    """Raise DownloadError unless `file` has the SHA-256 of `archive`."""
+def _verify(file: Path, archive: Archive) -> None:
+    """Raise DataError unless `file` has the SHA-256 of `archive`."""
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if digest != archive.sha256:
         wrong = f"damaged, or another file (SHA-256 {digest}, expected {archive.sha256})"
-        raise DownloadError(f"{file}: {wrong}; without it the same command downloads it anew")
+        raise DataError(f"{file}: {wrong}; without it the same command downloads it anew")
 
 
-def unpack(file: Path, pattern: str) -> None:
+def _unpack(file: Path, pattern: str) -> None:
     """Unpack the members of a verified archive that match `pattern` beside it, each whole or not.
 
     Raises:
@@ -153,8 +140,7 @@ def unpack(file: Path, pattern: str) -> None:
             target = file.parent / member.filename
             if not target.exists():
                 target.parent.mkdir(exist_ok=True)
-                with bundle.open(member) as content, temporary.open("wb") as out:
-                    shutil.copyfileobj(content, out)
+                temporary.write_bytes(bundle.read(member))
                 temporary.replace(target)
             elif target.stat().st_size != member.file_size:
                 raise DataError(f"{target}: is not the file of {file.name}; move it away")
@@ -162,17 +148,16 @@ def unpack(file: Path, pattern: str) -> None:
 
 def _append(url: str, part: Path, size: int, bar: tqdm) -> str:
     """What cut the download, after appending to `part` what the server sends; "" when complete."""
-    have = _size(part)
-    if have >= size:
+    if (have := _size(part)) >= size:
         return ""
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         answer = f"the server answers {error.code} {error.reason}"
-        if error.code >= 500 or error.code in _PASSING:
-            return answer
-        raise DownloadError(f"{url}: {answer}") from error
+        if error.code < 500 and error.code not in _PASSING:
+            raise DataError(f"{url}: {answer}") from error
+        return answer
     except (OSError, http.client.HTTPException) as error:
         return str(getattr(error, "reason", error))
     with response:
@@ -180,7 +165,7 @@ def _append(url: str, part: Path, size: int, bar: tqdm) -> str:
         length = int(response.headers.get("Content-Length", size - start))
         if start + length != size:
             wrong = f"the server's file has {start + length} bytes, expected {size}"
-            raise DownloadError(f"{url}: {wrong}; it is another file")
+            raise DataError(f"{url}: {wrong}; it is another file")
         with part.open("ab" if start else "wb") as out:
             while chunk := _read(response):
                 out.write(chunk)

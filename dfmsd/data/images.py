@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import PIL
 import torch
 import torchvision
@@ -39,7 +40,8 @@ def decode_image(
     with open_image(path) as file:
         pixels = _ordinary_jpeg(file, size)
         if pixels is None:
-            pixels = torch.from_numpy(to_rgb(upright(file, size, exif))).permute(2, 0, 1)
+            rgb, _ = to_rgb(upright(file, size, exif))
+            pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
         return pixels
 
 
@@ -74,11 +76,8 @@ def read_image(path: str | Path, *, max_size: int | None = None) -> Tensor:
 
 def reduce_image(pixels: Tensor, max_size: int | None) -> Tensor:
     """An image (3, H, W) with its longer side at most `max_size` pixels."""
-    height, width = pixels.shape[1:]
-    smaller = reduced(width, height, max_size)
-    if smaller == (width, height):
-        return pixels
-    return F.resize(pixels, [smaller[1], smaller[0]], antialias=True)
+    width, height = reduced(pixels.shape[2], pixels.shape[1], max_size)
+    return F.resize(pixels, [height, width], antialias=True)  # the very same where that is its size
 
 
 def to_float(pixels: Tensor) -> Tensor:

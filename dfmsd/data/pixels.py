@@ -13,16 +13,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 Exif = Literal["turn", "ignore"]
-_TURN = Image.Transpose
-_BACK = {  # by orientation: what takes the turned pixels back to the stored ones
-    2: _TURN.FLIP_LEFT_RIGHT,
-    3: _TURN.ROTATE_180,
-    4: _TURN.FLIP_TOP_BOTTOM,
-    5: _TURN.TRANSPOSE,
-    6: _TURN.ROTATE_90,
-    7: _TURN.TRANSVERSE,
-    8: _TURN.ROTATE_270,
-}
+_TAG = ExifTags.Base.Orientation
 
 
 class DataError(ValueError):
@@ -48,7 +39,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except UnidentifiedImageError:
-        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        known = " or ".join(", ".join(FORMATS).rsplit(", ", 1))
         raise DataError(f"{path}: not an image of {known}; convert HEIC, AVIF, …") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"more than {Image.MAX_IMAGE_PIXELS:,} pixels"
@@ -62,8 +53,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
 def orientation(file: Image.Image) -> int:
     """The orientation that an EXIF tag states, 2 to 8; 1 for the stored one. To be asked first."""
-    tag = file.getexif().get(ExifTags.Base.Orientation, 1)
-    return tag if tag in _BACK else 1
+    tag = file.getexif().get(_TAG, 1)
+    return tag if tag in range(2, 9) else 1
 
 
 def upright(file: Image.Image, size: tuple[int, int] | None, exif: Exif) -> Image.Image:
@@ -72,21 +63,22 @@ def upright(file: Image.Image, size: tuple[int, int] | None, exif: Exif) -> Imag
     The stated `size` (width, height) settles which, where it fits only one of the two; else `exif`
     does. Raises DataError when neither has that size.
     """
-    if (tag := orientation(file)) == 1:
-        image = file
-    else:
+    image = file
+    if (tag := orientation(file)) != 1:
         image = ImageOps.exif_transpose(file)
         stored = image.size[::-1] if tag > 4 else image.size
         settled = size is not None and stored != image.size
-        if tuple(size) == stored if settled else exif == "ignore":
-            image = image.transpose(_BACK[tag])  # of a TIFF, Pillow gives only the turned one
-    if size is not None and image.size != tuple(size):
-        raise DataError(f"is {image.size}, the annotations say {tuple(size)}")
+        if size == stored if settled else exif == "ignore":
+            # turned back, as of a TIFF Pillow gives only the turned one
+            image.getexif()[_TAG] = {6: 8, 8: 6}.get(tag, tag)
+            image = ImageOps.exif_transpose(image)
+    if size is not None and image.size != size:
+        raise DataError(f"is {image.size}, the annotations say {size}")
     return image
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """An image of any mode as uint8 (H, W, 3).
+def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
+    """An image of any mode with 8 bits a colour, and what its grey values were, "" for bytes.
 
     Transparency is dropped: the colour underneath shows. Of 16-bit colours Pillow gives the upper
     eight bits. Choice for grey values that are no bytes, image by image: with negative ones, least
@@ -96,13 +88,8 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     Raises:
         DataError: a float that is not finite.
     """
-    return np.array(_to_bytes(image)[0].convert("RGB"))
-
-
-def _to_bytes(image: Image.Image) -> tuple[Image.Image, str]:
-    """An image of any mode with 8 bits a colour, and what its grey values were, "" for bytes."""
     if image.mode[0] not in "IF":
-        return image, ""
+        return image.convert("RGB"), ""
     values = np.asarray(image)
     least, largest = float(values.min()), float(values.max())
     if not np.isfinite([least, largest]).all():
@@ -115,7 +102,7 @@ def _to_bytes(image: Image.Image) -> tuple[Image.Image, str]:
         bits = max(8, int(largest).bit_length())
         bits += bits % 2
         grey, words = values // 2.0 ** (bits - 8), f"{bits} bits"
-    return Image.fromarray(grey.astype(np.uint8)), words
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB"), words
 
 
 def inspect_image(path: str | Path, size: tuple[int, int]) -> list[str]:
@@ -127,16 +114,15 @@ def inspect_image(path: str | Path, size: tuple[int, int]) -> list[str]:
     remarks = []
     with open_image(path) as file:
         colours16 = ";16" in str(file.tile) and file.mode[0] != "I"
-        tag = orientation(file)
-        image = upright(file, size, "turn")
+        tag, image = orientation(file), upright(file, size, "turn")
         image.load()
         if tag in (2, 3, 4) or (tag != 1 and image.width == image.height):
             remarks.append("an EXIF turn that the stated size does not settle, see data.exif")
         if colours16:
             remarks.append("16 bits a colour, of which the upper 8 are used")
-        image, grey = _to_bytes(image)
+        image, grey = to_rgb(image)
         if grey:
             remarks.append(f"grey values ({grey}) brought to 8 bits")
-        if all(low == high for low, high in image.convert("RGB").getextrema()):
+        if all(low == high for low, high in image.getextrema()):
             remarks.append("one colour all over")
     return remarks

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -17,8 +15,7 @@ from torch import Tensor
 
 from dfmsd.data.images import to_float
 
-TEXTURES = ("striped", "checked")
-SHAPES = ("disc", "square", "triangle")
+TEXTURES, SHAPES = ("striped", "checked"), ("disc", "square", "triangle")
 CLASSES = tuple(f"{texture} {shape}" for texture in TEXTURES for shape in SHAPES)
 
 
@@ -32,8 +29,7 @@ def _upsample(size: int, cells: int) -> np.ndarray:
 
 def background(size: int, rng: np.random.Generator) -> np.ndarray:
     """Float32 (3, size, size) around 0.2..0.8: value noise in three octaves, 0-2 Gabor patches."""
-    canvas = np.empty((3, size, size), np.float32)
-    canvas[:] = rng.uniform(0.3, 0.7, (3, 1, 1))
+    canvas = np.full((3, size, size), rng.uniform(0.3, 0.7, (3, 1, 1)), np.float32)
     for cells, strength in ((3, 0.16), (6, 0.09), (12, 0.05)):
         weights = _upsample(size, cells)
         nodes = rng.uniform(-1, 1, (4, cells + 1, cells + 1)).astype(np.float32)
@@ -83,7 +79,7 @@ def draw_object(
     `label` is 1..6, in the order of `CLASSES`; `extent` is the diameter in pixels, before the
     aspect (0.75-1) squeezes one axis.
     """
-    texture, shape = TEXTURES[(label - 1) // 3], SHAPES[(label - 1) % 3]
+    texture, shape = CLASSES[label - 1].split()
     radius, angle, aspect = extent / 2, rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1)
     half = math.ceil(1.25 * radius) + 1
     grid = np.arange(-half, half + 1, dtype=np.float32)
@@ -122,7 +118,7 @@ def render(
 
     Objects are 8-44 px (log-uniform) at 96 px and grow with the image. They are drawn large to
     small, so a small one is never hidden; n is 1..max_objects.
-    Choice: recipe of the feasibility study: neither trivial nor impossible for tiny detectors.
+    Choice: neither trivial nor impossible for tiny detectors.
     """
     canvas = background(size, rng)
     count = int(rng.integers(1, max_objects + 1))
@@ -132,8 +128,7 @@ def render(
         label = int(rng.integers(1, len(CLASSES) + 1))
         colours, alpha, (left, top, right, bottom) = draw_object(label, float(extent), rng)
         width, height = right - left, bottom - top
-        corner = _free_corner(width, height, size, boxes, rng)
-        if corner is None:
+        if (corner := _free_corner(width, height, size, boxes, rng)) is None:
             continue
         x, y = corner
         region = canvas[:, y : y + height, x : x + width]
@@ -154,27 +149,28 @@ class SceneDataset(torch.utils.data.Dataset):
 
     The target holds `boxes` (n, 4) xyxy absolute pixels, `labels` (n,) 1..6 and `image_id` = i.
     Scene i of a seed is the same whatever `count` is. `classes` are six names, `sizes` (H, W).
+
+    Args:
+        count: number of scenes, from 0.
+        size: height and width in pixels, from 32.
+        seed: of the scenes, from 0.
+
+    Raises:
+        ValueError: an argument is too small.
     """
 
-    def __init__(self, count: int, *, size: int = 96, seed: int = 0, max_objects: int = 5) -> None:
-        """Render `count` scenes of `size` × `size` pixels.
-
-        Raises:
-            ValueError: count < 0, size < 32, seed < 0 or max_objects < 1.
-        """
-        values = {"count": count, "size": size, "seed": seed, "max_objects": max_objects}
-        for (name, value), least in zip(values.items(), (0, 32, 0, 1), strict=True):
+    def __init__(self, count: int, *, size: int = 96, seed: int = 0) -> None:
+        for name, value, least in (("count", count, 0), ("size", size, 32), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.classes = list(CLASSES)
         self.sizes = [(size, size)] * count
         self.images = torch.empty(count, 3, size, size, dtype=torch.uint8)
-        self._objects: list[tuple[Tensor, Tensor]] = []
+        self._objects: list[list[Tensor]] = []
         for index in range(count):
             rng = np.random.Generator(np.random.PCG64([seed, index]))
-            image, boxes, labels = map(torch.from_numpy, render(size, rng, max_objects=max_objects))
-            self.images[index] = image
-            self._objects.append((boxes, labels))
+            self.images[index], *objects = map(torch.from_numpy, render(size, rng))
+            self._objects.append(objects)
 
     def __len__(self) -> int:
         """Number of scenes."""
@@ -182,8 +178,8 @@ class SceneDataset(torch.utils.data.Dataset):
 
     def read(self, index: int) -> tuple[Tensor, dict]:
         """Scene `index` as rendered: uint8 (3, H, W), not to be written to, and target."""
-        boxes, labels = (values.clone() for values in self._objects[index])
-        target = {"boxes": boxes, "labels": labels, "image_id": index % len(self)}
+        boxes, labels = self._objects[index]
+        target = {"boxes": boxes.clone(), "labels": labels.clone(), "image_id": index % len(self)}
         return self.images[index], target
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
@@ -206,13 +202,11 @@ class SceneDataset(torch.utils.data.Dataset):
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def write_coco(
-    root: str | Path, *, train: int, val: int, size: int = 96, seed: int = 0, max_objects: int = 5
-) -> None:
+def write_coco(root: str | Path, *, train: int, val: int, size: int = 96, seed: int = 0) -> None:
     """Write scenes as a COCO-format folder: train/, val/ and annotations/instances_*.json.
 
     Train scenes come from `seed`, val scenes from `seed + 1_000_000`. The folder appears whole or
-    not at all: it is written under a temporary name beside `root` and then renamed.
+    not at all: it is written to a temporary one near `root` and then moved.
 
     Raises:
         FileExistsError: `root` exists and is not an empty folder.
@@ -223,19 +217,18 @@ def write_coco(
         raise FileExistsError(f"{root} {wrong}")
     # in the nearest folder there is: a failure shall not leave the new parents behind either
     near = next(parent for parent in root.absolute().parents if parent.is_dir())
-    build = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=near))
-    try:
-        for folder in ("annotations", "train", "val"):
-            (build / folder).mkdir()
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=near) as temporary:
+        build = Path(temporary, "scenes")
         for split, count, offset in (("train", train, 0), ("val", val, 1_000_000)):
-            scenes = SceneDataset(count, size=size, seed=seed + offset, max_objects=max_objects)
-            truth = scenes.truth()
-            for entry, image in zip(truth["images"], scenes.images.numpy(), strict=True):
-                picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+            scenes = SceneDataset(count, size=size, seed=seed + offset)
+            file = build / "annotations" / f"instances_{split}.json"
+            for folder in (file.parent, build / split):
+                folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(truth := scenes.truth()))
+            for entry, image in zip(
+                truth["images"], scenes.images.permute(0, 2, 3, 1), strict=True
+            ):
+                picture = Image.fromarray(image.contiguous().numpy())
                 picture.save(build / split / entry["file_name"])
-            (build / "annotations" / f"instances_{split}.json").write_text(json.dumps(truth))
-        build.chmod(0o755)
         root.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(build, root)
-    finally:
-        shutil.rmtree(build, ignore_errors=True)
+        build.replace(root)

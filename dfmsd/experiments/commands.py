@@ -126,8 +126,8 @@ def evaluate(
         size: longest side to which images are reduced for the detector, pixels.
         exif: for the detector, EXIF turns that the stated size does not settle.
     """
+    from dfmsd.data.annotations import read_detections
     from dfmsd.data.coco import CocoDataset
-    from dfmsd.data.detections import read_detections
     from dfmsd.detectors.saved import load_detector
     from dfmsd.training.evaluation import coco_metrics, evaluate_detector
 

@@ -83,7 +83,7 @@ def fingerprint(settings: Settings, *sections: str) -> str:
     digits = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
     with contextlib.suppress(FileNotFoundError):
         if root:
-            from dfmsd.data.coco import content_hash
+            from dfmsd.data.annotations import content_hash
 
             digits += f"-{content_hash(root)}"
     return digits
