@@ -15,8 +15,8 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FeaturePyramidNetwork, Permute
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from dfmsd.detectors.errors import printable
 from dfmsd.detectors.features import frozen_modes
+from dfmsd.detectors.files import printable
 from dfmsd.detectors.pretrained import load_trunk
 from dfmsd.detectors.recipe import TRUNK
 from dfmsd.detectors.schema import check

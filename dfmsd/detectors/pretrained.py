@@ -11,8 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 from dfmsd.detectors.checkpoints import PathLike, load_tensors, read_selected
-from dfmsd.detectors.errors import printable
 from dfmsd.detectors.features import strided_levels
+from dfmsd.detectors.files import printable
 
 _log = logging.getLogger(__name__)
 

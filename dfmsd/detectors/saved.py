@@ -20,7 +20,7 @@ from dfmsd.detectors.checkpoints import (
     refuse_difference,
     save_weights,
 )
-from dfmsd.detectors.errors import CheckpointError, PathLike, one_line_errors
+from dfmsd.detectors.files import CheckpointError, PathLike, one_line_errors
 from dfmsd.detectors.mmdet.teacher import build_teacher
 from dfmsd.detectors.pretrained import hub_state
 from dfmsd.detectors.schema import check

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from dfmsd.detectors.checkpoints import named
+from dfmsd.detectors.files import named
 from dfmsd.experiments.build import detector_for, records_file, require_data
 from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.presets_coco import require
@@ -32,7 +32,7 @@ def run_folder(settings: Settings) -> Path:
 
 
 def check_places(settings: Settings) -> None:
-    """OSError or RecordError unless output folder and records can be written, and records read."""
+    """OSError or CheckpointError unless folder and records can be written, and records read."""
     check_writable(Path(settings.out) / "run")
     check_writable(records_file(settings))
     read_records(records_file(settings))

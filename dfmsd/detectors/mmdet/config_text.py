@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from typing import Any
 
-# settings that no shape shows, with the values that are supported
-_BACKBONE = {"conv_cfg": None, "qk_scale": None, "dilations": [1, 1, 1, 1]}
-_LONGEST, _MOST, _DEEPEST = 10**6, 100_000, 50  # characters, values, values inside values
-_NECK = {"conv_cfg": None, "act_cfg": None, "end_level": -1, "upsample_cfg": {"mode": "nearest"}}
+_LONGEST, _MOST = 10**6, 100_000  # characters, values
+_SUPPORTED: dict[str, dict[str, list]] = {  # of settings that no shape shows; the default first
+    "backbone": {"conv_cfg": [None], "qk_scale": [None], "dilations": [[1, 1, 1, 1]]},
+    "neck": {
+        **{"conv_cfg": [None], "act_cfg": [None], "end_level": [-1]},
+        "upsample_cfg": [{"mode": "nearest"}],
+        "add_extra_convs": [False, True, None, "on_input", "on_output"],
+    },
+}
 
 
 def read_config(text: str) -> dict[str, Any]:
@@ -17,7 +24,7 @@ def read_config(text: str) -> dict[str, Any]:
 
     Literals, `dict(...)` and assigned names are understood; any other value is None. A text with
     `_base_`, or with a name assigned twice, is a part of a config: its rest is not there. Nor is
-    one read that is nested deeper than 50, or above 100,000 values with all names written out.
+    one read that is too deep for Python, or above 100,000 values with all names written out.
     """
     known: dict[str, ast.expr] = {}
     try:
@@ -27,48 +34,38 @@ def read_config(text: str) -> dict[str, Any]:
                     if name in ("_base_", *known):
                         return {}
                     known[name] = value
-        config = _Config(known)
-        return {name: config.value(node) for name, node in known.items()}
+        visits = count()
+        return {name: _value(node, known, visits) for name, node in known.items()}
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # also of Python's own parser
         return {}
 
 
-class _Config:
-    """The values of expressions; ValueError beyond the limits, as names may hold names."""
-
-    def __init__(self, known: dict[str, ast.expr]) -> None:
-        self.known, self.count = known, 0
-
-    def value(self, node: ast.expr, depth: int = 0) -> Any:
-        """The value of `node`, which stands inside `depth` others."""
-        self.count += 1
-        if self.count > _MOST or depth > _DEEPEST:
-            raise ValueError("a config that is too large or too deep")
-        match node:
-            case ast.Name(name):
-                return self.value(self.known[name], depth + 1) if name in self.known else None
-            case ast.List(items) | ast.Tuple(items):
-                return [self.value(item, depth + 1) for item in items]
-            case ast.Dict(keys, values):
-                names = [key and self.value(key, depth + 1) for key in keys]
-                return self._merged(zip(names, values, strict=True), depth + 1)
-            case ast.Call(ast.Name("dict"), _, words):
-                return self._merged(((word.arg, word.value) for word in words), depth + 1)
-        try:
-            return ast.literal_eval(node)
-        except (ValueError, TypeError):
-            return None
-
-    def _merged(self, pairs: Iterable[tuple[Any, ast.expr]], depth: int) -> dict[str, Any]:
-        """The dict of `pairs`; a value under None is a dict that was put in with `**`."""
-        merged: dict[str, Any] = {}
-        for key, node in pairs:
-            value = self.value(node, depth)
-            if isinstance(key, str):
-                merged[key] = value
-            elif key is None and isinstance(value, dict):
-                merged |= value
-        return merged
+def _value(node: ast.expr, known: dict[str, ast.expr], visits: Iterator[int]) -> Any:
+    """The value of `node`; ValueError after too many `visits`, as names may hold names."""
+    if next(visits) > _MOST:
+        raise ValueError("a config that is too large")
+    read = partial(_value, known=known, visits=visits)
+    match node:
+        case ast.Name(name):
+            return read(known[name]) if name in known else None
+        case ast.List(items) | ast.Tuple(items):
+            return [read(item) for item in items]
+        case ast.Dict(nodes, values):
+            keys = [key and read(key) for key in nodes]
+        case ast.Call(ast.Name("dict"), _, words):
+            keys, values = [word.arg for word in words], [word.value for word in words]
+        case _:
+            try:
+                return ast.literal_eval(node)
+            except (ValueError, TypeError):
+                return None
+    merged: dict[str, Any] = {}
+    for key, value in zip(keys, map(read, values), strict=True):
+        if isinstance(key, str):
+            merged[key] = value
+        elif key is None and isinstance(value, dict):  # put in with `**`
+            merged |= value
+    return merged
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
@@ -88,8 +85,7 @@ def _pixels(config: dict[str, Any]) -> dict[str, Any]:
         turns = "to_rgb"
     if not norm.get("mean") or not norm.get("std"):
         return {}
-    # mmdetection's defaults: 3 keeps BGR, 2 turns to RGB
-    rgb = norm.get(turns, turns == "to_rgb")
+    rgb = norm.get(turns, turns == "to_rgb")  # mmdetection's defaults: 3 keeps BGR, 2 turns to RGB
     return {"mean": norm["mean"], "std": norm["std"], "order": "rgb" if rgb else "bgr"}
 
 
@@ -100,19 +96,18 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     `relu` before the later ones, `levels` of the pyramid, `mean`, `std` and `order`
     ("rgb", "bgr") of the pixels in 0..255, and `other`, what changes the features unseen.
     """
-    model = config.get("model") if isinstance(config.get("model"), dict) else {}
-    backbone, neck = (model.get(part) for part in ("backbone", "neck"))
-    if not isinstance(backbone, dict) or not isinstance(neck, dict):
-        return {}
+    match config:
+        case {"model": {"backbone": dict(backbone), "neck": dict(neck)} as model}:
+            pass
+        case _:
+            return {}
     other = [
-        f"{part}.{key}={values[key]}"
-        for part, values, usual in (("backbone", backbone, _BACKBONE), ("neck", neck, _NECK))
-        for key in usual
-        if values.get(key, usual[key]) != usual[key]
+        f"{part}.{key}={model[part][key]}"
+        for part, rules in _SUPPORTED.items()
+        for key, known in rules.items()
+        if model[part].get(key, known[0]) not in known
     ]
-    convs = neck.get("add_extra_convs", False)
-    if convs == "on_lateral":
-        other.append("neck.add_extra_convs=on_lateral")
+    convs = neck.get("add_extra_convs")
     if convs is True:  # before mmdetection 2.8 a second word said which
         convs = "on_input" if neck.get("extra_convs_on_inputs", True) else "on_output"
     said = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,24 +11,23 @@ import torch
 from torch import Tensor
 
 from dfmsd.detectors.checkpoints import (
-    CheckpointError,
-    one_line_errors,
     read_content,
     refuse_non_finite,
+    select,
     state_dict_diff,
 )
+from dfmsd.detectors.files import CheckpointError, PathLike, one_line_errors, sample
 from dfmsd.detectors.mmdet.config_text import read_config, settings
 from dfmsd.detectors.mmdet.shapes import State, describe, mmdet_name, their_name
 from dfmsd.detectors.mmdet.teacher import FeatureTeacher, build_teacher
-from dfmsd.detectors.wrappers import flatten, sample, select
 
-_STEMS = ("body.conv1.weight", "body.features.0.0.weight")  # of a ResNet and of a Swin
+_STEMS = ("backbone.conv1.weight", "backbone.patch_embed.projection.weight")
 _RGB = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "order": "rgb"}
 """ImageNet's statistics, as nearly all of mmdetection's configs have them; 0..255."""
 
 
 def load_mmdet(
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
     style: Literal["pytorch", "caffe"] | None = None,
     source: Literal["input", "output"] | None = None,
@@ -47,22 +45,22 @@ def load_mmdet(
     takes RGB whatever `order`. Raises CheckpointError when the file cannot be read, does not fit,
     or leaves a question open.
     """
-    content = read_content(path)
-    mean, std = (values and [float(value) for value in values] for values in (mean, std))
+    values = read_content(path)
+    mean, std = (numbers and [float(number) for number in numbers] for numbers in (mean, std))
     given = {"style": style, "source": source, "relu": relu}
     given |= {"mean": mean, "std": std, "order": order}
     with one_line_errors(path, "no detector of mmdetection"):
-        state, original, line = _detector_tensors(content, prefix)
-        meta = content["meta"] if isinstance(content.get("meta"), dict) else {}
-        texts = (meta.get("config"), meta.get("cfg"))  # of mmdetection 2 and 3
+        state, original, line = _detector_tensors(values, prefix)
+        texts = (values.get(f"meta.{key}") for key in ("config", "cfg"))  # of mmdetection 2 and 3
         text = next((text for text in texts if isinstance(text, str)), "")
-        shapes, stored = describe(state), settings(read_config(text))
+        stored = settings(read_config(text))
         if stored.get("other"):
             raise CheckpointError(f"its config has {', '.join(stored['other'])}: not supported")
-        recipe, order = _complete(shapes, state, given, dict(stored))
-        names = _their_names(state, recipe)
-        teacher = build_teacher(recipe)
-        _fill(teacher, state, names, bgr=order == "bgr", original=original)
+        recipe, order = _complete(describe(state), state, given, dict(stored))
+        names, teacher = _their_names(state, recipe), build_teacher(recipe)
+        options = {"bgr": order == "bgr", "original": original}
+        tensors = {key: _converted(name, state[name], **options) for key, name in names.items()}
+        teacher.backbone.load_state_dict(teacher.backbone.state_dict() | tensors)
     left = Counter(key.split(".")[0] for key in state.keys() - set(names.values()))
     origin = "as the config says" if "mean" in stored else "assumed"
     teacher.report = {
@@ -76,9 +74,9 @@ def load_mmdet(
     return teacher
 
 
-def _detector_tensors(content: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], bool, str]:
+def _detector_tensors(values: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], bool, str]:
     """The tensors under mmdetection's names, whether Swin's repository wrote them, and a line."""
-    state, line = select(flatten(content), lambda n: n.startswith(("backbone.", "neck.")), prefix)
+    state, line = select(values, lambda n: n.startswith(("backbone.", "neck.")), prefix)
     if any(key.startswith(("backbone.body.", "backbone.fpn.")) for key in state):
         advice = "`dfmsd import-torchvision NAME --weights FILE` takes it"
         raise CheckpointError(f"a detector of torchvision, not of mmdetection; {advice}")
@@ -87,9 +85,21 @@ def _detector_tensors(content: dict[str, Any], prefix: str) -> tuple[dict[str, T
         raise CheckpointError(f"{expected}, found {sample(state)}")
     original = any(key.startswith("backbone.layers.") for key in state)
     state = {mmdet_name(k) if original else k: v for k, v in state.items()}
-    for key in filter(lambda key: key.endswith("relative_position_index"), state):
-        state[key] = state[key].flatten()
-    return state, original, line
+    flat = {k: v.flatten() for k, v in state.items() if k.endswith("relative_position_index")}
+    return state | flat, original, line
+
+
+def _converted(name: str, value: Tensor, *, bgr: bool, original: bool) -> Tensor:
+    """Tensor `name` of mmdetection as torchvision's modules read it.
+
+    Choice: a stem trained on BGR pixels is turned to read RGB, so that every teacher takes RGB.
+    """
+    if name.startswith("backbone.stages.") and ".downsample." in name and not original:
+        # the columns (..., 4C) of mmdetection's PatchMerging go channel by channel, row by row;
+        # those of Swin's own repository and of torchvision neighbour by neighbour, (0, 0),
+        # (1, 0), (0, 1), (1, 1) as row and column
+        return value.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
+    return value.flip(1) if bgr and name in _STEMS else value
 
 
 def _decide(given: dict[str, Any], stored: dict[str, Any], name: str, advice: str) -> Any:
@@ -147,37 +157,17 @@ def _their_names(state: State, recipe: dict[str, Any]) -> dict[str, str]:
     """
     with torch.device("meta"):
         tensors = build_teacher(recipe).backbone.state_dict()
+    names = {key: their_name(key, recipe) for key in tensors}
+    absent = {n for n in names.values() if n.endswith("num_batches_tracked")} - state.keys()
+    names = {key: name for key, name in names.items() if name not in absent}  # in old files
     unused = tuple(f"backbone.norm{n}." for n in range(8) if n not in recipe["stages"])
     read = {
         key: value
         for key, value in state.items()
         if key.startswith(("backbone.", "neck.")) and not key.startswith(unused)
     }
-    names = {key: their_name(key, recipe) for key in tensors}
-    absent = {n for n in names.values() if n.endswith("num_batches_tracked")} - state.keys()
-    names = {key: name for key, name in names.items() if name not in absent}  # in old files
-    difference = state_dict_diff({name: tensors[key] for key, name in names.items()}, read)
-    if difference:
+    if difference := state_dict_diff({name: tensors[key] for key, name in names.items()}, read):
         kind = "Swin" if recipe["trunk"] == "swin" else "ResNet"
         raise CheckpointError(f"no {kind} with FPN as its shapes say: {difference}")
-    refuse_non_finite({name: state[name] for name in names.values()})
+    refuse_non_finite(read)
     return names
-
-
-def _fill(
-    teacher: FeatureTeacher, state: State, names: dict[str, str], *, bgr: bool, original: bool
-) -> None:
-    """Load the tensors of `names` (see `_their_names`) into the teacher.
-
-    Choice: a stem trained on BGR pixels is turned to read RGB, so that every teacher takes RGB.
-    """
-    tensors = teacher.backbone.state_dict()
-    for key, name in names.items():
-        value = state[name]
-        if name.startswith("backbone.stages.") and ".downsample." in name and not original:
-            # the columns (..., 4C) of mmdetection's PatchMerging go channel by channel, row by row;
-            # those of Swin's own repository and of torchvision neighbour by neighbour, (0, 0),
-            # (1, 0), (0, 1), (1, 1) as row and column
-            value = value.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
-        tensors[key] = value.flip(1) if bgr and key in _STEMS else value
-    teacher.backbone.load_state_dict(tensors, strict=True)

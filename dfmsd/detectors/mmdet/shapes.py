@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Size, Tensor
 
-from dfmsd.detectors.checkpoints import CheckpointError
+from dfmsd.detectors.files import CheckpointError
 
 State = Mapping[str, Tensor]
 _RENAMED = {
