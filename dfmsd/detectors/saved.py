@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from dfmsd.detectors.build import rebuild, stock_detector
+from dfmsd.detectors.backbones import hub_state
+from dfmsd.detectors.build import build_detector, stock_detector
 from dfmsd.detectors.checkpoints import (
     load_tensors,
     read_metadata,
@@ -22,8 +23,17 @@ from dfmsd.detectors.checkpoints import (
 )
 from dfmsd.detectors.files import CheckpointError, PathLike, one_line_errors
 from dfmsd.detectors.mmdet.teacher import build_teacher
-from dfmsd.detectors.pretrained import hub_state
+from dfmsd.detectors.recipe import Recipe
 from dfmsd.detectors.schema import check
+
+
+def rebuild(recipe: Mapping[str, Any]) -> nn.Module:
+    """A fresh model from the attribute `recipe` of a detector, or of a teacher of features."""
+    if "mmdet" in recipe:
+        return build_teacher(recipe["mmdet"])
+    if "stock" in recipe:
+        return stock_detector(recipe["stock"], **{k: v for k, v in recipe.items() if k != "stock"})
+    return build_detector(Recipe(**recipe))
 
 
 def _filled(
@@ -57,19 +67,14 @@ def load_detector(path: str | Path, *, head: bool = False) -> tuple[nn.Module, d
             raise CheckpointError("a teacher of features; without a head it finds no boxes")
         if head and not metadata["classes"]:
             raise CheckpointError("names no classes; import it again with --classes")
-        if "mmdet" in recipe:
-            build = partial(build_teacher, recipe["mmdet"])
-        else:
-            build = partial(rebuild, recipe)
-    return _filled(build, read_tensors(path), path).eval(), metadata
+    return _filled(partial(rebuild, recipe), read_tensors(path), path).eval(), metadata
 
 
 def save_detector(
     model: nn.Module, path: Path, *, classes: list[str], half: bool = False, **extra: Any
 ) -> None:
-    """Weights, recipe and class names in one safetensors file."""
-    metadata = {"recipe": model.recipe, "classes": list(classes), **extra}
-    save_weights(model, path, metadata, half=half)
+    """Weights, recipe, class names and `extra` in one safetensors file, see `save_weights`."""
+    save_weights(model, path, {"recipe": model.recipe, "classes": classes} | extra, half=half)
 
 
 def load_stock(

@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from dfmsd.data.images import decoder
+from dfmsd.detectors.build import inherit
 from dfmsd.detectors.checkpoints import read_metadata
-from dfmsd.detectors.pretrained import inherit
 from dfmsd.detectors.saved import save_detector
 from dfmsd.experiments import build
 from dfmsd.experiments.records import append_record, environment, mean_losses
