@@ -26,7 +26,7 @@ from dfmsd.detectors.checkpoints import (
     read_tensors,
     select,
 )
-from dfmsd.detectors.mmdet.config_text import read_config
+from dfmsd.detectors.mmdet.contents import read_config
 from dfmsd.detectors.recipe import TRUNK, Recipe
 from dfmsd.detectors.saved import load_detector
 from dfmsd.detectors.schema import Real, check

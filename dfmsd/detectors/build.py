@@ -99,10 +99,8 @@ def build_detector(recipe: Recipe, *, weights: PathLike | None = None) -> nn.Mod
         freeze(backbone.body, recipe.frozen_stride)
     model = (faster_rcnn if recipe.kind == "faster_rcnn" else one_stage)(backbone, recipe)
     if not recipe.resize:
-        stock = model.transform
-        model.transform = KeepSizeTransform(
-            stock.min_size, stock.max_size, stock.image_mean, stock.image_std, stock.size_divisible
-        )
+        names = ("min_size", "max_size", "image_mean", "image_std", "size_divisible")
+        model.transform = KeepSizeTransform(*(getattr(model.transform, name) for name in names))
     model.recipe = asdict(recipe)
     return model
 
@@ -161,14 +159,16 @@ def inherit(student: nn.Module, teacher: nn.Module, parts: Iterable[str]) -> lis
     fitting = [
         n for n in pairs if pairs[n] in source and source[pairs[n]].shape == tensors[n].shape
     ]
-    copied: list[str] = []
+    of_parts = {
+        "neck": [name for name in fitting if name.startswith("backbone.fpn.")],
+        "head": [name for name in fitting if not name.startswith("backbone.")],
+    }
+    copied = []
     for part in parts:
-        start = {"neck": "backbone.fpn.", "head": ""}[part]
-        of_part = [n for n in fitting if n.startswith(start or "backbone.") == bool(start)]
-        if not of_part:
+        if not of_parts[part]:
             kinds = f"a {type(teacher).__name__} to a {type(student).__name__}"
             raise ValueError(f"no tensor of the {part} fits from {kinds}; try another `inherit`")
-        copied += of_part
+        copied += of_parts[part]
     for name in copied:
         tensors[name].copy_(source[pairs[name]])
     return copied

@@ -11,6 +11,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,8 +22,7 @@ from torch import Tensor, nn
 
 from dfmsd.detectors.files import CheckpointError, PathLike, one_line_errors, sample, write_atomic
 
-_METADATA = "dfmsd"  # the one safetensors metadata key, holding JSON
-_LONGEST = 10**6  # characters of it
+_METADATA, _LONGEST = "dfmsd", 10**6  # the one metadata key, holding JSON, and its characters
 _MOST, _LONGEST_NAME, _DEEPEST = 100_000, 400, 16  # values of a file, characters and parts
 _STATISTICS = ("running_mean", "running_var")
 
@@ -79,8 +79,7 @@ def load_state(path: PathLike, *, inert: bool = False) -> dict[str, Any]:
         with stand_ins, warnings.catch_warnings(action="ignore"):  # torch's, of odd protocols
             state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
-            whole = isinstance(state, Placeholder)
-            found = "an object (a whole model?)" if whole else type(state).__name__
+            found = type(state).__name__.replace("Placeholder", "an object (a whole model?)")
             raise CheckpointError(f"expected a dict, found {found}; save model.state_dict()")
     return state
 
@@ -122,12 +121,12 @@ def select(
     `prefix` admits only names that begin so, or raises CheckpointError when none is wanted. The
     line is empty when all were taken as they are.
     """
-    counts: Counter[str] = Counter()
-    for name in values:
-        parts = name.split(".") if name.startswith(prefix) else []
-        for number in range(min(len(parts), _DEEPEST)):
-            if wanted(".".join(parts[number:])):
-                counts[".".join([*parts[:number], ""])] += 1
+    counts = Counter(
+        ".".join([*parts[:number], ""])
+        for parts in (name.split(".") for name in values if name.startswith(prefix))
+        for number in range(min(len(parts), _DEEPEST))
+        if wanted(".".join(parts[number:]))
+    )
     if prefix and not counts:
         raise CheckpointError(f"prefix {prefix}: nothing wanted there, found {sample(values)}")
     most = max(counts.values(), default=0)
@@ -146,13 +145,12 @@ def read_content(path: PathLike) -> dict[str, Any]:
 
     Raises CheckpointError, also when its tensors overlap: they would take more than the file.
     """
-    if is_safetensors(path):
-        with one_line_errors(path, "not a readable safetensors file"):
-            content: Mapping[str, Any] = safetensors.torch.load_file(path)
-    else:
-        content = load_state(path, inert=True)
-    with one_line_errors(path, "not a readable state"):
-        values = flatten(content)
+    of_safetensors = is_safetensors(path)
+    with one_line_errors(
+        path, f"not a readable {'safetensors file' if of_safetensors else 'state'}"
+    ):
+        load = safetensors.torch.load_file if of_safetensors else partial(load_state, inert=True)
+        values = flatten(load(path))
         size = sum(value.nbytes for value in values.values() if isinstance(value, Tensor))
         if size > 4 * os.path.getsize(path):
             raise CheckpointError("its tensors overlap")
@@ -202,7 +200,7 @@ def save_weights(
     for key, value in model.state_dict().items():
         value = value.detach().cpu().contiguous()
         shrink = half and value.dtype == torch.float32 and not key.endswith(_STATISTICS)
-        if shrink and value.numel() and value.abs().max() > torch.finfo(torch.float16).max:
+        if shrink and (value.abs() > torch.finfo(torch.float16).max).any():
             raise ValueError(f"half=True: {key} holds values beyond fp16, expected at most 65504")
         tensors[key] = value.half() if shrink else value.clone()  # tied tensors are stored twice
     write_atomic(path, safetensors.torch.save(tensors, {"format": "pt", _METADATA: text}))
@@ -240,8 +238,7 @@ def refuse_difference(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError for the first of `tensors` that holds a NaN or an infinity."""
     for name, value in tensors.items():
-        if value.is_floating_point() and not (finite := torch.isfinite(value)).all():
-            count = int((~finite).sum())
+        if count := int((~torch.isfinite(value)).sum()):
             raise CheckpointError(f"{name}: {count} of {value.numel()} numbers are not finite")
 
 

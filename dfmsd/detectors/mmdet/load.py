@@ -10,15 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dfmsd.detectors.checkpoints import (
-    read_content,
-    refuse_non_finite,
-    select,
-    state_dict_diff,
-)
+from dfmsd.detectors.checkpoints import read_content, refuse_non_finite, select, state_dict_diff
 from dfmsd.detectors.files import CheckpointError, PathLike, one_line_errors, sample
-from dfmsd.detectors.mmdet.config_text import read_config, settings
-from dfmsd.detectors.mmdet.shapes import State, describe, mmdet_name, their_name
+from dfmsd.detectors.mmdet.contents import describe, mmdet_name, read_config, settings, their_name
 from dfmsd.detectors.mmdet.teacher import FeatureTeacher, build_teacher
 
 _STEMS = ("backbone.conv1.weight", "backbone.patch_embed.projection.weight")
@@ -46,17 +40,17 @@ def load_mmdet(
     or leaves a question open.
     """
     values = read_content(path)
-    mean, std = (numbers and [float(number) for number in numbers] for numbers in (mean, std))
-    given = {"style": style, "source": source, "relu": relu}
-    given |= {"mean": mean, "std": std, "order": order}
+    given = {"style": style, "source": source, "relu": relu, "order": order}
+    given |= {name: v and [float(x) for x in v] for name, v in (("mean", mean), ("std", std))}
     with one_line_errors(path, "no detector of mmdetection"):
         state, original, line = _detector_tensors(values, prefix)
         texts = (values.get(f"meta.{key}") for key in ("config", "cfg"))  # of mmdetection 2 and 3
         text = next((text for text in texts if isinstance(text, str)), "")
-        stored = settings(read_config(text))
+        shapes, stored = describe(state), settings(read_config(text))
         if stored.get("other"):
             raise CheckpointError(f"its config has {', '.join(stored['other'])}: not supported")
-        recipe, order = _complete(describe(state), state, given, dict(stored))
+        known = {"source": shapes["sources"][0]} if len(shapes["sources"]) == 1 else {}
+        recipe, order = _complete(shapes, state, given, known | stored)
         names, teacher = _their_names(state, recipe), build_teacher(recipe)
         options = {"bgr": order == "bgr", "original": original}
         tensors = {key: _converted(name, state[name], **options) for key, name in names.items()}
@@ -104,17 +98,17 @@ def _converted(name: str, value: Tensor, *, bgr: bool, original: bool) -> Tensor
 
 def _decide(given: dict[str, Any], stored: dict[str, Any], name: str, advice: str) -> Any:
     """The argument, or what the file says; CheckpointError when they differ or both lack."""
-    argument, value = given[name], stored.get(name)
-    if argument is None and value is None:
+    said = [values[name] for values in (given, stored) if values.get(name) is not None]
+    if not said:
         unknown = "shapes cannot tell, and it holds no config that does"
         raise CheckpointError(f"{name}: {unknown}; give {name}: {advice}")
-    if None not in (argument, value) and argument != value:
-        raise CheckpointError(f"{name}={argument}: the file itself says {value}")
-    return value if argument is None else argument
+    if said[0] != said[-1]:
+        raise CheckpointError(f"{name}={said[0]}: the file itself says {said[1]}")
+    return said[0]
 
 
 def _complete(
-    shapes: dict[str, Any], state: State, given: dict[str, Any], stored: dict[str, Any]
+    shapes: dict[str, Any], state: dict[str, Tensor], given: dict[str, Any], stored: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
     """The teacher's recipe and the channels' order; fills up `stored` from the shapes."""
     decide = partial(_decide, given, stored)
@@ -122,8 +116,6 @@ def _complete(
     if shapes.get("bottleneck"):
         styles = "pytorch or caffe (stride in the 3x3 or in the first 1x1 convolution)"
         recipe["style"] = decide("style", styles)
-    if len(shapes["sources"]) == 1:
-        stored.setdefault("source", shapes["sources"][0])
     if recipe.get("style") != "caffe" and all(given[name] is None for name in _RGB):
         stored.update(_RGB | stored)  # caffe's weights come with statistics of their own
     pixels = {name: decide(name, "as in the img_norm_cfg it was trained with") for name in _RGB}
@@ -150,7 +142,7 @@ def _extra(shapes: dict[str, Any], decide: Callable[[str, str], Any]) -> dict[st
     return {"kind": "convs", "count": shapes["extras"], "source": source, "relu": relu}
 
 
-def _their_names(state: State, recipe: dict[str, Any]) -> dict[str, str]:
+def _their_names(state: dict[str, Tensor], recipe: dict[str, Any]) -> dict[str, str]:
     """Our name → theirs of a teacher's tensors; CheckpointError when `state` does not fit.
 
     Built without memory: shapes of a file may promise more than it holds.
@@ -158,14 +150,11 @@ def _their_names(state: State, recipe: dict[str, Any]) -> dict[str, str]:
     with torch.device("meta"):
         tensors = build_teacher(recipe).backbone.state_dict()
     names = {key: their_name(key, recipe) for key in tensors}
-    absent = {n for n in names.values() if n.endswith("num_batches_tracked")} - state.keys()
-    names = {key: name for key, name in names.items() if name not in absent}  # in old files
+    counter = "num_batches_tracked"  # absent from old files
+    names = {k: name for k, name in names.items() if name in state or not name.endswith(counter)}
     unused = tuple(f"backbone.norm{n}." for n in range(8) if n not in recipe["stages"])
-    read = {
-        key: value
-        for key, value in state.items()
-        if key.startswith(("backbone.", "neck.")) and not key.startswith(unused)
-    }
+    read = {k: v for k, v in state.items() if k.startswith(("backbone.", "neck."))}
+    read = {k: v for k, v in read.items() if not k.startswith(unused)}
     if difference := state_dict_diff({name: tensors[key] for key, name in names.items()}, read):
         kind = "Swin" if recipe["trunk"] == "swin" else "ResNet"
         raise CheckpointError(f"no {kind} with FPN as its shapes say: {difference}")

@@ -18,7 +18,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from dfmsd.detectors.backbones import SwinBody
 from dfmsd.detectors.build import KeepSizeTransform
-from dfmsd.detectors.mmdet.shapes import stage_widths
+from dfmsd.detectors.mmdet.contents import stage_widths
 from dfmsd.detectors.schema import Real, check
 
 _EXTRA = {
@@ -27,7 +27,7 @@ _EXTRA = {
     "source": ("input", "output"),
     "relu": bool,
 }
-_RULES = {  # of a recipe; see `shapes.describe`
+_RULES = {  # of a recipe; see `contents.describe`
     "trunk": ("swin", "resnet"),
     "style": ("pytorch", "caffe"),
     "bottleneck": bool,
