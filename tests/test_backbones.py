@@ -12,9 +12,8 @@ from torch import nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from dfmsd.detectors.backbones import build_backbone, measure_children
+from dfmsd.detectors.backbones import build_backbone, load_trunk, measure_children
 from dfmsd.detectors.features import frozen_modes
-from dfmsd.detectors.pretrained import load_trunk
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 3}

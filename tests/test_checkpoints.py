@@ -15,15 +15,14 @@ from torch import nn
 from dfmsd.detectors.build import build_detector, stock_detector
 from dfmsd.detectors.checkpoints import (
     CheckpointError,
-    atomic_file,
     load_state,
     load_weights,
     read_metadata,
     read_tensors,
     save_state,
     save_weights,
-    write_atomic,
 )
+from dfmsd.detectors.files import atomic_file, write_atomic
 from dfmsd.detectors.recipe import Recipe
 
 R10 = {"channels": (8, 16, 32, 64)}

@@ -11,8 +11,9 @@ from torchvision.models.detection.retinanet import _default_anchorgen
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
 
-from dfmsd.detectors.build import build_detector, parameter_count, rebuild, stock_detector
+from dfmsd.detectors.build import build_detector, parameter_count, stock_detector
 from dfmsd.detectors.recipe import Recipe, anchor_sizes, default_anchor_scale
+from dfmsd.detectors.saved import rebuild
 
 KINDS = ("faster_rcnn", "retinanet", "fcos")
 SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 3}

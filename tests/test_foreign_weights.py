@@ -20,14 +20,15 @@ from dfmsd.detectors import saved as detectors_saved
 from dfmsd.detectors.backbones import build_backbone
 from dfmsd.detectors.checkpoints import (
     CheckpointError,
+    flatten,
     load_weights,
     read_metadata,
     read_tensors,
+    select,
 )
-from dfmsd.detectors.mmdet.config_text import read_config
+from dfmsd.detectors.mmdet.contents import read_config
 from dfmsd.detectors.recipe import TRUNK, Recipe
 from dfmsd.detectors.saved import load_detector
-from dfmsd.detectors.wrappers import flatten, select
 from dfmsd.ranges import Range, check_value
 
 # --- the wrappers of training scripts

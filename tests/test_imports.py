@@ -31,7 +31,7 @@ TABLE: dict[str, set[str]] = {
     "baselines": METHOD,
     "detectors": {"ranges"},
     "data": set(),
-    "training": {"detectors.checkpoints", "detectors.features"},
+    "training": {"detectors.checkpoints", "detectors.features", "detectors.files"},
     "distill": {"context", "detectors.features"},
     "stages": {
         "align",

@@ -8,9 +8,8 @@ from command_line import TINY, call, refused, teachers
 from tiny import tiny_detector
 
 from dfmsd import stages
-from dfmsd.detectors.build import build_detector
+from dfmsd.detectors.build import build_detector, inherit
 from dfmsd.detectors.checkpoints import read_tensors
-from dfmsd.detectors.pretrained import inherit
 from dfmsd.detectors.recipe import Recipe
 from dfmsd.experiments import train as training
 from dfmsd.experiments.records import read_records

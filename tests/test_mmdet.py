@@ -11,8 +11,8 @@ from tiny import tiny_detector, tiny_images
 
 from dfmsd.detectors.checkpoints import load_weights, save_weights
 from dfmsd.detectors.features import feature_channels
+from dfmsd.detectors.mmdet.contents import describe, their_name
 from dfmsd.detectors.mmdet.load import load_mmdet
-from dfmsd.detectors.mmdet.shapes import describe, their_name
 from dfmsd.detectors.mmdet.teacher import build_teacher
 from dfmsd.distill import Distiller
 from dfmsd.loss import DFMSDLoss

@@ -18,7 +18,7 @@ from tiny import tiny_detector
 
 from dfmsd.detectors.checkpoints import CheckpointError, read_metadata
 from dfmsd.detectors.features import feature_channels
-from dfmsd.detectors.mmdet.config_text import read_config, settings
+from dfmsd.detectors.mmdet.contents import read_config, settings
 from dfmsd.detectors.mmdet.load import load_mmdet
 from dfmsd.detectors.saved import load_detector
 from dfmsd.distill import Distiller

@@ -14,9 +14,8 @@ import torchvision
 from command_line import call, refused
 from torchvision.models import get_model_weights
 
-from dfmsd.detectors.backbones import build_backbone
+from dfmsd.detectors.backbones import build_backbone, hub_state
 from dfmsd.detectors.features import feature_channels
-from dfmsd.detectors.pretrained import hub_state
 from dfmsd.detectors.saved import load_detector
 
 AP = {"fasterrcnn": 46.7, "maskrcnn": 47.4, "retinanet": 41.5}

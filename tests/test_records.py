@@ -10,8 +10,8 @@ import stat
 
 import pytest
 
+from dfmsd.detectors.files import CheckpointError
 from dfmsd.experiments.records import (
-    RecordError,
     append_record,
     check_writable,
     environment,
@@ -36,11 +36,11 @@ def test_append_and_read(tmp_path):
 def test_a_broken_file_is_named_and_left_alone(tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_text('{"seed": 0}\n{"seed": 1')
-    with pytest.raises(RecordError, match=r"records\.jsonl, line 2: not JSON"):
+    with pytest.raises(CheckpointError, match=r"records\.jsonl, line 2: not JSON"):
         read_records(path)
     assert path.read_text() == '{"seed": 0}\n{"seed": 1'
     path.write_text("[1]\n")
-    with pytest.raises(RecordError, match="line 1: expected an object"):
+    with pytest.raises(CheckpointError, match="line 1: expected an object"):
         read_records(path)
 
 
@@ -53,7 +53,9 @@ def test_beside_garbage_a_new_record_is_kept_and_the_line_is_named(tmp_path, gar
     path.write_bytes(b'{"seed": 0}\n' + garbage)
     append_record(path, {"seed": 2})
     assert path.read_bytes() == b'{"seed": 0}\n' + garbage + b'\n{"seed": 2}\n'
-    with pytest.raises(RecordError, match=r"records\.jsonl, line 2: (not JSON|expected an obj)"):
+    with pytest.raises(
+        CheckpointError, match=r"records\.jsonl, line 2: (not JSON|expected an obj)"
+    ):
         read_records(path)
 
 

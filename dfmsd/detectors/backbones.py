@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,18 +10,20 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import FeaturePyramidNetwork, Permute
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from dfmsd.detectors.errors import printable
+from dfmsd.detectors.checkpoints import load_tensors, read_selected
 from dfmsd.detectors.features import frozen_modes
-from dfmsd.detectors.pretrained import load_trunk
+from dfmsd.detectors.files import PathLike, printable
 from dfmsd.detectors.recipe import TRUNK
 from dfmsd.ranges import check_value
 
 _PROBE = 256  # pixels
+_log = logging.getLogger(__name__)
 Body = tuple[nn.Module, list[int]]  # a trunk that gives maps "0", "1", ..., and their channels
 
 
@@ -47,19 +49,23 @@ def conv_stem(embed_dim: int) -> nn.Sequential:
 class SwinBody(nn.Module):
     """A torchvision Swin up to the last of `levels` (stride -> name, channels), channels first.
 
+    Images are padded to whole patches of `patch` pixels; 1 leaves them as they are.
     Source: mmdetection's output norms (`norm0` .. `norm3`), as the blocks are pre-norm.
     """
 
-    def __init__(self, features: nn.Sequential, levels: Mapping[int, tuple[str, int]]) -> None:
+    def __init__(
+        self, features: nn.Sequential, levels: Mapping[int, tuple[str, int]], *, patch: int = 1
+    ) -> None:
         super().__init__()
-        last = max(int(name) for name, _ in levels.values())
-        self.features = features[: last + 1]
-        self.returned = [name for name, _ in levels.values()]
+        self.returned, self.patch = [name for name, _ in levels.values()], patch
+        self.features = features[: int(self.returned[-1]) + 1]
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _, channels in levels.values())
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Maps "0", "1", ... (N, C, H/stride, W/stride) of images (N, 3, H, W)."""
         outputs: OrderedDict[str, Tensor] = OrderedDict()
+        height, width = images.shape[2:]
+        images = pad(images, (0, -width % self.patch, 0, -height % self.patch))
         for name, layer in self.features.named_children():
             images = layer(images)
             if name in self.returned:
@@ -154,6 +160,54 @@ def _body(trunk: str, strides: Sequence[int], arguments: Mapping[str, Any]) -> B
     return body, [channels for _, channels in levels.values()]
 
 
+def hub_state(model: str) -> dict[str, Tensor]:
+    """The published state dict of "torchvision:NAME" or "timm:NAME", fetched once.
+
+    Choice: the first that torchvision published (IMAGENET1K_V1), which the detectors of the
+    literature start from; timm's names carry their own tag ("timm:resnet50.a1_in1k"). Raises
+    ValueError for another name, or when the hub cannot be reached.
+    """
+    family, _, name = model.partition(":")
+    try:
+        if family == "timm":
+            import timm
+
+            return timm.create_model(name, pretrained=True).state_dict()
+        if family == "torchvision":
+            weights = next(iter(torchvision.models.get_model_weights(name)))
+            return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # every hub has failures of its own kinds
+        reason = printable(error) or type(error).__name__
+        advice = "fetch the file elsewhere and name it"
+        raise ValueError(f"{model}: not to be had from the hub ({reason}); {advice}") from error
+    raise ValueError(f"{model}: on no hub; expected torchvision:NAME or timm:NAME")
+
+
+def _plain(name: str) -> str:
+    """Timm flattens "layers.0" to "layers_0", torchvision's trunks sit under "features."."""
+    return name.removeprefix("features.").replace(".", "_")
+
+
+def load_trunk(body: nn.Module, weights: PathLike, trunk: str = "") -> None:
+    """Load into trunk `body` its part of a whole classifier's state dict; the rest is left out.
+
+    `weights` is a file for `read_selected`, whose line goes to the log, or "hub" for
+    `hub_state(trunk)`. Raises ValueError when a tensor of `body` is not there in its shape or not
+    finite, or the file cannot be read.
+    """
+    tensors = body.state_dict()
+    names = {_plain(name.removeprefix("model.")): name for name in tensors}
+    if weights == "hub":
+        found = hub_state(trunk)
+    else:
+        found, line = read_selected(weights, lambda name: _plain(name) in names)
+        if line:
+            _log.warning("%s: %s", weights, line)
+    taken = {n: value for n, value in tensors.items() if n.endswith("num_batches_tracked")}
+    taken |= {names[_plain(n)]: value for n, value in found.items() if _plain(n) in names}
+    load_tensors(body, taken, weights)
+
+
 def build_backbone(
     trunk: str,
     *,
@@ -161,7 +215,7 @@ def build_backbone(
     channels: int = 64,
     extra: str | None = "pool",
     trunk_arguments: Mapping[str, Any] | None = None,
-    weights: str | os.PathLike[str] | None = None,
+    weights: PathLike | None = None,
     frozen_norm: bool = False,
 ) -> nn.Module:
     """A backbone (N, 3, H, W) -> OrderedDict of maps (N, channels, H/stride, W/stride).

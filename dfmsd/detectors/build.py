@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -17,6 +17,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import MultiScaleRoIAlign
 
 from dfmsd.detectors.backbones import build_backbone, measure_children
+from dfmsd.detectors.features import strided_levels
+from dfmsd.detectors.files import PathLike
 from dfmsd.detectors.recipe import BIG, DETECTOR, Recipe, anchor_sizes
 from dfmsd.ranges import check_value
 
@@ -85,7 +87,7 @@ def one_stage(backbone: nn.Module, recipe: Recipe) -> nn.Module:
     return kind(backbone, slots, head=head, **arguments)
 
 
-def build_detector(recipe: Recipe, *, weights: str | os.PathLike[str] | None = None) -> nn.Module:
+def build_detector(recipe: Recipe, *, weights: PathLike | None = None) -> nn.Module:
     """The torchvision detector of a recipe, which it keeps as a dict in the attribute `recipe`.
 
     `weights` and the errors are those of `build_backbone`.
@@ -97,10 +99,8 @@ def build_detector(recipe: Recipe, *, weights: str | os.PathLike[str] | None = N
         freeze(backbone.body, recipe.frozen_stride)
     model = (faster_rcnn if recipe.kind == "faster_rcnn" else one_stage)(backbone, recipe)
     if not recipe.resize:
-        stock = model.transform
-        model.transform = KeepSizeTransform(
-            stock.min_size, stock.max_size, stock.image_mean, stock.image_std, stock.size_divisible
-        )
+        names = ("min_size", "max_size", "image_mean", "image_std", "size_divisible")
+        model.transform = KeepSizeTransform(*(getattr(model.transform, name) for name in names))
     model.recipe = asdict(recipe)
     return model
 
@@ -128,13 +128,47 @@ def stock_detector(name: str, **arguments: Any) -> nn.Module:
     return model
 
 
-def rebuild(recipe: Mapping[str, Any]) -> nn.Module:
-    """A fresh detector from the attribute `recipe` of another, of ours or a stock one."""
-    if "stock" in recipe:
-        return stock_detector(recipe["stock"], **{k: v for k, v in recipe.items() if k != "stock"})
-    return build_detector(Recipe(**recipe))
-
-
 def parameter_count(module: nn.Module, *, trainable: bool = False) -> int:
     """How many numbers the parameters of `module` hold, or the trainable ones only."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+@torch.no_grad()
+def inherit(student: nn.Module, teacher: nn.Module, parts: Iterable[str]) -> list[str]:
+    """Names of the tensors of `student` that now hold the values of `teacher`'s.
+
+    A tensor of `parts` ("neck", the feature pyramid, and "head") is copied when both have it under
+    one name and in one shape; convolutions of the neck pair by the stride of their level. Raises
+    ValueError for a part of which no tensor fits.
+
+    Source: the "inheriting strategy" of Kang et al. 2021 (arXiv 2110.12724); FGD and MGD copy all
+    but the trunk when both heads are alike.
+    """
+    tensors, source = student.state_dict(), teacher.state_dict()
+    strides, of_teacher = (list(strided_levels(detector)) for detector in (student, teacher))
+
+    def counterpart(name: str) -> str:
+        """The teacher's name of a tensor: its neck counts levels from another stride, perhaps."""
+        if level := re.match(r"(backbone\.fpn\.(?:inner|layer)_blocks\.)(\d+)(.*)", name):
+            stride = strides[int(level[2])]
+            index = of_teacher.index(stride) if stride in of_teacher else "none"
+            return f"{level[1]}{index}{level[3]}"
+        return name
+
+    pairs = {name: counterpart(name) for name in tensors}
+    fitting = [
+        n for n in pairs if pairs[n] in source and source[pairs[n]].shape == tensors[n].shape
+    ]
+    of_parts = {
+        "neck": [name for name in fitting if name.startswith("backbone.fpn.")],
+        "head": [name for name in fitting if not name.startswith("backbone.")],
+    }
+    copied = []
+    for part in parts:
+        if not of_parts[part]:
+            kinds = f"a {type(teacher).__name__} to a {type(student).__name__}"
+            raise ValueError(f"no tensor of the {part} fits from {kinds}; try another `inherit`")
+        copied += of_parts[part]
+    for name in copied:
+        tensors[name].copy_(source[pairs[name]])
+    return copied

@@ -9,8 +9,9 @@ import pickletools
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,70 +20,28 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dfmsd.detectors.errors import CheckpointError, PathLike, one_line_errors
-from dfmsd.detectors.wrappers import flatten, sample, select
+from dfmsd.detectors.files import CheckpointError, PathLike, one_line_errors, sample, write_atomic
 
-_METADATA = "dfmsd"  # the one safetensors metadata key, holding JSON
-_LONGEST = 10**6  # characters of it
+_METADATA, _LONGEST = "dfmsd", 10**6  # the one metadata key, holding JSON, and its characters
+_MOST, _LONGEST_NAME, _DEEPEST = 100_000, 400, 16  # values of a file, characters and parts
 _STATISTICS = ("running_mean", "running_var")
-
-
-@contextmanager
-def named(path: PathLike) -> Iterator[None]:
-    """Context in which an error of the system that names no file (disk full) names `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise type(error)(error.errno, error.strerror, str(path)) from error
-        raise
-
-
-@contextmanager
-def atomic_file(path: PathLike) -> Iterator[BinaryIO]:
-    """Context with a binary handle whose content replaces file `path` at the end, on the disk.
-
-    An error leaves the old file as it was. Missing folders are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with named(path), temporary.open("wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomic(path: PathLike, content: bytes | str) -> None:
-    """Write `content` (text as UTF-8) to `path`: the old or the new content, never a part."""
-    with atomic_file(path) as handle:
-        handle.write(content.encode() if isinstance(content, str) else content)
 
 
 def save_state(state: Mapping[str, Any], path: PathLike) -> None:
     """Write a training state (tensors, numbers, text, lists, dicts) to `path`, atomically."""
-    with atomic_file(path) as handle:
-        try:
-            torch.save(dict(state), handle)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides "no space left on device"
-                raise error.__context__ from None
-            raise
+    content = io.BytesIO()  # torch hides that a disk is full when it writes the file itself
+    torch.save(dict(state), content)
+    write_atomic(path, content.getbuffer())
 
 
 class Placeholder:
     """Stands for an object of a file that is of no use here; it keeps and runs nothing."""
 
-    def __new__(cls, *_arguments: Any) -> Placeholder:
-        """A new one, whatever the file would have built it from."""
-        return object.__new__(cls)
+    def __init__(self, *_arguments: Any) -> None:
+        """Whatever the file would have built it from."""
 
     def __setstate__(self, _state: Any) -> None:
-        """Take whatever state the file holds."""
+        """Whatever state the file holds."""
 
 
 def _names(path: PathLike) -> list[str]:
@@ -103,10 +62,7 @@ def _names(path: PathLike) -> list[str]:
         codes = (code for part in pickles for code in pickletools.genops(part))
         pairs = {tuple(text.split(" ", 1)) for code, text, _ in codes if code.name == "GLOBAL"}
     # protocol 2 says what Python 2 called them
-    new = (
-        NAME_MAPPING.get(pair, (IMPORT_MAPPING.get(pair[0], pair[0]), pair[1])) for pair in pairs
-    )
-    return [".".join(pair) for pair in new]
+    return [".".join(NAME_MAPPING.get((a, b), (IMPORT_MAPPING.get(a, a), b))) for a, b in pairs]
 
 
 def load_state(path: PathLike, *, inert: bool = False) -> dict[str, Any]:
@@ -123,8 +79,7 @@ def load_state(path: PathLike, *, inert: bool = False) -> dict[str, Any]:
         with stand_ins, warnings.catch_warnings(action="ignore"):  # torch's, of odd protocols
             state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
-            kinds = {Placeholder: "an object (a whole model?)"}
-            found = kinds.get(type(state), type(state).__name__)
+            found = type(state).__name__.replace("Placeholder", "an object (a whole model?)")
             raise CheckpointError(f"expected a dict, found {found}; save model.state_dict()")
     return state
 
@@ -137,35 +92,82 @@ def is_safetensors(path: PathLike) -> bool:
         return file.read(9)[8:] == b"{"
 
 
+def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted name → tensor, or anything else but a dict, of nested dicts.
+
+    Raises CheckpointError for more than 100,000 values or a name of more than 400 characters.
+    """
+    found: dict[str, Any] = {}
+    pending = [(str(name), value) for name, value in content.items()]
+    for name, value in pending:  # it grows on the way
+        if len(name) > _LONGEST_NAME:
+            raise CheckpointError(f"a name of more than {_LONGEST_NAME} characters: {name[:40]}…")
+        if len(pending) > _MOST:
+            raise CheckpointError(f"more than {_MOST} values")
+        if isinstance(value, dict):
+            pending += [(f"{name}.{k}", v) for k, v in value.items() if isinstance(k, str | int)]
+        else:
+            found[name] = value
+    return found
+
+
+def select(
+    values: Mapping[str, Any], wanted: Callable[[str], bool], prefix: str = ""
+) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a model without the wrappers before their names, and a line on the rest.
+
+    Choice: the wrapper ("state_dict.", "model.module.", "_orig_mod.", any other) stands before most
+    of the names that are `wanted`; of equals a running average of the weights (EMA) comes last.
+    `prefix` admits only names that begin so, or raises CheckpointError when none is wanted. The
+    line is empty when all were taken as they are.
+    """
+    counts = Counter(
+        ".".join([*parts[:number], ""])
+        for parts in (name.split(".") for name in values if name.startswith(prefix))
+        for number in range(min(len(parts), _DEEPEST))
+        if wanted(".".join(parts[number:]))
+    )
+    if prefix and not counts:
+        raise CheckpointError(f"prefix {prefix}: nothing wanted there, found {sample(values)}")
+    most = max(counts.values(), default=0)
+    best = [name for name in counts if counts[name] == most] or [""]
+    before = min(best, key=lambda name: "ema" in name.lower())
+    taken = {n: v for n, v in values.items() if isinstance(v, Tensor) and n.startswith(before)}
+    left = {n.removeprefix(before).split(".")[0]: None for n in values if n not in taken}
+    said = {"taken from": [before.rstrip(".")] if before else [], "left out": left}
+    said["as complete is"] = [n.rstrip(".") for n in best if not n.startswith(before)][:1]
+    line = "; ".join(f"{word} {sample(names)}" for word, names in said.items() if names)
+    return {name.removeprefix(before): value for name, value in taken.items()}, line
+
+
 def read_content(path: PathLike) -> dict[str, Any]:
-    """All that a safetensors or `torch.save` file holds, on the CPU; see `load_state`.
+    """What `flatten` gives of a safetensors or `torch.save` file, on the CPU; see `load_state`.
 
     Raises CheckpointError, also when its tensors overlap: they would take more than the file.
     """
-    if not is_safetensors(path):
-        content = load_state(path, inert=True)
-    else:
-        with one_line_errors(path, "not a readable safetensors file"):
-            content = safetensors.torch.load_file(path)
-    with one_line_errors(path, "not a readable state"):
-        tensors = [value for value in flatten(content).values() if value is not None]
-        if sum(tensor.nbytes for tensor in tensors) > 4 * os.path.getsize(path):
+    of_safetensors = is_safetensors(path)
+    with one_line_errors(
+        path, f"not a readable {'safetensors file' if of_safetensors else 'state'}"
+    ):
+        load = safetensors.torch.load_file if of_safetensors else partial(load_state, inert=True)
+        values = flatten(load(path))
+        size = sum(value.nbytes for value in values.values() if isinstance(value, Tensor))
+        if size > 4 * os.path.getsize(path):
             raise CheckpointError("its tensors overlap")
-    return content
+    return values
 
 
 def read_tensors(path: PathLike) -> dict[str, Tensor]:
-    """Dotted name → tensor of all that `read_content` gives."""
-    return {name: value for name, value in flatten(read_content(path)).items() if value is not None}
+    """Dotted name → tensor of all tensors that `read_content` gives."""
+    return {name: v for name, v in read_content(path).items() if isinstance(v, Tensor)}
 
 
 def read_selected(
     path: PathLike, wanted: Callable[[str], bool], *, prefix: str = ""
 ) -> tuple[dict[str, Tensor], str]:
     """The `wanted` tensors of a file, and a line on the rest; see `read_content` and `select`."""
-    content = read_content(path)
     with one_line_errors(path, "not a readable state"):
-        return select(flatten(content), wanted, prefix)
+        return select(read_content(path), wanted, prefix)
 
 
 def read_metadata(path: PathLike) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def save_weights(
     for key, value in model.state_dict().items():
         value = value.detach().cpu().contiguous()
         shrink = half and value.dtype == torch.float32 and not key.endswith(_STATISTICS)
-        if shrink and value.numel() and value.abs().max() > torch.finfo(torch.float16).max:
+        if shrink and (value.abs() > torch.finfo(torch.float16).max).any():
             raise ValueError(f"half=True: {key} holds values beyond fp16, expected at most 65504")
         tensors[key] = value.half() if shrink else value.clone()  # tied tensors are stored twice
     write_atomic(path, safetensors.torch.save(tensors, {"format": "pt", _METADATA: text}))
@@ -206,23 +208,24 @@ def save_weights(
 
 def state_dict_diff(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     """One line on how two state dicts differ in keys, shapes and types; None when they agree."""
+    both = [(key, value, given[key]) for key, value in expected.items() if key in given]
     groups = {
         "missing": [key for key in expected if key not in given],
         "unexpected": [key for key in given if key not in expected],
         "of another shape": [
-            f"{key} (expected {tuple(value.shape)}, found {tuple(given[key].shape)})"
-            for key, value in expected.items()
-            if key in given and given[key].shape != value.shape
+            f"{key} (expected {tuple(value.shape)}, found {tuple(other.shape)})"
+            for key, value, other in both
+            if other.shape != value.shape
         ],
         "without a fraction": [  # counts and quantised values are no weights
-            f"{key} ({given[key].dtype})"
-            for key, value in expected.items()
-            if key in given and value.is_floating_point() > given[key].is_floating_point()
+            f"{key} ({other.dtype})"
+            for key, value, other in both
+            if value.is_floating_point() > other.is_floating_point()
         ],
     }
-    parts = [
+    parts = (
         f"{len(keys)} {name}: {sample(keys, count=3)}" for name, keys in groups.items() if keys
-    ]
+    )
     return "; ".join(parts) or None
 
 
@@ -235,8 +238,7 @@ def refuse_difference(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError for the first of `tensors` that holds a NaN or an infinity."""
     for name, value in tensors.items():
-        if value.is_floating_point() and not (finite := torch.isfinite(value)).all():
-            count = int((~finite).sum())
+        if count := int((~torch.isfinite(value)).sum()):
             raise CheckpointError(f"{name}: {count} of {value.numel()} numbers are not finite")
 
 

@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 Triple = tuple[float, float, float]
 _WRITTEN = "written: {0}; a preset takes it by strong_file={0} or weak_file={0}"
+_UNNAMED = ", without names: a teacher only; --classes makes it good for evaluate and predict"
 
 
 def import_mmdet(
@@ -40,8 +41,8 @@ def import_mmdet(
     from dfmsd.detectors.mmdet.load import load_mmdet
     from dfmsd.detectors.saved import save_detector
 
-    pixels = {"mean": mean, "std": std, "order": order}
-    teacher = load_mmdet(file, style=style, source=source, relu=relu, prefix=prefix, **pixels)
+    given = {"style": style, "source": source, "relu": relu, "prefix": prefix}
+    teacher = load_mmdet(file, mean=mean, std=std, order=order, **given)
     out = out or file.with_suffix(".safetensors")
     save_detector(teacher, out, classes=[], source=file.name, report=teacher.report)
     print(json.dumps({"recipe": teacher.recipe["mmdet"], "report": teacher.report}))
@@ -71,19 +72,15 @@ def import_torchvision(
 
     model, line = load_stock(name, weights, prefix=prefix)
     published = get_model_weights(name).DEFAULT.meta
-    slots = model.recipe.get("num_classes", len(published["categories"]))
-    own = bool(classes) or "num_classes" in model.recipe
-    if classes and len(classes) != slots - 1:
-        raise ValueError(f"--classes: {len(classes)} names for a head of {slots - 1} classes")
-    names, ap = published["categories"][1:], published["_metrics"]["COCO-val2017"]["box_map"]
+    count = model.recipe.get("num_classes", len(published["categories"])) - 1
+    if classes and len(classes) != count:
+        raise ValueError(f"--classes: {len(classes)} names for a head of {count} classes")
+    names, said = list(classes), f"{count} classes{'' if classes else _UNNAMED}"
+    if not classes and "num_classes" not in model.recipe:
+        ap = published["_metrics"]["COCO-val2017"]["box_map"]
+        names, said = published["categories"][1:], f"COCO val2017 AP {ap} as published"
     out, source = out or Path(f"{name}.safetensors"), weights.name if weights else "hub"
-    save_detector(model, out, classes=list(classes) if own else names, source=source)
-    said = f"COCO val2017 AP {ap} as published"
-    if own:
-        unnamed = (
-            ", without names: a teacher only; --classes makes it good for evaluate and predict"
-        )
-        said = f"{slots - 1} classes{'' if classes else unnamed}"
+    save_detector(model, out, classes=names, source=source)
     print(f"{name}: {len(model.state_dict())} tensors used, {line or 'none left out'}; {said}")
     print(_WRITTEN.format(out))
 

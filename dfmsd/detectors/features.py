@@ -71,8 +71,7 @@ def strided_levels(detector: nn.Module, *, size: int = 512) -> dict[int, tuple[s
         blank = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
         levels = to_levels(backbone(blank))
     by_width = {feature.shape[-1]: (name, feature.shape[1]) for name, feature in levels.items()}
-    strides: dict[int, tuple[str, int]] = {}
-    last = 0
+    strides, last = {}, 0
     for width, level in by_width.items():
         last = max(2 ** round(math.log2(size / width)), 2 * last)
         strides[last] = level
@@ -88,10 +87,8 @@ def feature_channels(detector: nn.Module) -> dict[int, int]:
 def score_maps(detector: nn.Module, features: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Stride → the detector's score at each cell, (N, 1, H, W), 0..1, for its features by stride.
 
-    The highest sigmoid over anchors and classes; of a Faster R-CNN the RPN's objectness.
-
-    Raises:
-        ValueError: the detector is none of Faster R-CNN, RetinaNet and FCOS.
+    The highest sigmoid over anchors and classes; of a Faster R-CNN the RPN's objectness. Raises
+    ValueError for a detector that is none of Faster R-CNN, RetinaNet and FCOS.
     """
     from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 
@@ -99,11 +96,11 @@ def score_maps(detector: nn.Module, features: Mapping[int, Tensor]) -> dict[int,
     if isinstance(detector, FasterRCNN):
         logits = detector.rpn.head(maps)[0]
     elif isinstance(detector, RetinaNet | FCOS):
-        best = detector.head.classification_head(maps).amax(2)  # (N, anchors of all levels)
-        cells = [level.shape[2] * level.shape[3] for level in maps]
-        anchors = best.shape[1] // sum(cells)
-        parts = zip(best.split([anchors * count for count in cells], dim=1), maps, strict=True)
-        logits = [part.view(len(part), *x.shape[2:], anchors).movedim(3, 1) for part, x in parts]
+        best = [
+            detector.head.classification_head([x]).amax(2) for x in maps
+        ]  # (N, H * W * anchors)
+        pairs = zip(best, maps, strict=True)
+        logits = [level.view(len(x), *x.shape[2:], -1).movedim(3, 1) for level, x in pairs]
     else:
         kinds = "a Faster R-CNN, a RetinaNet or an FCOS"
         raise ValueError(f"detector must be {kinds} to score cells, got {type(detector).__name__}")

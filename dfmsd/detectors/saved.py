@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,34 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from dfmsd.detectors.build import rebuild, stock_detector
-from dfmsd.detectors.checkpoints import (
-    load_tensors,
-    read_metadata,
-    read_selected,
-    read_tensors,
-    refuse_difference,
-    save_weights,
-)
-from dfmsd.detectors.errors import CheckpointError, PathLike, one_line_errors
+from dfmsd.detectors import checkpoints
+from dfmsd.detectors.backbones import hub_state
+from dfmsd.detectors.build import build_detector, stock_detector
+from dfmsd.detectors.files import CheckpointError, PathLike, one_line_errors
 from dfmsd.detectors.mmdet.teacher import build_teacher
-from dfmsd.detectors.pretrained import hub_state
+from dfmsd.detectors.recipe import Recipe
 from dfmsd.ranges import check_value
 
 
-def _filled(
-    build: Callable[[], nn.Module], tensors: dict[str, Tensor], path: PathLike
-) -> nn.Module:
-    """The model that `build` makes, with `tensors` of file `path`, or CheckpointError.
+def rebuild(recipe: Mapping[str, Any]) -> nn.Module:
+    """A fresh model from the attribute `recipe` of a detector, or of a teacher of features."""
+    if "mmdet" in recipe:
+        return build_teacher(recipe["mmdet"])
+    if "stock" in recipe:
+        return stock_detector(recipe["stock"], **{k: v for k, v in recipe.items() if k != "stock"})
+    return build_detector(Recipe(**recipe))
+
+
+def _filled(recipe: Mapping[str, Any], tensors: dict[str, Tensor], path: PathLike) -> nn.Module:
+    """The model of a recipe, with `tensors` of file `path`, or CheckpointError.
 
     It is made without memory first (on the `meta` device), as a file may promise more than it has.
     """
     with one_line_errors(path, "its recipe makes no detector"):
         with torch.device("meta"):
-            refuse_difference(build(), tensors)
-        model = build()
-    load_tensors(model, tensors, path)
+            checkpoints.refuse_difference(rebuild(recipe), tensors)
+        model = rebuild(recipe)
+    checkpoints.load_tensors(model, tensors, path)
     return model
 
 
@@ -47,7 +47,7 @@ def load_detector(path: str | Path, *, head: bool = False) -> tuple[nn.Module, d
     `head` refuses a teacher of features, which finds no boxes, and classes without names. Raises
     CheckpointError for a file that is not ours, or of another model.
     """
-    metadata = read_metadata(path)
+    metadata = checkpoints.read_metadata(path)
     if not {"recipe", "classes"} <= metadata.keys():
         raise CheckpointError(f"{path}: names no recipe and classes; it was not saved by dfmsd")
     recipe = metadata["recipe"]
@@ -57,19 +57,16 @@ def load_detector(path: str | Path, *, head: bool = False) -> tuple[nn.Module, d
             raise CheckpointError("a teacher of features; without a head it finds no boxes")
         if head and not metadata["classes"]:
             raise CheckpointError("names no classes; import it again with --classes")
-        if "mmdet" in recipe:
-            build = partial(build_teacher, recipe["mmdet"])
-        else:
-            build = partial(rebuild, recipe)
-    return _filled(build, read_tensors(path), path).eval(), metadata
+    return _filled(recipe, checkpoints.read_tensors(path), path).eval(), metadata
 
 
 def save_detector(
     model: nn.Module, path: Path, *, classes: list[str], half: bool = False, **extra: Any
 ) -> None:
-    """Weights, recipe and class names in one safetensors file."""
-    metadata = {"recipe": model.recipe, "classes": list(classes), **extra}
-    save_weights(model, path, metadata, half=half)
+    """Weights, recipe, class names and `extra` in one safetensors file, see `save_weights`."""
+    checkpoints.save_weights(
+        model, path, {"recipe": model.recipe, "classes": classes} | extra, half=half
+    )
 
 
 def load_stock(
@@ -82,14 +79,14 @@ def load_stock(
     """
     if weights is None:
         model = stock_detector(name)
-        load_tensors(model, hub_state(f"torchvision:{name}"), name)
+        checkpoints.load_tensors(model, hub_state(f"torchvision:{name}"), name)
         return model, ""
     with torch.device("meta"):
         few, more = (stock_detector(name, num_classes=n).state_dict() for n in (2, 3))
-    tensors, line = read_selected(weights, few.__contains__, prefix=prefix)
+    tensors, line = checkpoints.read_selected(weights, few.__contains__, prefix=prefix)
     head = next(key for key in few if few[key].shape != more[key].shape)
     slots = published = len(get_model_weights(name).DEFAULT.meta["categories"])
     if head in tensors and tensors[head].dim():
         slots = len(tensors[head]) // (len(more[head]) - len(few[head]))
-    arguments = {} if slots == published else {"num_classes": slots}
-    return _filled(lambda: stock_detector(name, **arguments), tensors, weights), line
+    recipe = {"stock": name} | ({} if slots == published else {"num_classes": slots})
+    return _filled(recipe, tensors, weights), line

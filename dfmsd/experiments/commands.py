@@ -16,6 +16,7 @@ from dfmsd.experiments.settings import as_text, flat
 Preset = Annotated[Positional[Literal[*PRESETS]], arg(help="the job")]
 _SETTINGS = arg(metavar="KEY=VALUE …", help="settings, e.g. scale=quick seeds=0,1 train.lr=1e-3")
 Overrides = Annotated[Positional[tuple[str, ...]], _SETTINGS]
+_STRANGE = "a record is not as dfmsd writes it"
 
 
 def train(
@@ -54,9 +55,9 @@ def distill(
     Args:
         preflight: `auto` makes it before a job of 5000 steps or more, unless it continues one.
     """
+    from dfmsd.detectors.files import one_line_errors
     from dfmsd.experiments.build import scaled_rate
     from dfmsd.experiments.preflight import is_due
-    from dfmsd.experiments.records import record_errors
     from dfmsd.experiments.runs import execute_all, runs
     from dfmsd.experiments.tables import arms_table
 
@@ -67,9 +68,9 @@ def distill(
         print(line)
     queue = runs(settings)
     records = execute_all(queue)
-    with record_errors(queue[-1].records):
-        print(arms_table(records))
-    print(f"\nrecords: {queue[-1].records}\nlast student: {queue[-1].weights}")
+    with one_line_errors(queue[-1].records, _STRANGE):
+        lines = arms_table(records)
+    print(f"{lines}\n\nrecords: {queue[-1].records}\nlast student: {queue[-1].weights}")
 
 
 def preflight(preset: Preset, overrides: Overrides = (), /, images: int = 32) -> None:
@@ -216,22 +217,23 @@ def table(records: Positional[Path] = Path("data/results/scenes.jsonl"), /) -> N
     Args:
         records: JSON-lines file of records; an experiment takes those beside it into account.
     """
+    from dfmsd.detectors.files import CheckpointError, one_line_errors
     from dfmsd.experiments.grids import EXPERIMENTS
-    from dfmsd.experiments.records import RecordError, read_folder, read_records, record_errors
+    from dfmsd.experiments.records import read_folder, read_records
     from dfmsd.experiments.results import left_out, newest
     from dfmsd.experiments.tables import arms_table, experiment_report
 
     if not records.exists():
         raise FileNotFoundError(f"{records}: no such file; `dfmsd distill` names the one it writes")
-    with record_errors(records):
-        if records.stem in EXPERIMENTS:
-            print(experiment_report(records.stem, read_folder(records.parent)))
-            return
-        rows = read_records(records)
-        if not newest(rows):
-            raise RecordError(f"{records}: holds no record of `dfmsd distill`")
-        print(arms_table(rows))
-        print(left_out(rows), end="\n" * bool(left_out(rows)))
+    own = records.stem not in EXPERIMENTS
+    rows = read_records(records) if own else read_folder(records.parent)
+    with one_line_errors(records, _STRANGE):
+        if own and not newest(rows):
+            raise CheckpointError("holds no record of `dfmsd distill`")
+        report = (
+            [arms_table(rows), left_out(rows)] if own else [experiment_report(records.stem, rows)]
+        )
+    print(*filter(None, report), sep="\n")
 
 
 def info() -> None:

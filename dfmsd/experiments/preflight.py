@@ -13,8 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
-from dfmsd.detectors.build import parameter_count
-from dfmsd.detectors.pretrained import inherit
+from dfmsd.detectors.build import inherit, parameter_count
 from dfmsd.detectors.saved import load_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments import build

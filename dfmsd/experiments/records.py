@@ -11,7 +11,7 @@ import re
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean
@@ -19,12 +19,10 @@ from typing import Any
 
 from filelock import FileLock
 
+from dfmsd.detectors.files import CheckpointError, atomic_file
+
 _NUMBER = re.compile(r"[-+−–±]?[\d.]|[-–]?$|nan$|not run")  # how a number's cell begins
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "faster-coco-eval", "numpy")
-
-
-class RecordError(ValueError):
-    """A record file that cannot be read; the message names file, line and cause."""
 
 
 @functools.cache  # asked when the code is loaded: the tree may move on under a long run
@@ -63,7 +61,7 @@ def environment() -> dict[str, Any]:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, oldest first; none without it. Raises RecordError."""
+    """The records of a JSON-lines file, oldest first; none without it. Raises CheckpointError."""
     path = Path(path)
     if not path.exists():
         return []
@@ -75,10 +73,10 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
             record = json.loads(line.decode())
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", type(error).__name__)
-            raise RecordError(f"{path}, line {number}: not JSON ({reason})") from error
+            raise CheckpointError(f"{path}, line {number}: not JSON ({reason})") from error
         if not isinstance(record, dict):
             found = f"got {str(record)[:40]!r}"
-            raise RecordError(f"{path}, line {number}: expected an object, {found}")
+            raise CheckpointError(f"{path}, line {number}: expected an object, {found}")
         records.append(record)
     return records
 
@@ -96,18 +94,6 @@ def finished(record: dict[str, Any]) -> str:
     return str(record.get("finished", ""))
 
 
-@contextlib.contextmanager
-def record_errors(path: str | Path) -> Iterator[None]:
-    """Context in which whatever a strange record leads to is a RecordError that names its file."""
-    try:
-        yield
-    except (RecordError, OSError):
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error)[:80]!r}"
-        raise RecordError(f"{path}: a record is not as dfmsd writes it ({reason})") from error
-
-
 def append_record(path: str | Path, record: dict[str, Any]) -> None:
     """Add one record; readers see the old file or the new one, never a part of a line.
 
@@ -115,8 +101,6 @@ def append_record(path: str | Path, record: dict[str, Any]) -> None:
     time wait for each other, by a lock file beside it. All that the file holds is kept, as are its
     mode and a link to it.
     """
-    from dfmsd.detectors.checkpoints import atomic_file
-
     path = Path(os.path.realpath(path))
     finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
     path.parent.mkdir(parents=True, exist_ok=True)

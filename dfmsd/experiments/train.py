@@ -19,8 +19,9 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from dfmsd.data.images import decoder
-from dfmsd.detectors.checkpoints import named, read_metadata
-from dfmsd.detectors.pretrained import inherit
+from dfmsd.detectors.build import inherit
+from dfmsd.detectors.checkpoints import read_metadata
+from dfmsd.detectors.files import named
 from dfmsd.detectors.saved import save_detector
 from dfmsd.experiments import build
 from dfmsd.experiments.records import (
@@ -54,7 +55,7 @@ def prepare(engine: Engine, detectors: Iterable[nn.Module | None]) -> None:
 
 
 def check_places(settings: Settings) -> None:
-    """OSError or RecordError unless output folder and records can be written, and records read."""
+    """OSError or CheckpointError unless output folder and records can be written, and records read."""
     check_writable(Path(settings.out) / "run")
     check_writable(build.records_file(settings))
     read_records(build.records_file(settings))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dfmsd.detectors.checkpoints import CheckpointError, named, write_atomic
+from dfmsd.detectors.files import CheckpointError, named, write_atomic
 
 Row = dict[str, float]
 Watch = Callable[[Row], None]

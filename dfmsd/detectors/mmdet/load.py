@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,25 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dfmsd.detectors.checkpoints import (
-    CheckpointError,
-    one_line_errors,
-    read_content,
-    refuse_non_finite,
-    state_dict_diff,
-)
-from dfmsd.detectors.mmdet.config_text import read_config, settings
-from dfmsd.detectors.mmdet.shapes import State, describe, mmdet_name, their_name
+from dfmsd.detectors.checkpoints import read_content, refuse_non_finite, select, state_dict_diff
+from dfmsd.detectors.files import CheckpointError, PathLike, one_line_errors, sample
+from dfmsd.detectors.mmdet.contents import describe, mmdet_name, read_config, settings, their_name
 from dfmsd.detectors.mmdet.teacher import FeatureTeacher, build_teacher
-from dfmsd.detectors.wrappers import flatten, sample, select
 
-_STEMS = ("body.conv1.weight", "body.features.0.0.weight")  # of a ResNet and of a Swin
+_STEMS = ("backbone.conv1.weight", "backbone.patch_embed.projection.weight")
 _RGB = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "order": "rgb"}
 """ImageNet's statistics, as nearly all of mmdetection's configs have them; 0..255."""
 
 
 def load_mmdet(
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
     style: Literal["pytorch", "caffe"] | None = None,
     source: Literal["input", "output"] | None = None,
@@ -47,22 +39,22 @@ def load_mmdet(
     takes RGB whatever `order`. Raises CheckpointError when the file cannot be read, does not fit,
     or leaves a question open.
     """
-    content = read_content(path)
-    mean, std = (values and [float(value) for value in values] for values in (mean, std))
-    given = {"style": style, "source": source, "relu": relu}
-    given |= {"mean": mean, "std": std, "order": order}
+    values = read_content(path)
+    given = {"style": style, "source": source, "relu": relu, "order": order}
+    given |= {name: v and [float(x) for x in v] for name, v in (("mean", mean), ("std", std))}
     with one_line_errors(path, "no detector of mmdetection"):
-        state, original, line = _detector_tensors(content, prefix)
-        meta = content["meta"] if isinstance(content.get("meta"), dict) else {}
-        texts = (meta.get("config"), meta.get("cfg"))  # of mmdetection 2 and 3
+        state, original, line = _detector_tensors(values, prefix)
+        texts = (values.get(f"meta.{key}") for key in ("config", "cfg"))  # of mmdetection 2 and 3
         text = next((text for text in texts if isinstance(text, str)), "")
         shapes, stored = describe(state), settings(read_config(text))
         if stored.get("other"):
             raise CheckpointError(f"its config has {', '.join(stored['other'])}: not supported")
-        recipe, order = _complete(shapes, state, given, dict(stored))
-        names = _their_names(state, recipe)
-        teacher = build_teacher(recipe)
-        _fill(teacher, state, names, bgr=order == "bgr", original=original)
+        known = {"source": shapes["sources"][0]} if len(shapes["sources"]) == 1 else {}
+        recipe, order = _complete(shapes, state, given, known | stored)
+        names, teacher = _their_names(state, recipe), build_teacher(recipe)
+        options = {"bgr": order == "bgr", "original": original}
+        tensors = {key: _converted(name, state[name], **options) for key, name in names.items()}
+        teacher.backbone.load_state_dict(teacher.backbone.state_dict() | tensors)
     left = Counter(key.split(".")[0] for key in state.keys() - set(names.values()))
     origin = "as the config says" if "mean" in stored else "assumed"
     teacher.report = {
@@ -76,9 +68,9 @@ def load_mmdet(
     return teacher
 
 
-def _detector_tensors(content: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], bool, str]:
+def _detector_tensors(values: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], bool, str]:
     """The tensors under mmdetection's names, whether Swin's repository wrote them, and a line."""
-    state, line = select(flatten(content), lambda n: n.startswith(("backbone.", "neck.")), prefix)
+    state, line = select(values, lambda n: n.startswith(("backbone.", "neck.")), prefix)
     if any(key.startswith(("backbone.body.", "backbone.fpn.")) for key in state):
         advice = "`dfmsd import-torchvision NAME --weights FILE` takes it"
         raise CheckpointError(f"a detector of torchvision, not of mmdetection; {advice}")
@@ -87,24 +79,36 @@ def _detector_tensors(content: dict[str, Any], prefix: str) -> tuple[dict[str, T
         raise CheckpointError(f"{expected}, found {sample(state)}")
     original = any(key.startswith("backbone.layers.") for key in state)
     state = {mmdet_name(k) if original else k: v for k, v in state.items()}
-    for key in filter(lambda key: key.endswith("relative_position_index"), state):
-        state[key] = state[key].flatten()
-    return state, original, line
+    flat = {k: v.flatten() for k, v in state.items() if k.endswith("relative_position_index")}
+    return state | flat, original, line
+
+
+def _converted(name: str, value: Tensor, *, bgr: bool, original: bool) -> Tensor:
+    """Tensor `name` of mmdetection as torchvision's modules read it.
+
+    Choice: a stem trained on BGR pixels is turned to read RGB, so that every teacher takes RGB.
+    """
+    if name.startswith("backbone.stages.") and ".downsample." in name and not original:
+        # the columns (..., 4C) of mmdetection's PatchMerging go channel by channel, row by row;
+        # those of Swin's own repository and of torchvision neighbour by neighbour, (0, 0),
+        # (1, 0), (0, 1), (1, 1) as row and column
+        return value.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
+    return value.flip(1) if bgr and name in _STEMS else value
 
 
 def _decide(given: dict[str, Any], stored: dict[str, Any], name: str, advice: str) -> Any:
     """The argument, or what the file says; CheckpointError when they differ or both lack."""
-    argument, value = given[name], stored.get(name)
-    if argument is None and value is None:
+    said = [values[name] for values in (given, stored) if values.get(name) is not None]
+    if not said:
         unknown = "shapes cannot tell, and it holds no config that does"
         raise CheckpointError(f"{name}: {unknown}; give {name}: {advice}")
-    if None not in (argument, value) and argument != value:
-        raise CheckpointError(f"{name}={argument}: the file itself says {value}")
-    return value if argument is None else argument
+    if said[0] != said[-1]:
+        raise CheckpointError(f"{name}={said[0]}: the file itself says {said[1]}")
+    return said[0]
 
 
 def _complete(
-    shapes: dict[str, Any], state: State, given: dict[str, Any], stored: dict[str, Any]
+    shapes: dict[str, Any], state: dict[str, Tensor], given: dict[str, Any], stored: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
     """The teacher's recipe and the channels' order; fills up `stored` from the shapes."""
     decide = partial(_decide, given, stored)
@@ -112,8 +116,6 @@ def _complete(
     if shapes.get("bottleneck"):
         styles = "pytorch or caffe (stride in the 3x3 or in the first 1x1 convolution)"
         recipe["style"] = decide("style", styles)
-    if len(shapes["sources"]) == 1:
-        stored.setdefault("source", shapes["sources"][0])
     if recipe.get("style") != "caffe" and all(given[name] is None for name in _RGB):
         stored.update(_RGB | stored)  # caffe's weights come with statistics of their own
     pixels = {name: decide(name, "as in the img_norm_cfg it was trained with") for name in _RGB}
@@ -140,44 +142,21 @@ def _extra(shapes: dict[str, Any], decide: Callable[[str, str], Any]) -> dict[st
     return {"kind": "convs", "count": shapes["extras"], "source": source, "relu": relu}
 
 
-def _their_names(state: State, recipe: dict[str, Any]) -> dict[str, str]:
+def _their_names(state: dict[str, Tensor], recipe: dict[str, Any]) -> dict[str, str]:
     """Our name → theirs of a teacher's tensors; CheckpointError when `state` does not fit.
 
     Built without memory: shapes of a file may promise more than it holds.
     """
     with torch.device("meta"):
         tensors = build_teacher(recipe).backbone.state_dict()
-    unused = tuple(f"backbone.norm{n}." for n in range(8) if n not in recipe["stages"])
-    read = {
-        key: value
-        for key, value in state.items()
-        if key.startswith(("backbone.", "neck.")) and not key.startswith(unused)
-    }
     names = {key: their_name(key, recipe) for key in tensors}
-    absent = {n for n in names.values() if n.endswith("num_batches_tracked")} - state.keys()
-    names = {key: name for key, name in names.items() if name not in absent}  # in old files
-    difference = state_dict_diff({name: tensors[key] for key, name in names.items()}, read)
-    if difference:
+    counter = "num_batches_tracked"  # absent from old files
+    names = {k: name for k, name in names.items() if name in state or not name.endswith(counter)}
+    unused = tuple(f"backbone.norm{n}." for n in range(8) if n not in recipe["stages"])
+    read = {k: v for k, v in state.items() if k.startswith(("backbone.", "neck."))}
+    read = {k: v for k, v in read.items() if not k.startswith(unused)}
+    if difference := state_dict_diff({name: tensors[key] for key, name in names.items()}, read):
         kind = "Swin" if recipe["trunk"] == "swin" else "ResNet"
         raise CheckpointError(f"no {kind} with FPN as its shapes say: {difference}")
-    refuse_non_finite({name: state[name] for name in names.values()})
+    refuse_non_finite(read)
     return names
-
-
-def _fill(
-    teacher: FeatureTeacher, state: State, names: dict[str, str], *, bgr: bool, original: bool
-) -> None:
-    """Load the tensors of `names` (see `_their_names`) into the teacher.
-
-    Choice: a stem trained on BGR pixels is turned to read RGB, so that every teacher takes RGB.
-    """
-    tensors = teacher.backbone.state_dict()
-    for key, name in names.items():
-        value = state[name]
-        if name.startswith("backbone.stages.") and ".downsample." in name and not original:
-            # the columns (..., 4C) of mmdetection's PatchMerging go channel by channel, row by row;
-            # those of Swin's own repository and of torchvision neighbour by neighbour, (0, 0),
-            # (1, 0), (0, 1), (1, 1) as row and column
-            value = value.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
-        tensors[key] = value.flip(1) if bgr and key in _STEMS else value
-    teacher.backbone.load_state_dict(tensors, strict=True)

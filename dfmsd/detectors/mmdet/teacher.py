@@ -18,7 +18,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from dfmsd.detectors.backbones import SwinBody
 from dfmsd.detectors.build import KeepSizeTransform
-from dfmsd.detectors.mmdet.shapes import stage_widths
+from dfmsd.detectors.mmdet.contents import stage_widths
 from dfmsd.ranges import Range, check_value
 
 _EXTRA = {
@@ -27,7 +27,7 @@ _EXTRA = {
     "source": ("input", "output"),
     "relu": bool,
 }
-_RULES = {  # of a recipe; see `shapes.describe`
+_RULES = {  # of a recipe; see `contents.describe`
     "trunk": ("swin", "resnet"),
     "style": ("pytorch", "caffe"),
     "bottleneck": bool,
@@ -48,9 +48,8 @@ _RULES = {  # of a recipe; see `shapes.describe`
 def shift_mask(height: int, width: int, size: int, shift: int) -> Tensor:
     """(windows, size², size²): -100 where two cells met only by the shift, else 0.
 
-    Source: Swin (arXiv 2103.14030, figure 4). After rolling by `shift` cells, the last `shift` rows
-    come from the other side of the map, and so do the last columns. `height` and `width` of the
-    padded map are multiples of `size`, the side of a window.
+    Source: Swin (arXiv 2103.14030, figure 4). The last `shift` rows and columns of a rolled map
+    come from its other side. `height` and `width` are multiples of `size`, the side of a window.
     """
     rows, columns = (
         (torch.arange(side) >= side - size).long() + (torch.arange(side) >= side - shift)
@@ -86,16 +85,6 @@ class KeptShift(swin_transformer.ShiftedWindowAttention):
             rolled, *parts, training=self.training, **options
         )
         return torch.roll(mixed, (shift, shift), dims=(1, 2))[:, :height, :width].contiguous()
-
-
-class PaddedSwin(SwinBody):
-    """A Swin with mmdetection's output norms that pads the image to whole patches."""
-
-    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Maps "0", "1", ... (N, C, H/stride, W/stride), rounded up, of (N, 3, H, W)."""
-        patch = self.features[0][0].kernel_size[0]
-        height, width = images.shape[2:]
-        return super().forward(pad(images, (0, -width % patch, 0, -height % patch)))
 
 
 class ExtraConvs(ExtraFPNBlock):
@@ -146,49 +135,45 @@ class FeatureTeacher(nn.Module):
         return dict(zip(self.strides, self.backbone(images).values(), strict=True))
 
 
-def _swin_body(recipe: Mapping[str, Any]) -> nn.Module:
-    model = swin_transformer.SwinTransformer(
-        patch_size=[recipe["patch"]] * 2,
-        embed_dim=recipe["width"],
-        depths=recipe["depths"],
-        num_heads=recipe["heads"],
-        window_size=[recipe["window"]] * 2,
-        mlp_ratio=recipe["mlp_ratio"],
-        stochastic_depth_prob=0.0,
-        num_classes=1,  # its head is left out
-        block=partial(swin_transformer.SwinTransformerBlock, attn_layer=KeptShift),
-    )
-    widths = stage_widths(recipe)
-    levels = {stage: (str(2 * stage + 1), widths[stage]) for stage in recipe["stages"]}
-    return PaddedSwin(model.features, levels)
-
-
-def _resnet_body(recipe: Mapping[str, Any]) -> nn.Module:
+def _body(recipe: Mapping[str, Any], widths: list[int]) -> nn.Module:
+    """The trunk of `recipe`, whose stages have `widths` channels."""
+    if recipe["trunk"] == "swin":
+        model: nn.Module = swin_transformer.SwinTransformer(
+            patch_size=[recipe["patch"]] * 2,
+            embed_dim=recipe["width"],
+            depths=recipe["depths"],
+            num_heads=recipe["heads"],
+            window_size=[recipe["window"]] * 2,
+            mlp_ratio=recipe["mlp_ratio"],
+            stochastic_depth_prob=0.0,
+            num_classes=1,  # its head is left out
+            block=partial(swin_transformer.SwinTransformerBlock, attn_layer=KeptShift),
+        )
+        levels = {stage: (str(2 * stage + 1), widths[stage]) for stage in recipe["stages"]}
+        return SwinBody(model.features, levels, patch=recipe["patch"])
     block = Bottleneck if recipe["bottleneck"] else BasicBlock
-    widths = {"groups": recipe["groups"], "width_per_group": recipe["base_width"]}
-    model = ResNet(block, recipe["depths"], **widths)
-    if recipe.get("style") == "caffe":
-        for part in model.modules():
-            if isinstance(part, Bottleneck):
-                part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride
+    groups = {"groups": recipe["groups"], "width_per_group": recipe["base_width"]}
+    model = ResNet(block, recipe["depths"], **groups)
+    for part in model.modules() if recipe.get("style") == "caffe" else ():
+        if isinstance(part, Bottleneck):
+            part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride
     names = {f"layer{stage + 1}": str(index) for index, stage in enumerate(recipe["stages"])}
     return IntermediateLayerGetter(model, names)
 
 
 def build_teacher(recipe: Mapping[str, Any]) -> FeatureTeacher:
-    """The teacher of `recipe` (see `shapes.describe`) without its weights, or ValueError."""
+    """The teacher of `recipe` (see `describe`) without its weights, or ValueError."""
     check_value("recipe", recipe, _RULES)
-    swin = recipe["trunk"] == "swin"
-    body = _swin_body(recipe) if swin else _resnet_body(recipe)
-    channels, extra, stages = recipe["channels"], recipe["extra"], recipe["stages"]
+    channels, extra, stages = recipe["channels"], dict(recipe["extra"]), recipe["stages"]
+    body = _body(recipe, stage_widths(recipe))
     widths = [stage_widths(recipe)[stage] for stage in stages]
+    levels = [*stages, *(stages[-1] + 1 + n for n in range(extra["count"]))]
     block: nn.Module | None = LastLevelMaxPool() if extra["count"] else None
-    if extra["kind"] == "convs":
-        options = {name: extra[name] for name in ("count", "source", "relu")}
-        inputs = widths[-1] if extra["source"] == "input" else channels
-        block = ExtraConvs(inputs, channels, **options)
+    if extra.pop("kind") == "convs":
+        block = ExtraConvs(
+            widths[-1] if extra["source"] == "input" else channels, channels, **extra
+        )
     fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=block)
     backbone = nn.Sequential(OrderedDict(body=body, fpn=fpn))
-    levels = [*stages, *(stages[-1] + 1 + n for n in range(extra["count"]))]
-    strides = [(recipe["patch"] if swin else 4) * 2**level for level in levels]
+    strides = [recipe.get("patch", 4) * 2**level for level in levels]
     return FeatureTeacher(backbone, strides, {"mmdet": dict(recipe)}).eval()
