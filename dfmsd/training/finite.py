@@ -24,20 +24,15 @@ def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
 
 
 def check_finite(values: dict[str, float], step: int) -> None:
-    """Refuse the losses of a step, by name and, as "loss", their weighted sum.
-
-    Raises:
-        NonFiniteLossError: the sum is not finite; the message names the term.
-    """
-    if math.isfinite(values["loss"]):
-        return
-    terms = {name: value for name, value in values.items() if name != "loss"}
-    bad = [name for name, value in terms.items() if not math.isfinite(value)]
-    listing = ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
-    raise NonFiniteLossError(
-        f"step {step}: {', '.join(bad) or 'the weighted sum'} is not finite ({listing}); "
-        "lower the learning rate or the weight of that term"
-    )
+    """NonFiniteLossError for losses by name if their weighted sum, "loss", is not finite."""
+    if not math.isfinite(values["loss"]):
+        terms = {name: value for name, value in values.items() if name != "loss"}
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        listing = ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
+        raise NonFiniteLossError(
+            f"step {step}: {', '.join(bad) or 'the weighted sum'} is not finite ({listing}); "
+            "lower the learning rate or the weight of that term"
+        )
 
 
 @contextmanager
@@ -46,23 +41,22 @@ def save_batch_on_error(
 ) -> Iterator[None]:
     """Context that writes `batch` to `nonfinite-STAGE-STEP-processRANK.pt` if a loss is not finite.
 
-    Beside it the file holds "seed", "stage", "step", "rng" (the state of the CPU's generator at the
-    beginning) and "error" (the message); `load_state` and `torch.load` read it. A `folder` of None
-    keeps nothing; `batch` is made of tensors, numbers, text, lists and dicts of them.
-
-    Raises:
-        NonFiniteLossError: the one from inside, which now names the file.
+    The file, for `load_state` or `torch.load`, also holds "seed", "stage", "step", "rng" (the state
+    of the CPU's generator at the beginning) and "error" (the message); the NonFiniteLossError from
+    inside then names it. A `folder` of None keeps nothing; `batch` is made of tensors, numbers,
+    text, lists and dicts of them.
     """
-    rng = torch.get_rng_state()
+    state = {"batch": batch, "rng": torch.get_rng_state()}
+    state |= {"seed": seed, "stage": stage, "step": step}
     try:
         yield
     except NonFiniteLossError as error:
         if folder is None:
             raise
         path = folder / f"nonfinite-{stage:02d}-{step:07d}-process{rank}.pt"
-        state = {"batch": batch, "rng": rng, "seed": seed, "stage": stage, "step": step}
+        kept = f"is kept in {path}"
         try:
             save_state(state | {"error": str(error)}, path)
         except (OSError, RuntimeError) as problem:
-            raise NonFiniteLossError(f"{error}; its batch could not be kept ({problem})") from None
-        raise NonFiniteLossError(f"{error}; its batch is kept in {path}") from None
+            kept = f"could not be kept ({problem})"
+        raise NonFiniteLossError(f"{error}; its batch {kept}") from None

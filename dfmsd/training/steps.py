@@ -27,11 +27,7 @@ def step_seed(seed: int, stage: int, step: int, rank: int = 0) -> int:
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """Context in which the end of another process is told in plain words.
-
-    Raises:
-        ChildProcessError: another process, or a loader process, has ended while this one needed it.
-    """
+    """Context with a ChildProcessError in plain words when another process, or a loader, has ended."""
     again = "the same command continues from the last checkpoint"
     try:
         yield
@@ -41,16 +37,12 @@ def peer_errors() -> Iterator[None]:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not several or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        line = f"another process of this run has ended, and says itself why; {again}"
-        raise ChildProcessError(line) from error
+        why = "another process of this run has ended, and says itself why"
+        raise ChildProcessError(f"{why}; {again}") from error
 
 
 def parts(batch: Batch, count: int) -> Iterator[Batch]:
-    """The batch in `count` equal parts.
-
-    Raises:
-        ValueError: it cannot be divided so.
-    """
+    """The batch in `count` equal parts; ValueError when it cannot be divided so."""
     images, targets = batch
     size, rest = divmod(len(images), count)
     if rest:
@@ -80,11 +72,11 @@ def backward(
     of FCOS, the cells of padded images).
 
     Args:
-        accelerator: device, precision and processes.
-        model: gives a dict of losses; prepared by `accelerator`.
+        accelerator: device, precision and processes; it has prepared the model.
+        model: gives a dict of losses.
         batch: this process's images and targets.
         step: number of the step, for the error's message.
-        weights: weight of each loss by name.
+        weights: of each loss by name; others count once.
         accumulate: parts of the batch.
         flags: what this process asks for.
 
