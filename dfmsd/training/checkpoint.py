@@ -20,7 +20,6 @@ from torch import nn
 from dfmsd.detectors.checkpoints import CheckpointError, load_state, save_state
 from dfmsd.training.signals import Stop
 
-Export = Callable[..., None]
 _log = logging.getLogger(__name__)
 
 
@@ -28,16 +27,11 @@ _log = logging.getLogger(__name__)
 class Checkpointing:
     """Where, when and what of a run is saved."""
 
-    folder: Path | None = None
-    """takes checkpoints and `log.jsonl`; None keeps everything in memory"""
-    export: Export | None = None
-    """`export(model, path, stage=…, step=…)` writes the plain student; None writes none"""
-    every_steps: int = 0
-    """steps between checkpoints; 0 for none"""
-    every_minutes: float = 0.0
-    """minutes between checkpoints, beside `every_steps`; 0 for none"""
-    stop: Stop | None = None
-    """asks for a last checkpoint and the end of the run; None listens to no signal"""
+    folder: Path | None = None  # takes checkpoints and `log.jsonl`; None: all stays in memory
+    export: Callable[..., None] | None = None  # (model, path, stage=…, step=…): writes the student
+    every_steps: int = 0  # between checkpoints; 0 for none
+    every_minutes: float = 0.0  # between checkpoints, beside `every_steps`; 0 for none
+    stop: Stop | None = None  # asks for a last checkpoint and the end; None listens to no signal
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -57,11 +57,9 @@ def coco_metrics(
     large objects; AR1, AR10, AR100 allow so many detections per image, all others 100.
     Source: COCO's evaluation, through faster-coco-eval.
 
-    Args:
-        truth: COCO-format dict with images, annotations, categories.
-        results: COCO's results format (see `detections`); ValueError when one is of an image that
-            `truth` does not have.
-        small, medium: area limits of small and medium objects, square pixels.
+    `truth` is a COCO-format dict with images, annotations and categories, `results` are detections
+    in COCO's format (see `detections`); ValueError for one of an image that `truth` does not have.
+    `small` and `medium` are the area limits of such objects, square pixels.
     """
     # numbered from 1, in the same order: COCO rounds large ids, and takes 0 for "no match"; copies,
     # for it writes into them
@@ -153,12 +151,9 @@ def evaluate_detector(
     The processes share whole batches of those that one process would make (what a detector finds
     in an image depends, through padding, on its batch), so the metrics are the very same.
 
-    Args:
-        model, batch_size, load: see `predict`.
-        dataset: has `truth()` (a COCO-format dict) and gives (image, target).
-        limit: only the first so many images.
-        accelerator: the processes that share the work; one unless given.
-        areas: `small` and `medium`, see `coco_metrics`.
+    `dataset` has `truth()`, a COCO-format dict; of its images only the first `limit` count, if
+    given. The processes are those of `accelerator`, one unless given. Model, batch size and `load`
+    are as in `predict`, the `areas` `small` and `medium` as in `coco_metrics`.
     """
     truth = dataset.truth()
     images = truth["images"][:limit]

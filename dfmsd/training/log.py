@@ -17,14 +17,10 @@ Watch = Callable[[Row], None]
 class Logging:
     """How a run is logged and shown."""
 
-    every: int = 1
-    """steps between rows of the history"""
-    watch: Watch | None = None
-    """called with every row of the history"""
-    title: str = "train"
-    """before the progress line"""
-    show: bool = True
-    """draw the progress line"""
+    every: int = 1  # steps between rows of the history
+    watch: Watch | None = None  # called with every row of the history
+    title: str = "train"  # before the progress line
+    show: bool = True  # draw the progress line
 
 
 @dataclass
@@ -33,8 +29,7 @@ class History:
 
     rows: list[Row] = field(default_factory=list)
     evaluations: list[Row] = field(default_factory=list)
-    file: Path | None = None
-    """takes a line for every row that is added"""
+    file: Path | None = None  # takes a line for every row that is added
 
     @classmethod
     def resume(

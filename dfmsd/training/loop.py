@@ -15,12 +15,11 @@ from torch.optim import Optimizer
 
 from dfmsd.detectors.checkpoints import CheckpointError
 from dfmsd.training.checkpoint import Checkpointing, CheckpointManager
-from dfmsd.training.finite import save_batch_on_error
 from dfmsd.training.log import History, Logging
 from dfmsd.training.optim import Schedule
 from dfmsd.training.progress import Progress
 from dfmsd.training.signals import Stop
-from dfmsd.training.steps import Batch, backward, step_seed
+from dfmsd.training.steps import Batch, backward, save_batch_on_error, step_seed
 
 
 class Batches(Protocol):
@@ -34,10 +33,8 @@ class Batches(Protocol):
 class Evaluation:
     """What is measured while a model trains, and how often."""
 
-    function: Callable[[nn.Module], dict[str, float]]
-    """takes the model without wrappers; gives a flat dict with the key AP"""
-    every: int
-    """steps between evaluations"""
+    function: Callable[[nn.Module], dict[str, float]]  # of the model: a flat dict with the key AP
+    every: int  # steps between evaluations
 
 
 def fit(

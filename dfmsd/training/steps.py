@@ -1,13 +1,17 @@
 """One step of training: a batch forward and backward, whole or in parts, on one or many processes.
 
+A loss that is not finite stops the run, and the batch that did it is kept.
+
 Everything random is a function of counters (seed, stage, step and process), never of generator
 state: a resumed run computes the very same losses as one that was never stopped.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +19,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dfmsd.training.finite import check_finite, total_loss
+from dfmsd.detectors.checkpoints import save_state
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
@@ -27,7 +31,7 @@ def step_seed(seed: int, stage: int, step: int, rank: int = 0) -> int:
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """Context with a ChildProcessError in plain words when another process, or a loader, has ended."""
+    """Context that raises ChildProcessError when another process, or a loader's, has ended."""
     again = "the same command continues from the last checkpoint"
     try:
         yield
@@ -39,6 +43,54 @@ def peer_errors() -> Iterator[None]:
             raise
         why = "another process of this run has ended, and says itself why"
         raise ChildProcessError(f"{why}; {again}") from error
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss became NaN or infinite; names the term, the step and every term's value."""
+
+
+def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """The weighted sum of the named losses; a name without weight counts once."""
+    return sum(weights.get(name, 1.0) * value for name, value in losses.items())
+
+
+def check_finite(values: dict[str, float], step: int) -> None:
+    """NonFiniteLossError for losses by name if their weighted sum, "loss", is not finite."""
+    if not math.isfinite(values["loss"]):
+        terms = {name: value for name, value in values.items() if name != "loss"}
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        listing = ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
+        raise NonFiniteLossError(
+            f"step {step}: {', '.join(bad) or 'the weighted sum'} is not finite ({listing}); "
+            "lower the learning rate or the weight of that term"
+        )
+
+
+@contextmanager
+def save_batch_on_error(
+    folder: Path | None, batch: Any, *, rank: int, seed: int, stage: int, step: int
+) -> Iterator[None]:
+    """Context that writes `batch` to `nonfinite-STAGE-STEP-processRANK.pt` if a loss is not finite.
+
+    The file, for `load_state` or `torch.load`, also holds "seed", "stage", "step", "rng" (the state
+    of the CPU's generator at the beginning) and "error" (the message); the NonFiniteLossError from
+    inside then names it. A `folder` of None keeps nothing; `batch` is made of tensors, numbers,
+    text, lists and dicts of them.
+    """
+    state = {"batch": batch, "rng": torch.get_rng_state()}
+    state |= {"seed": seed, "stage": stage, "step": step}
+    try:
+        yield
+    except NonFiniteLossError as error:
+        if folder is None:
+            raise
+        path = folder / f"nonfinite-{stage:02d}-{step:07d}-process{rank}.pt"
+        kept = f"is kept in {path}"
+        try:
+            save_state(state | {"error": str(error)}, path)
+        except (OSError, RuntimeError) as problem:
+            kept = f"could not be kept ({problem})"
+        raise NonFiniteLossError(f"{error}; its batch {kept}") from None
 
 
 def parts(batch: Batch, count: int) -> Iterator[Batch]:
