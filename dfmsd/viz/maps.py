@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dfmsd.viz.boxes import dash_boxes
-from dfmsd.viz.checks import check_entries, check_lengths, grid_of, value_range
+from dfmsd.viz.checks import check_entries, check_lengths, value_range, visible
 from dfmsd.viz.panels import COLUMNS, STYLE, extent, panels, show_heat, show_image
 
 
@@ -106,15 +106,15 @@ def masks_figure(
     maps = {"attention of the teacher": attention}
     if enhanced is not None:
         maps["attention, enhanced"] = enhanced
-    visible, cells = _count_visible(keep)
-    heads = ["image", *maps, f"visible: {visible} of {cells} cells ({visible / cells:.0%})"]
+    cells = visible(keep, "keep")
+    heads = ["image", *maps, f"visible: {cells.sum()} of {cells.size} cells ({cells.mean():.0%})"]
     figure, frames = panels([image] * len(heads), len(heads), "", heads=heads, bars=0.5)
     show_image(frames[0], image)
     limits = value_range(list(maps.values()))
     for axes, values in zip(frames[1:], maps.values(), strict=False):
         drawn = show_heat(axes, image, values, limits, smooth=False)
     figure.colorbar(drawn, ax=frames[1:-1], shrink=0.8, pad=0.02)
-    _show_visible(frames[-1], image, keep)
+    _show_visible(frames[-1], image, cells)
     for axes in frames:
         dash_boxes(axes, boxes)
     return figure
@@ -129,30 +129,19 @@ def keep_masks_figure(
     `keeps` are name → (h, w), 1 = visible, 0 = masked; the grids may differ.
     """
     check_entries("keeps", keeps)
-    heads = []
-    for name, keep in keeps.items():
-        visible, cells = _count_visible(keep, f"keeps[{name!r}]")
-        heads.append(f"{name}: visible {visible} of {cells} ({visible / cells:.0%})")
+    grids = {name: visible(keep, f"keeps[{name!r}]") for name, keep in keeps.items()}
+    counts = {name: f"{k.sum()} of {k.size} ({k.mean():.0%})" for name, k in grids.items()}
+    heads = [f"{name}: visible {count}" for name, count in counts.items()]
     figure, frames = panels([image] * len(keeps), COLUMNS, title, heads=heads)
-    for axes, keep in zip(frames, keeps.values(), strict=True):
-        _show_visible(axes, image, keep)
+    for axes, cells in zip(frames, grids.values(), strict=True):
+        _show_visible(axes, image, cells)
         dash_boxes(axes, boxes)
     return figure
 
 
-def _count_visible(keep: Tensor, name: str = "keep") -> tuple[int, int]:
-    """Visible cells of a mask (h, w), and all; ValueError when it is not one of 0 and 1."""
-    cells = grid_of(keep, name)
-    low, high = value_range([keep], name)
-    if not np.isin(cells, (0, 1)).all():
-        raise ValueError(f"{name}: got values from {low:g} to {high:g}, expected only 0 and 1")
-    return int(cells.sum()), cells.size
-
-
-def _show_visible(axes: Axes, image: Tensor, keep: Tensor) -> None:
-    """Draw an image with the masked cells of `keep` (h, w) black."""
+def _show_visible(axes: Axes, image: Tensor, cells: np.ndarray) -> None:
+    """Draw an image with its cells (h, w) black that are not visible."""
     show_image(axes, image)
-    hidden = grid_of(keep) == 0
-    black = np.zeros((*hidden.shape, 4))
-    black[..., 3] = 0.85 * hidden
+    black = np.zeros((*cells.shape, 4))
+    black[..., 3] = 0.85 * ~cells
     axes.imshow(black, extent=extent(image), interpolation="nearest")

@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from torch import Tensor
 
 from dfmsd.viz.boxes import class_legend, corners, dash_boxes, draw_boxes, outline, tag
-from dfmsd.viz.checks import Limits, check_entries, check_lengths, grid_of, value_range
+from dfmsd.viz.checks import Limits, check_entries, check_lengths, to_array, value_range
 from dfmsd.viz.panels import COLUMNS, SIGNED, STYLE, extent, panels, show_image
 
 PRINTED_BOXES = 12
@@ -44,8 +44,7 @@ def detections_figure(
     heads = [f"{len(detections['boxes'])} found" for detections in sure]
     legend = f"found at score ≥ {score:g}"
     if truths is not None:
-        counts = [f" · {len(truth['boxes'])} true" for truth in truths]
-        heads = [head + count for head, count in zip(heads, counts, strict=True)]
+        heads = [f"{h} · {len(t['boxes'])} true" for h, t in zip(heads, truths, strict=True)]
         legend += "; dashed white: true boxes"
     figure, frames = panels(images, COLUMNS, title, heads=heads, below=0.6)
     for index, (axes, image, detections) in enumerate(zip(frames, images, sure, strict=True)):
@@ -133,9 +132,9 @@ def _show_picture(axes: Axes, image: Tensor, limits: Limits, *, signed: bool) ->
     if signed:
         mean = image.float().mean(0) if image.ndim == 3 else image
         far = max(map(abs, value_range([mean])))
-        return axes.imshow(grid_of(mean), SIGNED, vmin=-far, vmax=far, interpolation="nearest")
+        return axes.imshow(to_array(mean), SIGNED, vmin=-far, vmax=far, interpolation="nearest")
     if image.ndim == 2:
-        return axes.imshow(grid_of(image), vmin=low, vmax=high, interpolation="nearest")
+        return axes.imshow(to_array(image), vmin=low, vmax=high, interpolation="nearest")
     if low < 0 or high > 1:
         image = (image.float() - low) / max(high - low, 1e-12)
     return show_image(axes, image)
