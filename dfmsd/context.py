@@ -24,8 +24,7 @@ class Context:
         candidates: (n, 4) boxes per image, same pixels, for methods that look at regions; or None.
         scores: teacher's stride → its score at each cell, (N, 1, h, w), 0..1; or None.
 
-    Raises:
-        ValueError: when `sizes` does not fit `images`.
+    ValueError when `sizes` does not fit `images`.
     """
 
     images: Tensor
@@ -65,6 +64,14 @@ class Context:
         """`valid`, or None when no image is padded, which spares every pass over the mask."""
         return self.valid(feature) if self.padded else None
 
+    def target_boxes(self) -> list[Tensor]:
+        """The boxes (n, 4) of each image's target; ValueError unless every image has one."""
+        count, targets = len(self.sizes), self.targets
+        check("context.targets", targets, targets is not None, "one dict with boxes per image")
+        fits = len(targets) == count
+        check("len(context.targets)", len(targets), fits, f"{count}, one per image")
+        return [target["boxes"] for target in targets]
+
     @cached_property
     def _limits(self) -> Tensor:
         """`sizes` as (N, 2) on the images' device; a GPU takes them without a wait."""
@@ -77,9 +84,7 @@ class Context:
 def mean_over(value: Tensor, mask: Tensor | None = None) -> Tensor:
     """The scalar mean of `value` (N, C, H, W) where `mask` counts; 0 when it counts nothing.
 
-    Args:
-        value: (N, C, H, W).
-        mask: 0/1 or bool, broadcastable to `value`; None counts everything.
+    The mask is 0/1 or bool, broadcastable to the value; None counts everything.
     """
     if mask is None:
         return value.mean()

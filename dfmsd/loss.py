@@ -64,12 +64,9 @@ class DFMSDLoss(nn.Module):
     Source: the paper names the parts; Choice: their forms, see the functions.
 
     Args:
-        student_channels: stride → C_s.
-        teacher_channels: stride → C_t.
-        spatial: use the spatial branch.
-        channel: use the channel branch.
-        ratio_spatial: share of cells to hide, 0..1.
-        ratio_channel: share of channels to hide, 0..1.
+        student_channels, teacher_channels: stride → C.
+        spatial, channel: use the branch.
+        ratio_spatial, ratio_channel: share of cells and of channels to hide, 0..1.
         temperature: of both attentions, > 0.
         select: hide the most attended ("high"), the least ("low") or any ("random", from torch's
             global generator).
@@ -91,8 +88,7 @@ class DFMSDLoss(nn.Module):
         reconstruction_weight: on the mean squared error; 0 is off.
         alignment_weight: 10 on "pearson" is 5 on the whole mean squared difference; 0 is off.
 
-    Raises:
-        ValueError: when an argument is out of range, no level is in common, or every term is off.
+    ValueError when an argument is out of range, no level is in common, or every term is off.
     """
 
     student_channels: dict[int, int]
@@ -195,7 +191,9 @@ class DFMSDLoss(nn.Module):
             sizes = context.sizes if context.padded else None
             energy = pool_energy(frequency, tuple(seen.shape[-2:]), sizes=sizes)
             if self.regions == "boxes":
-                energy = region_energy(energy, _boxes(context), tuple(context.images.shape[-2:]))
+                given = context.candidates
+                boxes = context.target_boxes() if given is None else given
+                energy = region_energy(energy, boxes, tuple(context.images.shape[-2:]))
             level.energy = energy
             level.enhanced = strengthen(
                 level.attention, energy, strength=self.strength, valid=valid
@@ -211,11 +209,3 @@ class DFMSDLoss(nn.Module):
         level.losses["reconstruction"] = reconstruction_loss(
             level.reconstruction, level.teacher, valid=level.valid, keep=keep
         )
-
-
-def _boxes(context: Context) -> list[Tensor]:
-    if context.candidates is not None:
-        return context.candidates
-    if context.targets is None:
-        raise ValueError("regions='boxes' needs candidates or targets in the context, got neither")
-    return [target["boxes"] for target in context.targets]

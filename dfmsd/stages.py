@@ -80,9 +80,8 @@ def run_stages(
         history = fit(distiller, batches, adamw_or_sgd, stage.schedule, stage=number, **options)
         if after_stage is not None:
             after_stage(number, stage, student, history)
-        state = {"stage": number + 1, "step": 0, "student": student.state_dict()}
-        state["log"] = history.text
-        manager.save(state, distiller)
+        state = {"stage": number + 1, "step": 0, "log": history.text}
+        manager.save(state | {"student": student.state_dict()}, distiller)
     return student
 
 
@@ -160,8 +159,7 @@ def _resume(manager: CheckpointManager, student: nn.Module, count: int) -> tuple
     if stage > count or (stage == count and step):
         raise CheckpointError(f"{manager.path}: stands at stage {stage}, this run has {count}")
     if step == 0:  # else `fit` loads it with the method
-        difference = state_dict_diff(student.state_dict(), state["student"])
-        if difference:
+        if difference := state_dict_diff(student.state_dict(), state["student"]):
             raise CheckpointError(f"{manager.path}: belongs to another model ({difference})")
         student.load_state_dict(state["student"])
     return stage, step
