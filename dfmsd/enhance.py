@@ -20,6 +20,9 @@ from torch import Tensor
 from dfmsd.context import widen
 from dfmsd.ranges import Cutoff, NotNegative, Share, check_value
 
+Size = tuple[int, int]  # height, width
+Sizes = list[Size] | None
+
 
 def high_pass(image: Tensor, *, cutoff: Cutoff, softness: Share = 0.5) -> Tensor:
     """The part of an image (..., H, W) above the cut-off, same shape, float32 or better, mean 0.
@@ -40,7 +43,7 @@ def low_pass(image: Tensor, *, cutoff: Cutoff, softness: Share = 0.5) -> Tensor:
 
 
 def radial_gain(
-    size: tuple[int, int],
+    size: Size,
     *,
     cutoff: Cutoff,
     softness: Share = 0.5,
@@ -65,11 +68,7 @@ def radial_gain(
 
 
 def high_frequency(
-    images: Tensor,
-    *,
-    cutoff: Cutoff,
-    softness: Share = 0.5,
-    sizes: list[tuple[int, int]] | None = None,
+    images: Tensor, *, cutoff: Cutoff, softness: Share = 0.5, sizes: Sizes = None
 ) -> Tensor:
     """Strength of the high frequencies per pixel, (N, 1, H, W), ≥ 0, 0 in padding; no gradient.
 
@@ -95,9 +94,7 @@ def high_frequency(
     return strength
 
 
-def pool_energy(
-    strength: Tensor, size: tuple[int, int], *, sizes: list[tuple[int, int]] | None = None
-) -> Tensor:
+def pool_energy(strength: Tensor, size: Size, *, sizes: Sizes = None) -> Tensor:
     """Frequency energy per cell, (N, 1, h, w) in 0..1, an image's largest is 1; 0 in padding.
 
     Each cell averages the image pixels it covers, then each image is divided by its largest cell.
@@ -115,12 +112,7 @@ def pool_energy(
 
 
 def frequency_energy(
-    images: Tensor,
-    size: tuple[int, int],
-    *,
-    cutoff: Cutoff,
-    softness: Share = 0.5,
-    sizes: list[tuple[int, int]] | None = None,
+    images: Tensor, size: Size, *, cutoff: Cutoff, softness: Share = 0.5, sizes: Sizes = None
 ) -> Tensor:
     """Frequency energy of images (N, C, H, W) on a level's grid `size`, (N, 1, h, w) in 0..1.
 
@@ -131,17 +123,14 @@ def frequency_energy(
     return pool_energy(strength, size, sizes=sizes)
 
 
-def region_energy(energy: Tensor, boxes: list[Tensor], image_size: tuple[int, int]) -> Tensor:
+def region_energy(energy: Tensor, boxes: list[Tensor], image_size: Size) -> Tensor:
     """Energy averaged inside each box, (N, 1, h, w): per cell the largest of its boxes, else 0.
 
     A box covers every cell it touches, so that a small one covers at least one. Choice: the maximum
     where boxes overlap, so that a large box does not dilute a small rich one inside it.
 
-    Args:
-        energy: (N, 1, h, w).
-        boxes: per image (n, 4) xyxy, absolute pixels of the padded batch; n may be 0; else
-            ValueError.
-        image_size: (H, W) of the padded batch, pixels.
+    `energy` is (N, 1, h, w), `boxes` are (n, 4) xyxy per image, absolute pixels of the padded batch
+    of `image_size` (H, W); n may be 0. ValueError unless there is one such tensor per image.
     """
     shapes = [tuple(box.shape) for box in boxes]
     if len(boxes) != len(energy) or any(len(s) != 2 or s[1] != 4 for s in shapes):

@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dfmsd import masking
 from dfmsd.align import (
     Adapter,
     Fit,
@@ -28,6 +27,7 @@ from dfmsd.align import (
 from dfmsd.context import Context, mean_squared_error
 from dfmsd.enhance import high_frequency, pool_energy, region_energy, strengthen
 from dfmsd.generate import DualGenerator, Mix, reconstruction_loss
+from dfmsd.masking import Select, channel_attention, keep_mask, spatial_attention
 from dfmsd.ranges import Cutoff, NotNegative, Positive, Share, check_fields, positive_weights
 
 Form = Literal["standardised", "raw"]
@@ -99,7 +99,7 @@ class DFMSDLoss(nn.Module):
     ratio_spatial: Share = 0.5
     ratio_channel: Share = 0.5
     temperature: Positive = 0.5
-    select: masking.Select = "high"
+    select: Select = "high"
     attention_on: Form = "standardised"
     target: Form = "standardised"
     masked_only: bool = False
@@ -151,9 +151,7 @@ class DFMSDLoss(nn.Module):
         if enhances and "reconstruction" in self.weights:
             frequency = high_frequency(context.images, cutoff=self.cutoff, sizes=context.sizes)
         matched = match_levels(student, teacher, self.match, pairs=self.pairs)
-        return {
-            stride: self._level(str(stride), s, t, context, frequency) for stride, s, t in matched
-        }
+        return {key: self._level(str(key), s, t, context, frequency) for key, s, t in matched}
 
     def _level(
         self, key: str, student: Tensor, teacher: Tensor, context: Context, frequency: Tensor | None
@@ -169,11 +167,7 @@ class DFMSDLoss(nn.Module):
                 seen = teacher if self.attention_on == "raw" else z_t
                 self._hide_cells(level, seen, context, frequency)
             if self.channel:
-                scale = self.temperature
-                level.channels = masking.channel_attention(teacher, temperature=scale, valid=valid)
-                level.keep_channel = masking.keep_mask(
-                    level.channels, ratio=self.ratio_channel, select=self.select
-                )
+                self._hide_channels(level, teacher)
             self._rebuild(level, key)
         if "alignment" in self.weights and self.align == "distribution":
             level.losses["alignment"] = channel_divergence(z_s, z_t, tau=1.0, valid=valid)
@@ -185,7 +179,7 @@ class DFMSDLoss(nn.Module):
         self, level: Level, seen: Tensor, context: Context, frequency: Tensor | None
     ) -> None:
         scale, valid = self.temperature, level.valid
-        level.attention = masking.spatial_attention(seen, temperature=scale, valid=valid)
+        level.attention = spatial_attention(seen, temperature=scale, valid=valid)
         level.enhanced = level.attention
         if frequency is not None:
             sizes = context.sizes if context.padded else None
@@ -195,12 +189,15 @@ class DFMSDLoss(nn.Module):
                 boxes = context.target_boxes() if given is None else given
                 energy = region_energy(energy, boxes, tuple(context.images.shape[-2:]))
             level.energy = energy
-            level.enhanced = strengthen(
-                level.attention, energy, strength=self.strength, valid=valid
-            )
-        level.keep_spatial = masking.keep_mask(
-            level.enhanced, ratio=self.ratio_spatial, select=self.select, valid=valid
-        )
+            strength = self.strength
+            level.enhanced = strengthen(level.attention, energy, strength=strength, valid=valid)
+        hide = {"ratio": self.ratio_spatial, "select": self.select}
+        level.keep_spatial = keep_mask(level.enhanced, **hide, valid=valid)
+
+    def _hide_channels(self, level: Level, seen: Tensor) -> None:
+        level.channels = channel_attention(seen, temperature=self.temperature, valid=level.valid)
+        hide = {"ratio": self.ratio_channel, "select": self.select}
+        level.keep_channel = keep_mask(level.channels, **hide)
 
     def _rebuild(self, level: Level, key: str) -> None:
         masks = (level.keep_spatial, level.keep_channel)

@@ -57,11 +57,10 @@ def run_stages(
         batches: the training data (see `fit`).
         optimizer: arguments of `make_optimizer`.
         checkpoints: where and how often the run is saved; its `export` is given the student.
+            CheckpointError when the newest one belongs to another run.
         after_stage: called with (number, stage, student, history) when a stage is complete.
         accelerator: device, precision and processes; a plain one unless given.
         options: passed on to `fit`.
-
-    Raises CheckpointError when the newest checkpoint belongs to another run.
     """
     accelerator, checkpoints = accelerator or Accelerator(), checkpoints or Checkpointing()
     if (export := checkpoints.export) is not None:  # `fit` trains a distiller and exports that

@@ -29,9 +29,7 @@ def detections(
 ) -> list[dict[str, Any]]:
     """The detections in COCO's results format: boxes as x, y, width, height in pixels.
 
-    Args:
-        predictions: one dict per image: `boxes` (n, 4) xyxy, `labels` (n,), `scores` (n,).
-        image_ids: the id of each image.
+    `predictions` has one dict per image: `boxes` (n, 4) xyxy, `labels` (n,), `scores` (n,).
     """
     results = []
     for found, image_id in zip(predictions, image_ids, strict=True):

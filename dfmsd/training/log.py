@@ -38,12 +38,9 @@ class History:
         """The rows of a run that lie before (stage, step); its log is written anew with them.
 
         A checkpoint stands before the evaluation of its step, so this evaluation is left out too.
-
-        Args:
-            folder: has the `log.jsonl`; None for no log.
-            before: where the run goes on.
-            saved: `text` of the history when the checkpoint was made, whatever has become of the
-                log since; without it the log is read, and CheckpointError names a damaged line.
+        `folder` has the `log.jsonl`, None is no log. `saved` is the `text` of the history when the
+        checkpoint was made, whatever has become of the log since; without it the log is read, and
+        CheckpointError names a damaged line.
         """
         if folder is None:
             return cls()

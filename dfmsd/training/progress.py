@@ -25,13 +25,8 @@ class Progress:
 
     A notebook shows one text output that is replaced in place and whose last state stays in the
     executed file; a terminal rewrites one line; a log file or a pipe gets about ten lines in all.
-
-    Args:
-        title: what is running.
-        total: number of steps.
-        start: step that a resumed run begins at.
-        stream: where a terminal or log is written; standard error unless told.
-        show: False keeps silent (worker processes).
+    They are written to `stream`, standard error unless told. A resumed run begins at step `start`;
+    without `show` nothing is shown (worker processes).
     """
 
     def __init__(

@@ -116,12 +116,10 @@ def backward(
     """The losses by name with their weighted sum "loss", and the flags of all; leaves gradients.
 
     The losses are means over the processes, and a flag that one process raises is raised for all,
-    so that every process draws the same conclusions.
-
-    The gradient of several parts is that of the whole batch as far as the losses are means over
-    images and nothing is random: not where they look at the batch as a whole (batch norm; features
-    standardised over the batch; means over the sampled regions of Faster R-CNN, the positive cells
-    of FCOS, the cells of padded images).
+    so that every process draws the same conclusions. The gradient of several parts is that of the
+    whole batch as far as the losses are means over images and nothing is random: not where they
+    look at the batch as a whole (batch norm; features standardised over the batch; means over the
+    sampled regions of Faster R-CNN, the positive cells of FCOS, the cells of padded images).
 
     Args:
         accelerator: device, precision and processes; it has prepared the model.
@@ -132,9 +130,8 @@ def backward(
         accumulate: parts of the batch.
         flags: what this process asks for.
 
-    Raises:
-        NonFiniteLossError: a loss of any process and part is NaN or infinite; before the last
-            backward pass, and so before any weight changes.
+    Raises NonFiniteLossError when a loss of any process and part is NaN or infinite; before the
+    last backward pass, and so before any weight changes.
     """
     rows = []
     for number, (images, targets) in enumerate(parts(batch, accumulate), start=1):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
-from dfmsd.viz.boxes import class_legend, corners, dash_boxes, draw_boxes, outline, tag
+from dfmsd.viz.boxes import Target, class_legend, corners, dash_boxes, draw_boxes, outline, tag
 from dfmsd.viz.checks import Limits, check_entries, check_lengths, to_array, value_range
 from dfmsd.viz.panels import COLUMNS, SIGNED, STYLE, extent, panels, show_image
 
@@ -22,8 +22,8 @@ PRINTED_BOXES = 12
 @plt.rc_context(STYLE)
 def detections_figure(
     images: Sequence[Tensor],
-    predictions: Sequence[Mapping[str, Tensor]],
-    truths: Sequence[Mapping[str, Tensor]] | None = None,
+    predictions: Sequence[Target],
+    truths: Sequence[Target] | None = None,
     *,
     classes: Sequence[str],
     score: float = 0.4,
@@ -31,12 +31,7 @@ def detections_figure(
 ) -> Figure:
     """Figure with one panel per image: found boxes in class colours, true ones thin and dashed.
 
-    Args:
-        images: N of them.
-        predictions: N dicts of `boxes` (n, 4), `labels` (n,) in 1..K and `scores` (n,).
-        truths: N dicts of `boxes`, or None.
-        classes: the K names; `classes[0]` belongs to label 1.
-        score: boxes that score lower are left out.
+    `classes` are the K names, the first of label 1; found boxes below `score` are left out.
     """
     check_lengths(images=images, predictions=predictions, truths=truths)
     names = ("boxes", "labels", "scores")
@@ -57,16 +52,9 @@ def detections_figure(
 
 @plt.rc_context(STYLE)
 def scene_sheet(
-    images: Sequence[Tensor],
-    targets: Sequence[Mapping[str, Tensor]],
-    classes: Sequence[str],
-    *,
-    title: str = "",
+    images: Sequence[Tensor], targets: Sequence[Target], classes: Sequence[str], *, title: str = ""
 ) -> Figure:
-    """Figure with one panel per image and its true boxes in their classes' colours.
-
-    `targets` are N dicts of `boxes` (n, 4) and `labels` (n,) in 1..K; `classes` are the K names.
-    """
+    """Figure with one panel per image and its true boxes in the colours of the K `classes`."""
     check_lengths(images=images, targets=targets)
     heads = []
     for index, target in enumerate(targets):
