@@ -15,23 +15,16 @@ from dfmsd.ranges import check
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """The batch behind the features.
+    """The batch behind the features; ValueError when `sizes` does not fit `images`.
 
-    Attributes:
-        images: (N, 3, H, W), padded and normalised.
-        sizes: (height, width) of each image in the batch, pixels; images lie at the top left.
-        targets: one dict per image, `boxes` (n, 4) xyxy in pixels of the padded batch; or None.
-        candidates: (n, 4) boxes per image, same pixels, for methods that look at regions; or None.
-        scores: teacher's stride → its score at each cell, (N, 1, h, w), 0..1; or None.
-
-    ValueError when `sizes` does not fit `images`.
+    All boxes are (n, 4) xyxy, in pixels of the padded batch.
     """
 
-    images: Tensor
-    sizes: list[tuple[int, int]]
-    targets: list[dict[str, Tensor]] | None = None
-    candidates: list[Tensor] | None = None
-    scores: Mapping[int, Tensor] | None = None
+    images: Tensor  # (N, 3, H, W), padded and normalised
+    sizes: list[tuple[int, int]]  # (height, width) of each image, pixels; it lies at the top left
+    targets: list[dict[str, Tensor]] | None = None  # of each image, with `boxes`
+    candidates: list[Tensor] | None = None  # boxes of each image, for methods that use regions
+    scores: Mapping[int, Tensor] | None = None  # teacher's stride → (N, 1, h, w), 0..1, of a cell
 
     def __post_init__(self) -> None:
         """Check that there is one size per image, none larger than the batch."""

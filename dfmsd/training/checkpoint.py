@@ -58,8 +58,8 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             broken.rename(f"{broken}.unreadable")
             _log.warning("%s; kept as %s.unreadable, going on from %s", error, broken.name, path)
         return path, state
-    for error in problems.values():
-        raise error
+    if problems:
+        raise next(iter(problems.values()))
     return None
 
 

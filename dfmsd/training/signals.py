@@ -7,8 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STATUS = 75
-"""Exit status of a run that was asked to stop: "temporary failure, try again" in sysexits.h."""
+STATUS = 75  # of a run that was asked to stop: "temporary failure, try again" in sysexits.h
 
 
 class PreemptedError(Exception):

@@ -14,8 +14,7 @@ from torch import Tensor
 # Okabe and Ito's colours without black, which shadows on a picture hide.
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 Colour = str | tuple[float, ...]
-Target = Mapping[str, Tensor]
-"""`boxes` (n, 4), `labels` (n,) in 1..K and perhaps `scores` (n,) of an image."""
+Target = Mapping[str, Tensor]  # `boxes` (n, 4), `labels` (n,) in 1..K, perhaps `scores` (n,)
 
 
 def draw_boxes(axes: Axes, target: Target, classes: Sequence[str]) -> None:

@@ -20,8 +20,7 @@ from dfmsd.viz.panels import STYLE, WIDTH, wrap
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 MARKERS = "osD^vP*"
 NARROW = 0.8 * WIDTH
-Ranged = tuple[float, tuple[float, float] | None]
-"""A mean, and the ends of the interval that holds it; None: it has none."""
+Ranged = tuple[float, tuple[float, float] | None]  # a mean, and its interval's ends, if it has one
 
 
 def chart(

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-Limits = tuple[float, float]
-"""Lowest and highest value of a colour scale."""
+Limits = tuple[float | None, float | None]  # of a colour scale; None: of what is drawn
 
 
 def check_entries(name: str, values: Mapping) -> None:
@@ -25,7 +24,7 @@ def check_lengths(**lists: Sequence | None) -> None:
         raise ValueError(f"{', '.join(sizes)}: got lengths {sizes}, expected equal ones above 0")
 
 
-def value_range(maps: Sequence[Tensor], name: str = "map") -> Limits:
+def value_range(maps: Sequence[Tensor], name: str = "map") -> tuple[float, float]:
     """Lowest and highest value of all maps; ValueError when one is empty, NaN or infinite."""
     if any(values.numel() == 0 for values in maps):
         raise ValueError(f"{name}: got a tensor without values, expected at least one")

@@ -66,8 +66,8 @@ def levels_figure(
     for name, levels in maps.items():
         check_entries(f"maps[{name!r}]", levels)
     strides = sorted({stride for levels in maps.values() for stride in levels})
-    repeated, heads = [image] * (len(maps) * len(strides)), [f"stride {k}" for k in strides]
-    bars = 0.3 + 0.55 * len(strides)
+    heads, bars = [f"stride {k}" for k in strides], 0.3 + 0.55 * len(strides)
+    repeated = [image] * (len(maps) * len(strides))
     figure, frames = panels(repeated, len(strides), title, heads=heads, bars=bars)
     for row, (name, levels) in enumerate(maps.items()):
         line = frames[row * len(strides) : (row + 1) * len(strides)]
@@ -79,9 +79,8 @@ def levels_figure(
                 middle = {"ha": "center", "va": "center", "transform": axes.transAxes}
                 axes.text(0.5, 0.5, "no such level", color="#444444", **middle)
                 continue
-            heat, key = levels[stride], f"maps[{name!r}][{stride}]"
-            limits = value_range([heat], key)
-            drawn = show_heat(axes, image, heat, limits, smooth=False, name=key)
+            key = f"maps[{name!r}][{stride}]"
+            drawn = show_heat(axes, image, levels[stride], (None, None), name=key)
             figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02, aspect=15)
     return figure
 
@@ -112,7 +111,7 @@ def masks_figure(
     show_image(frames[0], image)
     limits = value_range(list(maps.values()))
     for axes, values in zip(frames[1:], maps.values(), strict=False):
-        drawn = show_heat(axes, image, values, limits, smooth=False)
+        drawn = show_heat(axes, image, values, limits)
     figure.colorbar(drawn, ax=frames[1:-1], shrink=0.8, pad=0.02)
     _show_visible(frames[-1], image, cells)
     for axes in frames:

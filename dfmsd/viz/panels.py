@@ -96,7 +96,7 @@ def show_image(axes: Axes, image: Tensor, name: str = "image", *, grey: bool = F
 
 
 def show_heat(
-    axes: Axes, image: Tensor, heat: Tensor, limits: Limits, *, smooth: bool, name: str = "map"
+    axes: Axes, image: Tensor, heat: Tensor, limits: Limits, smooth: bool = False, name: str = "map"
 ) -> AxesImage:
     """Draw a map (h, w) over its image turned grey; what comes back feeds a colour bar."""
     show_image(axes, image, grey=True)
