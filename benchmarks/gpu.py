@@ -35,8 +35,8 @@ from dfmsd.experiments.build import batches, datasets, detector_for, method
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.records import append_record
 from dfmsd.loss import DFMSDLoss
-from dfmsd.training.finite import total_loss
 from dfmsd.training.optim import make_optimizer
+from dfmsd.training.steps import total_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARES = {"tests": 110, "throughput": 160, "loss": 45, "scenes": 35, "compile": 50}

@@ -22,8 +22,8 @@ from dfmsd.context import Context
 from dfmsd.distill import Distiller
 from dfmsd.experiments.build import batches, datasets, detector_for, method
 from dfmsd.experiments.presets import resolve
-from dfmsd.training.finite import total_loss
 from dfmsd.training.optim import make_optimizer
+from dfmsd.training.steps import total_loss
 
 PRESET = "faster_rcnn_r50_swin_sal"
 BATCH = 16

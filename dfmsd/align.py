@@ -81,14 +81,11 @@ class Adapter(nn.Module):
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, kind: Fit = "conv") -> None:
-        """See the class."""
         super().__init__()
-        counts = (student_channels, teacher_channels)
+        counts, equal = (student_channels, teacher_channels), student_channels == teacher_channels
         check_value("adapter kind", kind, Fit)
-        equal = student_channels == teacher_channels
         check("channel counts", counts, equal or kind != "identity", "equal for an identity")
-        same = kind == "identity" or (kind == "auto" and equal)
-        self.map = nn.Identity() if same else nn.Conv2d(*counts, 1)
+        self.map = nn.Conv2d(*counts, 1) if kind == "conv" or not equal else nn.Identity()
 
     def forward(self, feature: Tensor) -> Tensor:
         """The adapted feature, (N, C_t, H, W)."""
@@ -125,12 +122,8 @@ def match_levels(
     Where sizes differ, the student is resized bilinearly. By stride, only rounding can make them
     differ, so more than two cells is an error; so is a level that is missing, or none in common.
 
-    Args:
-        student: stride → (N, C_s, H, W).
-        teacher: stride → (N, C_t, H, W).
-        match: see `pair_strides`.
-        pairs: what `pair_strides` gave a method when it was built; other levels are left out. None
-            pairs the levels that are there.
+    Features are stride → (N, C, H, W). `pairs` are what `pair_strides` gave a method when it was
+    built, other levels are left out; None pairs the levels that are there, by `match`.
     """
     pairs = pair_strides(student, teacher, match) if pairs is None else pairs
     for name, features, side in (("student", student, 0), ("teacher", teacher, 1)):
@@ -139,11 +132,11 @@ def match_levels(
     levels = []
     for stride, teacher_stride in pairs:
         feature, goal = student[stride], teacher[teacher_stride]
-        size, wanted = feature.shape[-2:], goal.shape[-2:]
+        size, wanted = tuple(feature.shape[-2:]), tuple(goal.shape[-2:])
         if match == "stride" and max(abs(a - b) for a, b in zip(size, wanted, strict=True)) > 2:
             raise ValueError(
-                f"features at stride {stride} differ in size: student {tuple(size)}, teacher "
-                f"{tuple(wanted)}; were they computed from the same pixels?"
+                f"features at stride {stride} differ in size: student {size}, teacher {wanted}; "
+                "were they computed from the same pixels?"
             )
         if size != wanted:
             feature = F.interpolate(feature, size=wanted, mode="bilinear", align_corners=False)

@@ -15,24 +15,16 @@ from dfmsd.ranges import check
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """The batch behind the features.
+    """The batch behind the features; ValueError when `sizes` does not fit `images`.
 
-    Attributes:
-        images: (N, 3, H, W), padded and normalised.
-        sizes: (height, width) of each image in the batch, pixels; images lie at the top left.
-        targets: one dict per image, `boxes` (n, 4) xyxy in pixels of the padded batch; or None.
-        candidates: (n, 4) boxes per image, same pixels, for methods that look at regions; or None.
-        scores: teacher's stride → its score at each cell, (N, 1, h, w), 0..1; or None.
-
-    Raises:
-        ValueError: when `sizes` does not fit `images`.
+    All boxes are (n, 4) xyxy, in pixels of the padded batch.
     """
 
-    images: Tensor
-    sizes: list[tuple[int, int]]
-    targets: list[dict[str, Tensor]] | None = None
-    candidates: list[Tensor] | None = None
-    scores: Mapping[int, Tensor] | None = None
+    images: Tensor  # (N, 3, H, W), padded and normalised
+    sizes: list[tuple[int, int]]  # (height, width) of each image, pixels; it lies at the top left
+    targets: list[dict[str, Tensor]] | None = None  # of each image, with `boxes`
+    candidates: list[Tensor] | None = None  # boxes of each image, for methods that use regions
+    scores: Mapping[int, Tensor] | None = None  # teacher's stride → (N, 1, h, w), 0..1, of a cell
 
     def __post_init__(self) -> None:
         """Check that there is one size per image, none larger than the batch."""
@@ -65,6 +57,14 @@ class Context:
         """`valid`, or None when no image is padded, which spares every pass over the mask."""
         return self.valid(feature) if self.padded else None
 
+    def target_boxes(self) -> list[Tensor]:
+        """The boxes (n, 4) of each image's target; ValueError unless every image has one."""
+        count, targets = len(self.sizes), self.targets
+        check("context.targets", targets, targets is not None, "one dict with boxes per image")
+        fits = len(targets) == count
+        check("len(context.targets)", len(targets), fits, f"{count}, one per image")
+        return [target["boxes"] for target in targets]
+
     @cached_property
     def _limits(self) -> Tensor:
         """`sizes` as (N, 2) on the images' device; a GPU takes them without a wait."""
@@ -77,9 +77,7 @@ class Context:
 def mean_over(value: Tensor, mask: Tensor | None = None) -> Tensor:
     """The scalar mean of `value` (N, C, H, W) where `mask` counts; 0 when it counts nothing.
 
-    Args:
-        value: (N, C, H, W).
-        mask: 0/1 or bool, broadcastable to `value`; None counts everything.
+    The mask is 0/1 or bool, broadcastable to the value; None counts everything.
     """
     if mask is None:
         return value.mean()

@@ -57,10 +57,8 @@ class Distiller(nn.Module):
         for name, detector in (("student", student), ("teacher", teacher)):
             parts = hasattr(detector, "transform") and hasattr(detector, "backbone")
             if detector is not None and not parts:
-                raise ValueError(
-                    f"{name} must be a torchvision detector with .transform and .backbone, "
-                    f"got {type(detector).__name__}"
-                )
+                wanted = "a torchvision detector with .transform and .backbone"
+                raise ValueError(f"{name} must be {wanted}, got {type(detector).__name__}")
         self.student, self.method = student, method
         object.__setattr__(self, "teacher", teacher)  # not as a submodule
         if teacher is not None:
@@ -75,10 +73,7 @@ class Distiller(nn.Module):
     @torch.no_grad()  # not inference_mode: raw targets are saved for the backward pass
     def teacher_features(self, pixels: Tensor) -> dict[int, Tensor]:
         """The teacher's features by stride, for a batch (N, 3, H, W) normalised its own way."""
-        self.teacher.to(pixels.device)
-        if self.teacher.training or self.teacher.backbone.training:
-            self.teacher.eval()
-        levels = to_levels(self.teacher.backbone(pixels))
+        levels = to_levels(self.teacher.to(pixels.device).eval().backbone(pixels))
         return {stride: levels[name] for stride, (name, _) in self.teacher_levels.items()}
 
     def forward(

@@ -20,23 +20,30 @@ from torch import Tensor
 from dfmsd.context import widen
 from dfmsd.ranges import Cutoff, NotNegative, Share, check_value
 
+Size = tuple[int, int]  # height, width
+Sizes = list[Size] | None
+
 
 def high_pass(image: Tensor, *, cutoff: Cutoff, softness: Share = 0.5) -> Tensor:
     """The part of an image (..., H, W) above the cut-off, same shape, float32 or better, mean 0.
 
-    Multiplied by `radial_gain` in the Fourier domain, outside autocast. The image is taken as
-    periodic; `high_frequency` mirrors its border first.
+    Multiplied by `radial_gain` in the Fourier domain, outside autocast: bf16 and fp16 have no FFT
+    on most devices and lose the small coefficients. The image is taken as periodic;
+    `high_frequency` mirrors its border first.
     """
-    return _filter(image, cutoff, softness, high=True)
+    wide, size = widen(image), (image.shape[-2], image.shape[-1])
+    form = {"cutoff": cutoff, "softness": softness, "device": wide.device, "dtype": wide.dtype}
+    with torch.autocast(device_type=image.device.type, enabled=False):
+        return torch.fft.irfft2(torch.fft.rfft2(wide) * radial_gain(size, **form), s=size)
 
 
 def low_pass(image: Tensor, *, cutoff: Cutoff, softness: Share = 0.5) -> Tensor:
     """The part of an image (..., H, W) below the cut-off: `low_pass + high_pass` is the image."""
-    return _filter(image, cutoff, softness, high=False)
+    return widen(image) - high_pass(image, cutoff=cutoff, softness=softness)
 
 
 def radial_gain(
-    size: tuple[int, int],
+    size: Size,
     *,
     cutoff: Cutoff,
     softness: Share = 0.5,
@@ -61,11 +68,7 @@ def radial_gain(
 
 
 def high_frequency(
-    images: Tensor,
-    *,
-    cutoff: Cutoff,
-    softness: Share = 0.5,
-    sizes: list[tuple[int, int]] | None = None,
+    images: Tensor, *, cutoff: Cutoff, softness: Share = 0.5, sizes: Sizes = None
 ) -> Tensor:
     """Strength of the high frequencies per pixel, (N, 1, H, W), ≥ 0, 0 in padding; no gradient.
 
@@ -91,9 +94,7 @@ def high_frequency(
     return strength
 
 
-def pool_energy(
-    strength: Tensor, size: tuple[int, int], *, sizes: list[tuple[int, int]] | None = None
-) -> Tensor:
+def pool_energy(strength: Tensor, size: Size, *, sizes: Sizes = None) -> Tensor:
     """Frequency energy per cell, (N, 1, h, w) in 0..1, an image's largest is 1; 0 in padding.
 
     Each cell averages the image pixels it covers, then each image is divided by its largest cell.
@@ -111,12 +112,7 @@ def pool_energy(
 
 
 def frequency_energy(
-    images: Tensor,
-    size: tuple[int, int],
-    *,
-    cutoff: Cutoff,
-    softness: Share = 0.5,
-    sizes: list[tuple[int, int]] | None = None,
+    images: Tensor, size: Size, *, cutoff: Cutoff, softness: Share = 0.5, sizes: Sizes = None
 ) -> Tensor:
     """Frequency energy of images (N, C, H, W) on a level's grid `size`, (N, 1, h, w) in 0..1.
 
@@ -127,19 +123,14 @@ def frequency_energy(
     return pool_energy(strength, size, sizes=sizes)
 
 
-def region_energy(energy: Tensor, boxes: list[Tensor], image_size: tuple[int, int]) -> Tensor:
+def region_energy(energy: Tensor, boxes: list[Tensor], image_size: Size) -> Tensor:
     """Energy averaged inside each box, (N, 1, h, w): per cell the largest of its boxes, else 0.
 
     A box covers every cell it touches, so that a small one covers at least one. Choice: the maximum
     where boxes overlap, so that a large box does not dilute a small rich one inside it.
 
-    Args:
-        energy: (N, 1, h, w).
-        boxes: per image (n, 4) xyxy, absolute pixels of the padded batch; n may be 0.
-        image_size: (H, W) of the padded batch, pixels.
-
-    Raises:
-        ValueError: unless there is one (n, 4) tensor per image.
+    `energy` is (N, 1, h, w), `boxes` are (n, 4) xyxy per image, absolute pixels of the padded batch
+    of `image_size` (H, W); n may be 0. ValueError unless there is one such tensor per image.
     """
     shapes = [tuple(box.shape) for box in boxes]
     if len(boxes) != len(energy) or any(len(s) != 2 or s[1] != 4 for s in shapes):
@@ -178,11 +169,8 @@ def strengthen(
     `S' ∝ S · (1 + strength · E · (1 − rank(S)))`: the most attended cell is not raised; with no
     strength or no energy the attention comes back. Choice, from figure 5.
 
-    Args:
-        attention: (N, 1, H, W), mean 1 over valid cells, 0 in padding.
-        energy: (N, 1, H, W) in 0..1.
-        strength: ≥ 0, else ValueError.
-        valid: see above.
+    `attention` is (N, 1, H, W), of mean 1 over valid cells and 0 in padding, `energy` as large and
+    in 0..1, `strength` ≥ 0.
     """
     check_value("strength", strength, NotNegative)
     raised = attention * (1 + strength * energy * (1 - relative_rank(attention, valid)))
@@ -191,16 +179,6 @@ def strengthen(
     raised = raised * valid
     count, total = (x.sum((2, 3), keepdim=True) for x in (valid, raised))
     return raised * count / total.clamp_min(torch.finfo(raised.dtype).tiny)
-
-
-def _filter(image: Tensor, cutoff: Cutoff, softness: Share, *, high: bool) -> Tensor:
-    # bf16 and fp16 have no FFT on most devices and lose the small coefficients
-    wide = widen(image)
-    with torch.autocast(device_type=image.device.type, enabled=False):
-        size = (image.shape[-2], image.shape[-1])
-        form = {"cutoff": cutoff, "softness": softness}
-        gain = radial_gain(size, **form, device=wide.device, dtype=wide.dtype)
-        return torch.fft.irfft2(torch.fft.rfft2(wide) * (gain if high else 1 - gain), s=size)
 
 
 def _touched(interval: Tensor, cells: int, pixels: int) -> Tensor:

@@ -22,20 +22,15 @@ Mix = Literal["learned"] | Share
 class Generator(nn.Module):
     """Rebuilds a masked feature: conv3x3 – ReLU – conv3x3, (N, C, H, W) → (N, C, H, W).
 
-    Source: MGD's block, torch's default initialisation, no norm. With `width=channels` it is
-    MGD's exactly.
-
-    Args:
-        channels: C of input and output, at least 1.
-        width: channels between the convolutions, at least 1; None means `channels`.
+    `width` channels, at least 1, are between the convolutions; None means C, as in MGD's block.
+    Source: MGD, with torch's default initialisation and no norm.
     """
 
     def __init__(self, channels: Count, width: Count | None = None) -> None:
-        """See the class."""
         super().__init__()
         width = channels if width is None else width
-        for name, value in (("channels", channels), ("width", width)):
-            check_value(name, value, Count)
+        check_value("channels", channels, Count)
+        check_value("width", width, Count)
         self.block = nn.Sequential(
             nn.Conv2d(channels, width, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
@@ -58,14 +53,9 @@ class DualGenerator(nn.Module):
     Source: DMKD's two branches.
 
     Args:
-        channels: C of input and output.
-        width: channels between the convolutions; None means `channels`.
-        spatial: have the spatial branch.
-        channel: have the channel branch.
+        channels, width: of each `Generator`.
+        spatial, channel: have the branch, at least one; else ValueError.
         share: of the spatial branch, 0..1, or "learned": the sigmoid of a parameter, at first 0.5.
-
-    Raises:
-        ValueError: when neither branch is wanted, or the share is out of range.
     """
 
     def __init__(
@@ -77,23 +67,21 @@ class DualGenerator(nn.Module):
         channel: bool = True,
         share: Mix = "learned",
     ) -> None:
-        """See the class."""
         super().__init__()
         check("spatial or channel", "neither", spatial or channel, "True")
         check_value("share", share, Mix)
-        learned = share == "learned"
         self.spatial = Generator(channels, width) if spatial else None
         self.channel = Generator(channels, width) if channel else None
-        both = spatial and channel
-        self.mix = nn.Parameter(torch.zeros(())) if both and learned else None
-        self.fixed = None if learned else float(share)
+        learned = spatial and channel and share == "learned"
+        self.mix = nn.Parameter(torch.zeros(())) if learned else None
+        self.fixed = share
 
     @property
     def share(self) -> Tensor | float:
         """Share of the spatial branch in what `forward` returns, 0..1."""
         if self.spatial is None or self.channel is None:
             return 0.0 if self.spatial is None else 1.0
-        return self.fixed if self.mix is None else self.mix.sigmoid()
+        return float(self.fixed) if self.mix is None else self.mix.sigmoid()
 
     def forward(
         self,
@@ -102,13 +90,10 @@ class DualGenerator(nn.Module):
         keep_channel: Tensor | None,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """The rebuilt feature, (N, C, H, W).
+        """The rebuilt feature, (N, C, H, W), of one that is not masked yet.
 
-        Args:
-            feature: (N, C, H, W), not masked yet.
-            keep_spatial: (N, 1, H, W), 0 hidden; not read without the spatial branch.
-            keep_channel: (N, C, 1, 1), 0 hidden; not read without the channel branch.
-            valid: see above.
+        The keep masks are (N, 1, H, W) and (N, C, 1, 1), 0 hidden; one of a branch that is off is
+        not read.
         """
         if self.channel is None:
             return self.spatial(feature * keep_spatial, valid)

@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dfmsd import masking
 from dfmsd.align import (
     Adapter,
     Fit,
@@ -28,6 +27,7 @@ from dfmsd.align import (
 from dfmsd.context import Context, mean_squared_error
 from dfmsd.enhance import high_frequency, pool_energy, region_energy, strengthen
 from dfmsd.generate import DualGenerator, Mix, reconstruction_loss
+from dfmsd.masking import Select, channel_attention, keep_mask, spatial_attention
 from dfmsd.ranges import Cutoff, NotNegative, Positive, Share, check_fields, positive_weights
 
 Form = Literal["standardised", "raw"]
@@ -64,12 +64,9 @@ class DFMSDLoss(nn.Module):
     Source: the paper names the parts; Choice: their forms, see the functions.
 
     Args:
-        student_channels: stride → C_s.
-        teacher_channels: stride → C_t.
-        spatial: use the spatial branch.
-        channel: use the channel branch.
-        ratio_spatial: share of cells to hide, 0..1.
-        ratio_channel: share of channels to hide, 0..1.
+        student_channels, teacher_channels: stride → C.
+        spatial, channel: use the branch.
+        ratio_spatial, ratio_channel: share of cells and of channels to hide, 0..1.
         temperature: of both attentions, > 0.
         select: hide the most attended ("high"), the least ("low") or any ("random", from torch's
             global generator).
@@ -91,8 +88,7 @@ class DFMSDLoss(nn.Module):
         reconstruction_weight: on the mean squared error; 0 is off.
         alignment_weight: 10 on "pearson" is 5 on the whole mean squared difference; 0 is off.
 
-    Raises:
-        ValueError: when an argument is out of range, no level is in common, or every term is off.
+    ValueError when an argument is out of range, no level is in common, or every term is off.
     """
 
     student_channels: dict[int, int]
@@ -103,7 +99,7 @@ class DFMSDLoss(nn.Module):
     ratio_spatial: Share = 0.5
     ratio_channel: Share = 0.5
     temperature: Positive = 0.5
-    select: masking.Select = "high"
+    select: Select = "high"
     attention_on: Form = "standardised"
     target: Form = "standardised"
     masked_only: bool = False
@@ -155,9 +151,7 @@ class DFMSDLoss(nn.Module):
         if enhances and "reconstruction" in self.weights:
             frequency = high_frequency(context.images, cutoff=self.cutoff, sizes=context.sizes)
         matched = match_levels(student, teacher, self.match, pairs=self.pairs)
-        return {
-            stride: self._level(str(stride), s, t, context, frequency) for stride, s, t in matched
-        }
+        return {key: self._level(str(key), s, t, context, frequency) for key, s, t in matched}
 
     def _level(
         self, key: str, student: Tensor, teacher: Tensor, context: Context, frequency: Tensor | None
@@ -173,11 +167,7 @@ class DFMSDLoss(nn.Module):
                 seen = teacher if self.attention_on == "raw" else z_t
                 self._hide_cells(level, seen, context, frequency)
             if self.channel:
-                scale = self.temperature
-                level.channels = masking.channel_attention(teacher, temperature=scale, valid=valid)
-                level.keep_channel = masking.keep_mask(
-                    level.channels, ratio=self.ratio_channel, select=self.select
-                )
+                self._hide_channels(level, teacher)
             self._rebuild(level, key)
         if "alignment" in self.weights and self.align == "distribution":
             level.losses["alignment"] = channel_divergence(z_s, z_t, tau=1.0, valid=valid)
@@ -189,20 +179,25 @@ class DFMSDLoss(nn.Module):
         self, level: Level, seen: Tensor, context: Context, frequency: Tensor | None
     ) -> None:
         scale, valid = self.temperature, level.valid
-        level.attention = masking.spatial_attention(seen, temperature=scale, valid=valid)
+        level.attention = spatial_attention(seen, temperature=scale, valid=valid)
         level.enhanced = level.attention
         if frequency is not None:
             sizes = context.sizes if context.padded else None
             energy = pool_energy(frequency, tuple(seen.shape[-2:]), sizes=sizes)
             if self.regions == "boxes":
-                energy = region_energy(energy, _boxes(context), tuple(context.images.shape[-2:]))
+                given = context.candidates
+                boxes = context.target_boxes() if given is None else given
+                energy = region_energy(energy, boxes, tuple(context.images.shape[-2:]))
             level.energy = energy
-            level.enhanced = strengthen(
-                level.attention, energy, strength=self.strength, valid=valid
-            )
-        level.keep_spatial = masking.keep_mask(
-            level.enhanced, ratio=self.ratio_spatial, select=self.select, valid=valid
-        )
+            strength = self.strength
+            level.enhanced = strengthen(level.attention, energy, strength=strength, valid=valid)
+        hide = {"ratio": self.ratio_spatial, "select": self.select}
+        level.keep_spatial = keep_mask(level.enhanced, **hide, valid=valid)
+
+    def _hide_channels(self, level: Level, seen: Tensor) -> None:
+        level.channels = channel_attention(seen, temperature=self.temperature, valid=level.valid)
+        hide = {"ratio": self.ratio_channel, "select": self.select}
+        level.keep_channel = keep_mask(level.channels, **hide)
 
     def _rebuild(self, level: Level, key: str) -> None:
         masks = (level.keep_spatial, level.keep_channel)
@@ -211,11 +206,3 @@ class DFMSDLoss(nn.Module):
         level.losses["reconstruction"] = reconstruction_loss(
             level.reconstruction, level.teacher, valid=level.valid, keep=keep
         )
-
-
-def _boxes(context: Context) -> list[Tensor]:
-    if context.candidates is not None:
-        return context.candidates
-    if context.targets is None:
-        raise ValueError("regions='boxes' needs candidates or targets in the context, got neither")
-    return [target["boxes"] for target in context.targets]

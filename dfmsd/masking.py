@@ -26,14 +26,12 @@ def spatial_attention(
     """Attention of each cell, (N, 1, H, W), ≥ 0, mean 1 over a sample's valid cells, 0 in padding.
 
     `HW · softmax_hw(mean_c |F| / temperature)` of a raw or standardised feature, in float32 or
-    better; it depends on the scale of `feature / temperature`.
-
-    Source: FGD. Choice: the softmax runs over valid cells only, so padding takes no share of it.
+    better; it depends on the scale of `feature / temperature`. Source: FGD. Choice: the softmax
+    runs over valid cells only, so padding takes no share of it.
     """
     _check_attention(feature, temperature)
-    score = softmax_input(widen(feature).abs().mean(1, keepdim=True) / temperature, valid).flatten(
-        1
-    )
+    score = widen(feature).abs().mean(1, keepdim=True) / temperature
+    score = softmax_input(score, valid).flatten(1)
     # a sample without a valid cell gives 0
     count = score.shape[1] if valid is None else valid.sum((1, 2, 3))[:, None]
     return (score.softmax(1) * count).view(feature.shape[0], 1, *feature.shape[2:])
@@ -46,9 +44,7 @@ def channel_attention(
 
     `C · softmax_c(mean_hw |F| / temperature)`, the mean over valid cells, in float32 or better.
     Give it the raw feature: after standardising, every channel is about equally strong and the
-    ranking unsteady.
-
-    Source: FGD.
+    ranking unsteady. Source: FGD.
     """
     _check_attention(feature, temperature)
     return (mean_of_cells(widen(feature).abs(), valid) / temperature).softmax(1) * feature.shape[1]
@@ -67,7 +63,7 @@ def keep_mask(
 
     With `ratio`, exactly `round(ratio · valid entries)` of each sample are hidden; equal attention
     is hidden in reading order. With `threshold`, entries with attention above it ("high") or below
-    it ("low"). Padded cells are never hidden: they stay 1.
+    it ("low"). Padded cells are never hidden: they stay 1. ValueError for other arguments.
 
     Choice: a ratio, because a threshold on a softmax hides a different share on every level,
     teacher and image size. Polarity is a switch, because the sources disagree on it.
@@ -80,26 +76,20 @@ def keep_mask(
             only).
         valid: see above, for cells.
         generator: source of the random draw; None takes torch's global one.
-
-    Raises:
-        ValueError: unless one of ratio and threshold is given, in range, and `select` known.
     """
     if (ratio is None) == (threshold is None):
         given = f"ratio={ratio}, threshold={threshold}"
         raise ValueError(f"give exactly one of ratio and threshold, got {given}")
     check_value("select", select, Select)
-    if threshold is None:
-        check_value("ratio", ratio, Share)
-    else:
-        check("threshold", threshold, isfinite(threshold), "finite")
-        check("select", select, select != "random", "'high' or 'low' with a threshold")
-    attention = attention.detach()
-    score = attention.flatten(1)  # (N, K)
+    score = attention.detach().flatten(1)  # (N, K)
     inside = None if valid is None else valid.flatten(1)
     if threshold is not None:
+        check("threshold", threshold, isfinite(threshold), "finite")
+        check("select", select, select != "random", "'high' or 'low' with a threshold")
         hidden = score > threshold if select == "high" else score < threshold
         hidden = hidden if inside is None else hidden & inside
     else:
+        check_value("ratio", ratio, Share)
         if select == "random":
             source = score.device if generator is None else generator.device
             score = torch.rand(score.shape, generator=generator, device=source).to(score.device)

@@ -57,11 +57,10 @@ def run_stages(
         batches: the training data (see `fit`).
         optimizer: arguments of `make_optimizer`.
         checkpoints: where and how often the run is saved; its `export` is given the student.
+            CheckpointError when the newest one belongs to another run.
         after_stage: called with (number, stage, student, history) when a stage is complete.
         accelerator: device, precision and processes; a plain one unless given.
         options: passed on to `fit`.
-
-    Raises CheckpointError when the newest checkpoint belongs to another run.
     """
     accelerator, checkpoints = accelerator or Accelerator(), checkpoints or Checkpointing()
     if (export := checkpoints.export) is not None:  # `fit` trains a distiller and exports that
@@ -80,9 +79,8 @@ def run_stages(
         history = fit(distiller, batches, adamw_or_sgd, stage.schedule, stage=number, **options)
         if after_stage is not None:
             after_stage(number, stage, student, history)
-        state = {"stage": number + 1, "step": 0, "student": student.state_dict()}
-        state["log"] = history.text
-        manager.save(state, distiller)
+        state = {"stage": number + 1, "step": 0, "log": history.text}
+        manager.save(state | {"student": student.state_dict()}, distiller)
     return student
 
 
@@ -160,8 +158,7 @@ def _resume(manager: CheckpointManager, student: nn.Module, count: int) -> tuple
     if stage > count or (stage == count and step):
         raise CheckpointError(f"{manager.path}: stands at stage {stage}, this run has {count}")
     if step == 0:  # else `fit` loads it with the method
-        difference = state_dict_diff(student.state_dict(), state["student"])
-        if difference:
+        if difference := state_dict_diff(student.state_dict(), state["student"]):
             raise CheckpointError(f"{manager.path}: belongs to another model ({difference})")
         student.load_state_dict(state["student"])
     return stage, step

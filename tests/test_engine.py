@@ -11,11 +11,10 @@ from tiny import Line, TinyBatches, tiny_detector, tiny_images
 
 from dfmsd.detectors.checkpoints import CheckpointError, save_state
 from dfmsd.training.checkpoint import Checkpointing, load_latest
-from dfmsd.training.finite import NonFiniteLossError
 from dfmsd.training.log import History, Logging
 from dfmsd.training.loop import fit
 from dfmsd.training.optim import Schedule, make_optimizer
-from dfmsd.training.steps import step_seed
+from dfmsd.training.steps import NonFiniteLossError, step_seed
 
 QUIET = Logging(show=False)
 

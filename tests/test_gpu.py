@@ -28,8 +28,8 @@ from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.presets_coco import PRESETS
 from dfmsd.experiments.runs import execute, runs
 from dfmsd.loss import DFMSDLoss
-from dfmsd.training.finite import total_loss
 from dfmsd.training.optim import make_optimizer
+from dfmsd.training.steps import total_loss
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))

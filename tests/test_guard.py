@@ -10,10 +10,10 @@ from tiny import Line, TinyBatches
 
 from dfmsd.detectors.checkpoints import load_state
 from dfmsd.training.checkpoint import Checkpointing
-from dfmsd.training.finite import NonFiniteLossError, check_finite, save_batch_on_error, total_loss
 from dfmsd.training.log import Logging
 from dfmsd.training.loop import fit
 from dfmsd.training.optim import Schedule, make_optimizer
+from dfmsd.training.steps import NonFiniteLossError, check_finite, save_batch_on_error, total_loss
 
 NAN = float("nan")
 

@@ -30,12 +30,11 @@ from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage, run_stages
 from dfmsd.training.checkpoint import Checkpointing, list_checkpoints, load_latest
 from dfmsd.training.evaluation import evaluate_detector
-from dfmsd.training.finite import NonFiniteLossError
 from dfmsd.training.log import Logging
 from dfmsd.training.loop import Evaluation, fit
 from dfmsd.training.optim import Schedule, make_optimizer
 from dfmsd.training.signals import PreemptedError, stop_signals
-from dfmsd.training.steps import backward, peer_errors, step_seed
+from dfmsd.training.steps import NonFiniteLossError, backward, peer_errors, step_seed
 
 ROOT = Path(__file__).parent.parent
 

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import io
 
-import pytest
-
-from dfmsd.training.progress import Progress, clock
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65.4, "1:05"), (3725, "1:02:05")])
-def test_clock(seconds, text):
-    assert clock(seconds) == text
+from dfmsd.training.progress import Progress
 
 
 def test_line_by_hand():
@@ -58,16 +51,3 @@ def test_silent_when_not_shown():
     stream = io.StringIO()
     Progress("train", 1, stream=stream, show=False).update(1)
     assert stream.getvalue() == ""
-
-
-@pytest.mark.parametrize(("terminal", "before"), [(True, "\r\x1b[2K"), (False, "")])
-def test_a_line_between_stands_on_its_own(terminal, before):
-    class Stream(io.StringIO):
-        def isatty(self):
-            return terminal
-
-    stream = Stream()
-    Progress("get", 2, stream=stream).say("cut, again")
-    assert stream.getvalue() == f"{before}cut, again\n"
-    Progress("get", 2, stream=stream, show=False).say("never")
-    assert "never" not in stream.getvalue()

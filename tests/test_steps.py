@@ -149,7 +149,7 @@ def test_the_losses_of_a_step_are_fetched_once(accumulate):
 
 
 def test_a_loss_that_a_part_does_not_bear_stops_before_the_step():
-    from dfmsd.training.finite import NonFiniteLossError
+    from dfmsd.training.steps import NonFiniteLossError
 
     class Second(nn.Module):
         def __init__(self):

@@ -141,7 +141,7 @@ def test_a_flat_image_has_no_energy():
         ),
         (
             lambda: viz.channels_figure({"a": torch.ones(2)}, keep=torch.tensor([0, 2])),
-            "keep: got values up to 2, expected only 0 and 1",
+            "keep: got values from 0 to 2, expected only 0 and 1",
         ),
         (lambda: viz.scatter_figure({}, xlabel="", ylabel=""), "points: got no entry"),
         (

@@ -14,16 +14,12 @@ from dfmsd.baselines.amd import AMD
 from dfmsd.baselines.cwd import CWD, NormCWD
 from dfmsd.baselines.dmkd import DMKD
 from dfmsd.baselines.fgd import FGD
-from dfmsd.baselines.fitnet import FitNet
+from dfmsd.baselines.fitnet import FitNet, ScoreL2
 from dfmsd.baselines.mgd import MGD
 from dfmsd.baselines.pkd import PKD
-from dfmsd.baselines.pseudo_labels import PseudoLabels
-from dfmsd.baselines.score_l2 import ScoreL2
+from dfmsd.baselines.pseudo_labels import PseudoLabels as PseudoLabels
 
 BASELINES: dict[str, type[nn.Module]] = {
     method.__name__.lower(): method for method in (FitNet, MGD, AMD, DMKD, PKD, FGD, CWD)
 }
 BASELINES |= {"norm_cwd": NormCWD, "score_l2": ScoreL2}
-
-__all__ = ["AMD", "BASELINES", "CWD", "DMKD", "FGD", "MGD", "PKD", "FitNet"]
-__all__ += ["NormCWD", "PseudoLabels", "ScoreL2"]

@@ -16,21 +16,13 @@ from dfmsd.ranges import Positive, Share
 class AMD(Masked):
     """Our reading of adaptive masking distillation, of which only the abstract is known to us.
 
-    It returns {"reconstruction"}, the mean over the levels of the mean squared error of the
-    rebuilt, raw features. Source: arXiv 2301.13538 states that the mask follows attention instead
-    of chance, and that "a simple and efficient module" makes the student's channels adaptive.
-    Choice: everything else. The attention is FGD's, of the raw teacher; the most attended share is
-    hidden, an exact count; the module is a squeeze-and-excitation gate on the adapted student,
-    before masking; generators and weight are MGD's, see `Masked`.
+    Source: arXiv 2301.13538 states that the mask follows attention instead of chance, and that "a
+    simple and efficient module" makes the student's channels adaptive. Choice: everything else. The
+    attention is FGD's, of the raw teacher; the most attended share is hidden, an exact count; the
+    module is a squeeze-and-excitation gate on the adapted student, before masking, see
+    `ChannelGate`; generators and weight are MGD's, the arguments `Masked`'s.
 
     With select="random" and gate=False it is `MGD` with mask="count" and over="levels".
-
-    Args:
-        ratio: share of cells to hide, 0..1.
-        select: hide the most attended ("high"), the least ("low") or any ("random", from torch's
-            global generator).
-        temperature: of the attention, > 0.
-        gate: rescale the student's channels, see `ChannelGate`.
     """
 
     ratio: Share = 0.5

@@ -23,21 +23,13 @@ Keeps = tuple[Tensor | None, Tensor | None]
 
 @dataclass
 class Level:
-    """One pair of levels, ready to compare, in float32 or better.
+    """One pair of levels, ready to compare, in float32 or better."""
 
-    Attributes:
-        key: the student's stride, as submodules are named.
-        student: (N, C_t, H, W), adapted.
-        teacher: (N, C_t, H, W), detached.
-        valid: (N, 1, H, W) bool, True inside the images; None when no image is padded.
-        context: the batch behind the features.
-    """
-
-    key: str
-    student: Tensor
-    teacher: Tensor
-    valid: Tensor | None
-    context: Context
+    key: str  # the student's stride, as submodules are named
+    student: Tensor  # (N, C_t, H, W), adapted
+    teacher: Tensor  # (N, C_t, H, W), detached
+    valid: Tensor | None  # (N, 1, H, W) bool, True inside the images; None: no image is padded
+    context: Context  # the batch behind the features
 
     @property
     def elements(self) -> Tensor:
@@ -55,15 +47,13 @@ class Baseline(nn.Module):
     levels. `weights` holds the weights of the terms. No gradient reaches the teacher. The annotated
     attributes of a subclass are its settings, keyword-only, and checked by their types.
 
+    ValueError when one is out of range, no level is in common, or every term or branch is off.
+
     Args:
         student_channels, teacher_channels: stride → C.
         adapter: "conv", "identity" or "auto", see `dfmsd.align.Adapter`.
         match: "stride" or "index", see `dfmsd.align.pair_strides`.
         weight: on the method's only `term`, ≥ 0; a term of weight 0 is off.
-
-    Raises:
-        ValueError: when an argument is out of range, no level is in common, or every term or
-            branch is off; so do the subclasses.
     """
 
     student_channels: dict[int, int]
@@ -101,8 +91,7 @@ class Baseline(nn.Module):
     def level_share(self, term: str, level: Level) -> Tensor | None:
         """How much a level counts in the mean of a term; None: every level counts alike.
 
-        The number of its elements turns a published sum over the pyramid into a mean: fine levels
-        count more.
+        The number of its elements makes a mean of a published sum: fine levels count more.
         """
         return None
 
@@ -135,11 +124,10 @@ class Masked(Baseline):
     """The base of MGD, AMD and DMKD: {"reconstruction"}, mean squared error of the rebuilt feature.
 
     The teacher's raw feature is rebuilt from the student's, of which a subclass hides a part in
-    `keep`, or in `keeps` when it has both branches.
-
-    Args:
-        weight: on the mean squared error, > 0.
-        generator_width: of the generators as a fraction of C_t, rounded up, > 0; published: 1.
+    `keep`, or in `keeps` when it has both branches: the share `ratio`, 0..1, of its cells (and
+    channels). `select` hides the most attended ("high"), the least ("low") or any ("random", from
+    torch's global generator, cells before channels), at the `temperature` of the attention, > 0.
+    `generator_width` is a fraction of C_t, rounded up, > 0; published: 1.
     """
 
     term = "reconstruction"

@@ -16,11 +16,7 @@ class CWD(Baseline):
 
     Source: Shu et al., ICCV 2021; for detection tau = 1 and 10 times the sum over five levels. Here
     it is the mean over the levels, so the weight is that of the sum times the number of levels.
-    Published: no adapter.
-
-    Args:
-        tau: temperature, > 0; high softens.
-        weight: on the mean divergence of a channel, > 0.
+    Published: no adapter. The temperature `tau` is > 0, high softens.
     """
 
     term = "divergence"

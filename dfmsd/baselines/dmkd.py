@@ -13,12 +13,11 @@ from dfmsd.ranges import Positive, Share
 class DMKD(Masked):
     """Our reading of dual masked knowledge distillation, of which only the abstract is known to us.
 
-    It returns {"reconstruction"}, the mean over the levels of the mean squared error of the
-    rebuilt, raw features. Source: arXiv 2309.02719 states two branches, one hiding cells and one
-    hiding channels, each guided by attention, and a "self-adjustable weighting strategy" that fuses
-    what they rebuild. Choice: everything else. The attentions are FGD's, of the raw teacher; the
-    most attended share is hidden, an exact count; the share of the spatial branch is one learned
-    number in 0..1 per level; generators and weight are MGD's, see `Masked`.
+    Source: arXiv 2309.02719 states two branches, one hiding cells and one hiding channels, each
+    guided by attention, and a "self-adjustable weighting strategy" that fuses what they rebuild.
+    Choice: everything else. The attentions are FGD's, of the raw teacher; the most attended share
+    is hidden, an exact count; the share of the spatial branch is one learned number in 0..1 per
+    level; generators and weight are MGD's, see `Masked`.
 
     With channel=False it is `AMD` without gate, and with share=1 so too (the channel branch is then
     computed and not used). `DFMSDLoss` with strength=0, alignment_weight=0, target="raw",
@@ -26,10 +25,6 @@ class DMKD(Masked):
 
     Args:
         spatial, channel: use the branch, at least one.
-        ratio: share to hide, of the cells and of the channels, 0..1.
-        select: hide the most attended ("high"), the least ("low") or any ("random", from torch's
-            global generator, cells before channels).
-        temperature: of both attentions, > 0.
         share: of the spatial branch, 0..1, or "learned" per level, starting at a half.
     """
 
@@ -46,11 +41,10 @@ class DMKD(Masked):
 
     def keeps(self, teacher: Tensor, valid: Tensor | None = None) -> Keeps:
         """See `Masked.keeps`."""
-        cells = channels = None
+        look = {"temperature": self.temperature, "valid": valid}
+        hide, cells, channels = {"ratio": self.ratio, "select": self.select}, None, None
         if self.spatial:
-            attention = spatial_attention(teacher, temperature=self.temperature, valid=valid)
-            cells = keep_mask(attention, ratio=self.ratio, select=self.select, valid=valid)
+            cells = keep_mask(spatial_attention(teacher, **look), **hide, valid=valid)
         if self.channel:
-            attention = channel_attention(teacher, temperature=self.temperature, valid=valid)
-            channels = keep_mask(attention, ratio=self.ratio, select=self.select)
+            channels = keep_mask(channel_attention(teacher, **look), **hide)
         return cells, channels

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd.baselines.base import CHANNELS, ONE_STAGE_CELLS, Baseline, Level
-from dfmsd.context import Context, mean_over, mean_squared_error, softmax_input
+from dfmsd.context import mean_over, mean_squared_error, softmax_input
 from dfmsd.masking import channel_attention, spatial_attention
-from dfmsd.ranges import NotNegative, Positive, check
+from dfmsd.ranges import NotNegative, Positive
 
 LEVELS = 5  # P3–P7
 
@@ -65,7 +65,7 @@ class FGD(Baseline):
 
     def compare(self, level: Level) -> dict[str, Tensor]:
         """Term → unweighted scalar of one level; ValueError unless every image has targets."""
-        boxes, pixels = _boxes(level.context), tuple(level.context.images.shape[-2:])
+        boxes, pixels = level.context.target_boxes(), tuple(level.context.images.shape[-2:])
         s, t, valid = level.student, level.teacher, level.valid
         how = {"temperature": self.temperature, "valid": valid}
         cells_s, cells_t = (spatial_attention(x, **how) for x in (s, t))
@@ -99,11 +99,9 @@ def box_masks(
     and columns that the map cuts off count. The background is 1 / (how many cells no box covers)
     on those cells, so it sums to 1. Source: FGD. Choice: padding is 0 in both.
 
-    Args:
-        boxes: (n, 4) xyxy per image, pixels of the batch; n may be 0: all is background.
-        cells: (h, w) of the map.
-        pixels: (height, width) of the batch.
-        valid: (N, 1, h, w) bool, True inside the images; None means everywhere.
+    `boxes` are (n, 4) xyxy per image in pixels of the batch, n may be 0: all is background. `cells`
+    and `pixels` are (height, width) of map and batch. `valid` is (N, 1, h, w) bool, True inside the
+    images; None means everywhere.
     """
     foreground = torch.stack([_foreground(b, cells, pixels) for b in boxes])[:, None]
     if valid is not None:
@@ -112,13 +110,6 @@ def box_masks(
     background = background if valid is None else background & valid
     count = background.sum((1, 2, 3), keepdim=True).clamp_min(1)
     return foreground, background.to(foreground.dtype) / count
-
-
-def _boxes(context: Context) -> list[Tensor]:
-    count, targets = len(context.sizes), context.targets
-    check("context.targets", targets, targets is not None, "one dict with boxes per image")
-    check("len(context.targets)", len(targets), len(targets) == count, f"{count}, one per image")
-    return [target["boxes"] for target in targets]
 
 
 def _foreground(boxes: Tensor, cells: tuple[int, int], pixels: tuple[int, int]) -> Tensor:

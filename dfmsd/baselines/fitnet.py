@@ -1,12 +1,12 @@
-"""FitNet: imitate the teacher's feature, element by element."""
+"""FitNet: imitate the teacher's feature, element by element; ScoreL2: where it sees objects."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfmsd.baselines.base import Baseline, Level
-from dfmsd.context import mean_squared_error
-from dfmsd.ranges import NotNegative
+from dfmsd.context import mean_squared_error, widen
+from dfmsd.ranges import NotNegative, check
 
 
 class FitNet(Baseline):
@@ -24,3 +24,35 @@ class FitNet(Baseline):
     def compare(self, level: Level) -> dict[str, Tensor]:
         """{"imitation": unweighted scalar} of one level."""
         return {"imitation": mean_squared_error(level.student, level.teacher, level.valid)}
+
+
+class ScoreL2(Baseline):
+    """Feature imitation weighted by the teacher's scores: {"imitation"}.
+
+    Source: Ultralytics' `distill_model` (2026): per level `Σ s (P(F_s) − F_t)² / (C Σ s + 1e-9)`
+    over the batch, s the teacher's highest class score at a cell, P = conv1x1 – ReLU – conv1x1; the
+    sum over three levels times 6, beside a detector's own losses. Here it is the mean over the
+    levels, so the weight is that of the sum times the number of levels. The first convolution of P
+    is the adapter; with adapter="identity" P is ReLU – conv1x1. Choice: a two-stage teacher's
+    scores are its objectness (see `dfmsd.detectors.features.score_maps`); padding scores 0.
+    """
+
+    needs_scores = True  # `Distiller` then gives `Context.scores`
+    term = "imitation"
+    weight: NotNegative = 6.0 * 3
+
+    def __post_init__(self) -> None:
+        """Check the settings, build the modules."""
+        super().__post_init__()
+        self.teacher_strides = {str(stride): other for stride, other in self.pairs}
+        layers = {k: nn.Sequential(nn.ReLU(), nn.Conv2d(c, c, 1)) for k, c in self.channels.items()}
+        self.projections = nn.ModuleDict(layers)
+
+    def compare(self, level: Level) -> dict[str, Tensor]:
+        """{"imitation": unweighted scalar} of one level; ValueError without the level's scores."""
+        scores, stride = level.context.scores or {}, self.teacher_strides[level.key]
+        check("context.scores", sorted(scores), stride in scores, f"with a map of stride {stride}")
+        score = scores[stride] if level.valid is None else scores[stride] * level.valid
+        error = (widen(self.projections[level.key](level.student)) - level.teacher).square()
+        total = (score * error.sum(1, keepdim=True)).sum()
+        return {"imitation": total / (error.shape[1] * score.sum() + 1e-9)}

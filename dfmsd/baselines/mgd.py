@@ -26,7 +26,6 @@ class MGD(Masked):
     names, so that one loads into the next.
 
     Args:
-        ratio: share of cells to hide, 0..1.
         mask: "bernoulli", each cell on its own, as published; "count", exactly
             `round(ratio · valid cells)` of each image, from the same draws.
         over: mean over all "elements" of the pyramid, as published, or over "levels" of each
@@ -59,12 +58,7 @@ def bernoulli_keep(
     """Keep mask in the shape and dtype of `cells`: each is 0 (hidden) with probability `ratio`.
 
     Source: MGD, hidden where a draw from [0, 1) exceeds `1 − ratio`. Choice: padding stays 1.
-
-    Args:
-        cells: (N, 1, H, W), only its shape, dtype and device are read.
-        ratio: probability to hide, 0..1.
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
-        generator: source of the random draw; None takes torch's global one.
+    `cells` is (N, 1, H, W), its values are not read; the other arguments are `keep_mask`'s.
     """
     check_value("ratio", ratio, Share)
     source = cells.device if generator is None else generator.device

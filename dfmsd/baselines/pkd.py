@@ -34,15 +34,10 @@ class PKD(Baseline):
         return {"alignment": mean_squared_error(z_s, z_t, level.valid) / 2}
 
 
-def standard_score(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-6) -> Tensor:
-    """`(F − mean) / (std + eps)` per channel over (N, valid H, W), std unbiased; padding is 0.
+def standard_score(feature: Tensor, valid: Tensor | None = None) -> Tensor:
+    """`(F − mean) / (std + 1e-6)` per channel over (N, valid H, W), std unbiased; padding is 0.
 
-    Source: PKD. `dfmsd.align.standardise` is this project's own form of it.
-
-    Args:
-        feature: (N, C, H, W).
-        valid: (N, 1, H, W) bool, True inside the images; None means everywhere.
-        eps: added to the standard deviation.
+    Source: PKD. `dfmsd.align.standardise`, with the same arguments, is this project's own form.
     """
     inside = torch.ones_like(feature[:, :1]) if valid is None else valid.to(feature.dtype)
     count = inside.sum()
@@ -50,4 +45,4 @@ def standard_score(feature: Tensor, valid: Tensor | None = None, eps: float = 1e
     centred = (feature - mean) * inside
     variance = centred.square().sum((0, 2, 3), keepdim=True) / (count - 1).clamp_min(1)
     # the gradient of a square root at 0 is infinite: a channel that never fires gets none
-    return centred / (variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt() + eps)
+    return centred / (variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt() + 1e-6)

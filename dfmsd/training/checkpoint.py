@@ -7,7 +7,6 @@ student alone). Both are written whole, the state last: where it is, there is it
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +20,6 @@ from torch import nn
 from dfmsd.detectors.checkpoints import CheckpointError, load_state, save_state
 from dfmsd.training.signals import Stop
 
-Export = Callable[..., None]
-KEPT = 2
-_NAME = re.compile(r"checkpoint-\d+-\d+\.pt")
 _log = logging.getLogger(__name__)
 
 
@@ -31,47 +27,39 @@ _log = logging.getLogger(__name__)
 class Checkpointing:
     """Where, when and what of a run is saved."""
 
-    folder: Path | None = None
-    """takes checkpoints and `log.jsonl`; None keeps everything in memory"""
-    export: Export | None = None
-    """`export(model, path, stage=…, step=…)` writes the plain student; None writes none"""
-    every_steps: int = 0
-    """steps between checkpoints; 0 for none"""
-    every_minutes: float = 0.0
-    """minutes between checkpoints, beside `every_steps`; 0 for none"""
-    stop: Stop | None = None
-    """asks for a last checkpoint and the end of the run; None listens to no signal"""
+    folder: Path | None = None  # takes checkpoints and `log.jsonl`; None: all stays in memory
+    export: Callable[..., None] | None = None  # (model, path, stage=…, step=…): writes the student
+    every_steps: int = 0  # between checkpoints; 0 for none
+    every_minutes: float = 0.0  # between checkpoints, beside `every_steps`; 0 for none
+    stop: Stop | None = None  # asks for a last checkpoint and the end; None listens to no signal
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The training states in a folder, oldest first."""
-    return sorted(path for path in folder.glob("checkpoint-*.pt") if _NAME.fullmatch(path.name))
+    return sorted(folder.glob("checkpoint-[0-9]*-[0-9]*.pt"))
 
 
 def load_latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """File and content of the newest readable training state, None when there is none.
 
     An unreadable one is renamed to `….unreadable`, which a line of the log says, if an older one
-    can be read.
-
-    Raises:
-        CheckpointError: none can be read, or the newest is something else; files stay as they are.
+    can be read. CheckpointError when none can, or the newest is something else; files then stay.
     """
-    problems: list[tuple[Path, CheckpointError]] = []
+    problems: dict[Path, CheckpointError] = {}
     for path in reversed(list_checkpoints(folder)):
         try:
             state = load_state(path)
         except CheckpointError as error:
-            problems.append((path, error))
+            problems[path] = error
             continue
         if not {"stage", "step"} <= state.keys():
             raise CheckpointError(f"{path}: holds no training run; remove it to begin anew")
-        for broken, error in problems:
-            broken.rename(broken.with_name(f"{broken.name}.unreadable"))
+        for broken, error in problems.items():
+            broken.rename(f"{broken}.unreadable")
             _log.warning("%s; kept as %s.unreadable, going on from %s", error, broken.name, path)
         return path, state
     if problems:
-        raise problems[0][1]
+        raise next(iter(problems.values()))
     return None
 
 
@@ -84,20 +72,15 @@ class CheckpointManager:
         self.saved = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The newest readable state, the same on every process; None when there is none.
-
-        Raises:
-            CheckpointError: see `load_latest`.
-        """
+        """The newest readable state, the same on every process; see `load_latest`."""
         if self.folder is not None:
             self.path = self._on_main(lambda: (load_latest(self.folder) or [None])[0])
         return load_state(self.path) if self.path is not None else None
 
     def is_overdue(self) -> bool:
         """Whether the minutes are over, by the clock of the main process."""
-        seconds = 60 * self.options.every_minutes
-        over = bool(seconds) and time.monotonic() - self.saved >= seconds
-        return over and self.accelerator.is_main_process
+        seconds, main = 60 * self.options.every_minutes, self.accelerator.is_main_process
+        return main and 0 < seconds <= time.monotonic() - self.saved
 
     def is_due(self, done: int, *, pause: bool) -> bool:
         """Whether a checkpoint belongs after `done` steps; `pause`: other work follows now."""
@@ -107,12 +90,8 @@ class CheckpointManager:
     def save(self, state: dict[str, Any], model: nn.Module) -> None:
         """Write a pair, and remove what is older than the last two.
 
-        Args:
-            state: with "stage" and "step"; what `load` gives back.
-            model: what `export` takes.
-
-        Raises:
-            CheckpointError: it cannot be written; the earlier ones are as they were.
+        `state`, with "stage" and "step", is what `load` gives back; `export` takes the model.
+        CheckpointError when it cannot be written; the earlier pairs are as they were.
         """
         if self.folder is not None:
             self._on_main(lambda: self._write(state, model))
@@ -132,7 +111,6 @@ class CheckpointManager:
         return result
 
     def _write(self, state: dict[str, Any], model: nn.Module) -> None:
-        """Write a pair and remove the old ones; CheckpointError when that cannot be done."""
         counters = {key: state[key] for key in ("stage", "step")}
         path = self.folder / "checkpoint-{stage:02d}-{step:07d}.pt".format(**counters)
         try:
@@ -141,7 +119,7 @@ class CheckpointManager:
             save_state(state, path)
             self._prune()
         except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["?"])[0]
+            reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
             states = [other.name for other in list_checkpoints(self.folder) if other != path]
             last = f"the last good one is {states[-1]}" if states else "there is no earlier one"
             again = "make room, and the same command continues from there"
@@ -149,9 +127,9 @@ class CheckpointManager:
             raise CheckpointError(line) from error
 
     def _prune(self) -> None:
-        """Remove all but the last pairs, and what a killed process left half-written."""
+        """Remove all but the last two pairs, and what a killed process left half-written."""
         states = list_checkpoints(self.folder)
-        students = {path.with_suffix(".safetensors") for path in states[-KEPT:]}
+        students = {path.with_suffix(".safetensors") for path in states[-2:]}
         others = set(self.folder.glob("checkpoint-*.safetensors")) - students
-        for path in [*states[:-KEPT], *others, *self.folder.glob(".checkpoint-*.tmp")]:
+        for path in [*states[:-2], *others, *self.folder.glob(".checkpoint-*.tmp")]:
             path.unlink()

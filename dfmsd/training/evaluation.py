@@ -29,17 +29,15 @@ def detections(
 ) -> list[dict[str, Any]]:
     """The detections in COCO's results format: boxes as x, y, width, height in pixels.
 
-    Args:
-        predictions: one dict per image: `boxes` (n, 4) xyxy, `labels` (n,), `scores` (n,).
-        image_ids: the id of each image.
+    `predictions` has one dict per image: `boxes` (n, 4) xyxy, `labels` (n,), `scores` (n,).
     """
     results = []
-    for prediction, image_id in zip(predictions, image_ids, strict=True):
-        boxes = box_convert(prediction["boxes"].float().cpu(), "xyxy", "xywh")
-        labels, scores = prediction["labels"].tolist(), prediction["scores"].float().tolist()
+    for found, image_id in zip(predictions, image_ids, strict=True):
+        boxes = box_convert(found["boxes"].float().cpu(), "xyxy", "xywh")
+        parts = (boxes.tolist(), found["labels"].tolist(), found["scores"].float().tolist())
         results += [
             {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
-            for box, label, score in zip(boxes.tolist(), labels, scores, strict=True)
+            for box, label, score in zip(*parts, strict=True)
         ]
     return results
 
@@ -55,17 +53,11 @@ def coco_metrics(
 
     AP and AR are means over IoU 0.50:0.95, AP50 and AP75 at one IoU; S, M, L are small, medium and
     large objects; AR1, AR10, AR100 allow so many detections per image, all others 100.
-
     Source: COCO's evaluation, through faster-coco-eval.
 
-    Args:
-        truth: COCO-format dict with images, annotations, categories.
-        results: COCO's results format (see `detections`).
-        small: area limit of small objects, square pixels.
-        medium: area limit of medium objects, square pixels.
-
-    Raises:
-        ValueError: a detection of an image that `truth` does not have.
+    `truth` is a COCO-format dict with images, annotations and categories, `results` are detections
+    in COCO's format (see `detections`); ValueError for one of an image that `truth` does not have.
+    `small` and `medium` are the area limits of such objects, square pixels.
     """
     # numbered from 1, in the same order: COCO rounds large ids, and takes 0 for "no match"; copies,
     # for it writes into them
@@ -89,7 +81,10 @@ def coco_metrics(
         "images": [image | {"id": images[image["id"]]} for image in truth["images"]],
         "categories": [kind | {"id": classes[kind["id"]]} for kind in truth["categories"]],
     }
-    with contextlib.redirect_stdout(io.StringIO()), _no_collection():
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as end:
+        if gc.isenabled():  # it would visit half a million dicts again and again
+            gc.disable()
+            end.callback(gc.enable)
         reference = COCO(truth | lists)
         loaded = reference.loadRes(found)
         run = COCOeval_faster(reference, loaded, "bbox", print_function=lambda *_text: None)
@@ -99,18 +94,6 @@ def coco_metrics(
         run.summarize()
     # COCO writes -1 where there is nothing to find
     return {k: float(v) if v >= 0 else math.nan for k, v in zip(KEYS, run.stats, strict=True)}
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Context without garbage collection: it would visit half a million dicts again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _load(dataset: Any, batches: list[Sequence[int]]) -> Iterator[tuple[Sequence[Tensor], Any]]:
@@ -139,8 +122,8 @@ def predict(
     """
     device = next(model.parameters()).device
     indices = range(len(dataset)) if indices is None else indices
-    predictions: list[dict[str, Tensor]] = []
     batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    predictions: list[dict[str, Tensor]] = []
     with frozen_modes(model):
         for images, _ in load(dataset, batches):
             found = model([image.to(device, non_blocking=True) for image in images])
@@ -157,25 +140,18 @@ def evaluate_detector(
     *,
     limit: int | None = None,
     batch_size: int = 8,
-    small: float = 32**2,
-    medium: float = 96**2,
     accelerator: Accelerator | None = None,
     load: Load = _load,
+    **areas: float,
 ) -> dict[str, float]:
     """COCO's twelve numbers of `model` on `dataset`, every process taking its share of the images.
 
     The processes share whole batches of those that one process would make (what a detector finds
     in an image depends, through padding, on its batch), so the metrics are the very same.
 
-    Args:
-        model: a torchvision detector.
-        dataset: has `truth()` (a COCO-format dict) and gives (image, target).
-        limit: only the first so many images.
-        batch_size: images at a time.
-        small: area limit of small objects, square pixels.
-        medium: area limit of medium objects, square pixels.
-        accelerator: the processes that share the work; one unless given.
-        load: see `predict`.
+    `dataset` has `truth()`, a COCO-format dict; of its images only the first `limit` count, if
+    given. The processes are those of `accelerator`, one unless given. Model, batch size and `load`
+    are as in `predict`, the `areas` `small` and `medium` as in `coco_metrics`.
     """
     truth = dataset.truth()
     images = truth["images"][:limit]
@@ -189,5 +165,5 @@ def evaluate_detector(
     ids = {image["id"] for image in images}
     annotations = [entry for entry in truth["annotations"] if entry["image_id"] in ids]
     truth = truth | {"images": images, "annotations": annotations}
-    metrics = coco_metrics(truth, results, small=small, medium=medium) if rank == 0 else None
+    metrics = coco_metrics(truth, results, **areas) if rank == 0 else None
     return broadcast_object_list([metrics])[0] if count > 1 else metrics

@@ -17,14 +17,10 @@ Watch = Callable[[Row], None]
 class Logging:
     """How a run is logged and shown."""
 
-    every: int = 1
-    """steps between rows of the history"""
-    watch: Watch | None = None
-    """called with every row of the history"""
-    title: str = "train"
-    """before the progress line"""
-    show: bool = True
-    """draw the progress line"""
+    every: int = 1  # steps between rows of the history
+    watch: Watch | None = None  # called with every row of the history
+    title: str = "train"  # before the progress line
+    show: bool = True  # draw the progress line
 
 
 @dataclass
@@ -33,8 +29,7 @@ class History:
 
     rows: list[Row] = field(default_factory=list)
     evaluations: list[Row] = field(default_factory=list)
-    file: Path | None = None
-    """takes a line for every row that is added"""
+    file: Path | None = None  # takes a line for every row that is added
 
     @classmethod
     def resume(
@@ -43,33 +38,26 @@ class History:
         """The rows of a run that lie before (stage, step); its log is written anew with them.
 
         A checkpoint stands before the evaluation of its step, so this evaluation is left out too.
-
-        Args:
-            folder: has the `log.jsonl`; None for no log.
-            before: where the run goes on.
-            saved: `text` of the history when the checkpoint was made, whatever has become of the
-                log since; without it the log is read.
-
-        Raises:
-            CheckpointError: the log that has to be read is damaged; names the line.
+        `folder` has the `log.jsonl`, None is no log. `saved` is the `text` of the history when the
+        checkpoint was made, whatever has become of the log since; without it the log is read, and
+        CheckpointError names a damaged line.
         """
-        history = cls(file=folder / "log.jsonl" if folder is not None else None)
-        stage, step = before
-        if history.file is None or (saved is None and not history.file.exists()):
-            return history
-        content = saved.encode() if saved is not None else history.file.read_bytes()
-        *lines, _half = content.split(b"\n")  # a kill may leave half a line
-        for number, line in enumerate(lines if before > (0, 0) else [], start=1):
-            try:
-                row = json.loads(line)
-                evaluation = "AP" in row
-                if (row["stage"], row["step"]) < (stage, step - evaluation):
-                    (history.evaluations if evaluation else history.rows).append(row)
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
-                hint = "move the log away, and the same command goes on without it"
-                text = f"{history.file}, line {number}: damaged; {hint}"
-                raise CheckpointError(text) from error
-        write_atomic(history.file, history.text)
+        if folder is None:
+            return cls()
+        history, file, (stage, step) = cls(), folder / "log.jsonl", before
+        if saved is not None or file.exists():
+            content = file.read_bytes() if saved is None else saved.encode()
+            *lines, _half = content.split(b"\n")  # a kill may leave half a line
+            for number, line in enumerate(lines if before > (0, 0) else [], start=1):
+                try:
+                    row = json.loads(line)
+                    if (row["stage"], row["step"]) < (stage, step - ("AP" in row)):
+                        history.add(row)
+                except (ValueError, TypeError, KeyError, RecursionError) as error:
+                    hint = "move the log away, and the same command goes on without it"
+                    raise CheckpointError(f"{file}, line {number}: damaged; {hint}") from error
+            write_atomic(file, history.text)
+        history.file = file  # from now on
         return history
 
     @property
@@ -92,24 +80,21 @@ def tensorboard(folder: Path, lengths: Sequence[int]) -> Watch:
     """A function that writes one row of the log as scalars, counting steps over all stages.
 
     What a run that was interrupted wrote beyond its checkpoint is taken back. `folder` takes the
-    event files; `lengths` are the steps of each stage.
-
-    Raises:
-        ValueError: TensorBoard is not installed.
+    event files; `lengths` are the steps of each stage. ValueError without TensorBoard.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        needs = "needs the package tensorboard (pip install tensorboard)"
-        raise ValueError(f"engine.tensorboard=True: {needs}") from error
-    writers: list[SummaryWriter] = []
+        text = "engine.tensorboard=True: needs the package tensorboard (pip install tensorboard)"
+        raise ValueError(text) from error
+    writer = None
 
     def write(row: Row) -> None:
+        nonlocal writer
         step = sum(lengths[: row["stage"]]) + row["step"]
-        if not writers:  # the first step is known only now
-            writers.append(SummaryWriter(str(folder), purge_step=step))
+        writer = writer or SummaryWriter(str(folder), purge_step=step)  # known only now
         with named(folder):
             for name in row.keys() - {"stage", "step"}:
-                writers[0].add_scalar(name, row[name], step)
+                writer.add_scalar(name, row[name], step)
 
     return write

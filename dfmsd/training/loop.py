@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -15,12 +15,11 @@ from torch.optim import Optimizer
 
 from dfmsd.detectors.checkpoints import CheckpointError
 from dfmsd.training.checkpoint import Checkpointing, CheckpointManager
-from dfmsd.training.finite import save_batch_on_error
 from dfmsd.training.log import History, Logging
 from dfmsd.training.optim import Schedule
 from dfmsd.training.progress import Progress
 from dfmsd.training.signals import Stop
-from dfmsd.training.steps import Batch, backward, step_seed
+from dfmsd.training.steps import Batch, backward, save_batch_on_error, step_seed
 
 
 class Batches(Protocol):
@@ -34,10 +33,8 @@ class Batches(Protocol):
 class Evaluation:
     """What is measured while a model trains, and how often."""
 
-    function: Callable[[nn.Module], dict[str, float]]
-    """takes the model without wrappers; gives a flat dict with the key AP"""
-    every: int
-    """steps between evaluations"""
+    function: Callable[[nn.Module], dict[str, float]]  # of the model: a flat dict with the key AP
+    every: int  # steps between evaluations
 
 
 def fit(
@@ -80,11 +77,10 @@ def fit(
     """
     accelerator, checkpoints = accelerator or Accelerator(), checkpoints or Checkpointing()
     log, stop, main = log or Logging(), checkpoints.stop or Stop(), accelerator.is_main_process
-    weights, folder = getattr(model, "weights", {}), checkpoints.folder
-    every = evaluation.every if evaluation is not None else 0
-    model, optimizer = accelerator.prepare(model, optimizer)
-    how = {"weights": weights, "clip": clip, "accumulate": accumulate, "folder": folder}
-    steps = _Steps(accelerator, model, optimizer, schedule, seed, stage, **how)
+    folder, every = checkpoints.folder, evaluation.every if evaluation is not None else 0
+    wrapped, optimizer = accelerator.prepare(model, optimizer)  # for one process or several
+    how = {"weights": getattr(model, "weights", {}), "clip": clip, "accumulate": accumulate}
+    steps = _Steps(accelerator, wrapped, optimizer, schedule, seed, stage, folder=folder, **how)
     manager = CheckpointManager(checkpoints, accelerator)
     start, saved = _resume(manager, model, optimizer, stage)
     history = History.resume(folder if main else None, before=(stage, start), saved=saved)
@@ -96,16 +92,16 @@ def fit(
             history.add({"stage": stage, "step": step, **values}, log.watch)
 
     def evaluate_now(done: int) -> None:
-        _share_buffers(model)
+        broadcast(list(model.buffers()))  # running statistics: everywhere those that are saved
         with stop.defer(False):  # the checkpoint stands before the evaluation of its step
-            metrics = evaluation.function(accelerator.unwrap_model(model))
-        model.train()
+            metrics = evaluation.function(model)
+        wrapped.train()
         record(done - 1, metrics)
 
     with stop.defer():  # signals wait for the end of a step
         if every and start and start % every == 0:
             evaluate_now(start)
-        model.train()
+        wrapped.train()
         for step in range(start, schedule.steps):
             batch, flags = next(data), (bool(stop.asked), manager.is_overdue())
             losses, (stopping, overdue) = steps.make(step, batch, flags)
@@ -114,15 +110,16 @@ def fit(
                 record(step, losses)
             evaluating = every and done % every == 0
             if stopping or overdue or manager.is_due(done, pause=evaluating or last):
-                state = {"stage": stage, "step": done, "log": history.text}
-                state |= _state(accelerator, model, optimizer)
-                manager.save(state, accelerator.unwrap_model(model))
+                scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+                states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                state = {"stage": stage, "step": done, "log": history.text, "scaler": scaler}
+                manager.save(state | states, model)
             if stopping:
                 raise stop.error(f"step {done} of stage {stage + 1} is done and saved")
             if evaluating:
                 evaluate_now(done)
             progress.update(done, f"loss {losses['loss']:.3f}")
-    _share_buffers(model)
+    broadcast(list(model.buffers()))
     accelerator.free_memory()
     return history
 
@@ -165,20 +162,6 @@ class _Steps:
         return losses, flags
 
 
-def _share_buffers(model: nn.Module) -> None:
-    """Give every process the buffers (running statistics) of the main one, which are saved."""
-    broadcast(list(model.buffers()))
-
-
-def _state(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """What a checkpoint holds beside its stage and step."""
-    return {
-        "model": accelerator.unwrap_model(model).state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-    }
-
-
 def _resume(
     manager: CheckpointManager, model: nn.Module, optimizer: Optimizer, stage: int
 ) -> tuple[int, str | None]:
@@ -186,14 +169,13 @@ def _resume(
     state, scaler = manager.load(), manager.accelerator.scaler
     if state is None or state["stage"] != stage:
         return 0, None
-    if state["step"] == 0:  # its student is loaded
-        return 0, state.get("log")
-    try:
-        manager.accelerator.unwrap_model(model).load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise CheckpointError(f"{manager.path}: belongs to another model ({first})") from error
-    if scaler is not None and state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
+    if state["step"] > 0:  # else its student is loaded
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            first = str(error).splitlines()[0]
+            raise CheckpointError(f"{manager.path}: belongs to another model ({first})") from error
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
     return int(state["step"]), state.get("log")

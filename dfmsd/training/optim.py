@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,9 @@ from torch import nn
 class Schedule:
     """Learning rate as a function of the step.
 
-    Linear warm-up over `warmup` steps, then half a cosine to `floor` of the peak, or steps: times
-    `gamma` at each milestone. `offset` and `total` let several stages share one curve: the stage's
-    step s counts as `offset + s` of `total`.
+    Linear warm-up over `warmup` steps, then half a cosine to 0, or steps: a tenth at each
+    milestone. `offset` and `total` let several stages share one curve: the stage's step s counts as
+    `offset + s` of `total`.
 
     `fade` is the last share of the steps, 0..1, in which the weights of a method's terms fall
     linearly to 0. Source: RTMDet stops them at 280 of 300 epochs, DAMO-YOLO fades them throughout.
@@ -26,8 +27,6 @@ class Schedule:
     warmup: int = 0
     kind: str = "cosine"
     milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    floor: float = 0.0
     offset: int = 0
     total: int | None = None
     fade: float = 0.0
@@ -47,9 +46,9 @@ class Schedule:
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.kind == "step":
-            return self.gamma ** sum(step >= milestone for milestone in self.milestones)
+            return 0.1 ** sum(step >= milestone for milestone in self.milestones)
         done = (step - self.warmup) / max(total - self.warmup, 1)
-        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
+        return 0.5 * (1 + math.cos(math.pi * done))
 
     def method_share(self, step: int) -> float:
         """Share of the weights of a method's terms at `step` of this stage, in (0, 1]."""
@@ -67,26 +66,17 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW (betas 0.9, 0.99) or SGD (momentum 0.9) over the trainable parameters.
 
-    Vectors (biases, norms) are not decayed. Each group carries its `share` of the learning rate.
-
-    Args:
-        model: a detector, or a `Distiller`.
-        name: "adamw" or "sgd".
-        lr: learning rate.
-        weight_decay: of matrices and kernels.
-        trunk: share of the learning rate for the detector's `backbone.body`, ≥ 0.
-
-    Raises:
-        ValueError: another name, or a negative share.
+    Weight decay is for matrices and kernels alone, not for vectors (biases, norms). Each group
+    carries its `share` of the learning rate: `trunk`, ≥ 0, for the detector's `backbone.body`, 1
+    elsewhere. ValueError for a `name` but "adamw" and "sgd", or a negative share.
     """
     if trunk < 0:
         raise ValueError(f"trunk must be at least 0, got {trunk}")
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for path, parameter in model.named_parameters():
         if parameter.requires_grad:
             share = trunk if "backbone.body." in path else 1.0
-            decay = weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((share, decay), []).append(parameter)
+            groups[share, weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
     settings = [
         {"params": groups[share, decay], "lr": lr * share, "share": share, "weight_decay": decay}
         for share, decay in sorted(groups, reverse=True)

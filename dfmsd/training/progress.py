@@ -7,24 +7,17 @@ import sys
 import time
 from typing import Any, TextIO
 
+from tqdm import tqdm
 
-def clock(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+FORMAT = "{desc} [{bar:20}] {n_fmt}/{total_fmt}  {elapsed} < {remaining}{postfix}"
 
 
 def _notebook_display() -> Any | None:
     """A display handle of the running notebook, or None outside one."""
-    if "IPython" not in sys.modules:
+    ipython = sys.modules.get("IPython")
+    if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
         return None
-    from IPython import get_ipython
-    from IPython.display import display
-
-    if not hasattr(get_ipython(), "kernel"):
-        return None
-    return display({"text/plain": ""}, raw=True, display_id=True)
+    return ipython.display.display({"text/plain": ""}, raw=True, display_id=True)
 
 
 class Progress:
@@ -32,13 +25,8 @@ class Progress:
 
     A notebook shows one text output that is replaced in place and whose last state stays in the
     executed file; a terminal rewrites one line; a log file or a pipe gets about ten lines in all.
-
-    Args:
-        title: what is running.
-        total: number of steps.
-        start: step that a resumed run begins at.
-        stream: where a terminal or log is written; standard error unless told.
-        show: False keeps silent (worker processes).
+    They are written to `stream`, standard error unless told. A resumed run begins at step `start`;
+    without `show` nothing is shown (worker processes).
     """
 
     def __init__(
@@ -59,33 +47,22 @@ class Progress:
 
     def line(self, step: int, note: str = "") -> str:
         """The text for `step` finished steps."""
-        bar = ("#" * round(20 * min(step / self.total, 1))).ljust(20, ".")
-        elapsed, done = time.monotonic() - self.began, step - self.start
-        left = elapsed / done * (self.total - step) if done > 0 else None
-        times = clock(elapsed) + (f" < {clock(left)}" if left else "")
-        return f"{self.title} [{bar}] {step}/{self.total}  {times}  {note}".rstrip()
+        elapsed = time.monotonic() - self.began
+        parts = {"prefix": self.title, "ascii": ".#", "bar_format": FORMAT, "postfix": note}
+        return tqdm.format_meter(step, self.total, elapsed, initial=self.start, **parts)
 
     def update(self, step: int, note: str = "") -> None:
         """Show `step` finished steps; at most five times a second, and always at the end."""
-        now, last = time.monotonic(), step >= self.total
+        now, last, tenths = time.monotonic(), step >= self.total, 10 * step // self.total
         if not self.show or (now - self.last < 0.2 and not last) or self.ended == note:
             return
         self.last, self.ended = now, note if last else None
+        line, terminal = self.line(step, note), self.stream.isatty()
         if self.handle is not None:
-            self.handle.update({"text/plain": self.line(step, note)}, raw=True)
-        elif self.stream.isatty():
-            self._write(self.line(step, note) + "\n" * last)
-        elif last or 10 * step // self.total > self.tenths:
-            self.tenths = 10 * step // self.total
-            self._write(self.line(step, note) + "\n")
-
-    def say(self, line: str) -> None:
-        """Write a line of its own, which the progress line does not replace."""
-        if self.show:
-            self._write(line + "\n")
-
-    def _write(self, text: str) -> None:
-        """Write `text`, over the line that a terminal shows; without room for it, nothing."""
-        with contextlib.suppress(OSError):  # no reason to end a training
-            self.stream.write(("\r\x1b[2K" if self.stream.isatty() else "") + text)
-            self.stream.flush()
+            self.handle.update({"text/plain": line}, raw=True)
+        elif terminal or last or tenths > self.tenths:
+            self.tenths = tenths
+            before, after = ("\r\x1b[2K", "\n" * last) if terminal else ("", "\n")
+            with contextlib.suppress(OSError):  # a full disk is no reason to end a training
+                self.stream.write(before + line + after)
+                self.stream.flush()

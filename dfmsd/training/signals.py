@@ -6,11 +6,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-STATUS = 75
-"""Exit status of a run that was asked to stop: "temporary failure, try again" in sysexits.h."""
+STATUS = 75  # of a run that was asked to stop: "temporary failure, try again" in sysexits.h
 
 
 class PreemptedError(Exception):
@@ -32,7 +29,7 @@ class Stop:
         who = f"{self.asked} came" if self.asked else "another process was asked to stop"
         return PreemptedError(f"{who}: {where}; the same command continues")
 
-    def handle(self, number: int, _frame: FrameType | None) -> None:
+    def handle(self, number: int, _frame: object) -> None:
         """What a signal does."""
         self.asked = signal.Signals(number).name
         self._obey()
@@ -59,9 +56,9 @@ def stop_signals() -> Iterator[Stop]:
 
     Only the main thread can listen; in another one the `Stop` stays silent.
     """
-    stop, before = Stop(), {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, stop.handle) for number in SIGNALS}
+    stop, main = Stop(), threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGUSR1) if main else ()
+    before = {number: signal.signal(number, stop.handle) for number in numbers}
     try:
         yield stop
     finally:

@@ -1,13 +1,17 @@
 """One step of training: a batch forward and backward, whole or in parts, on one or many processes.
 
+A loss that is not finite stops the run, and the batch that did it is kept.
+
 Everything random is a function of counters (seed, stage, step and process), never of generator
 state: a resumed run computes the very same losses as one that was never stopped.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +19,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dfmsd.training.finite import check_finite, total_loss
+from dfmsd.detectors.checkpoints import save_state
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
@@ -27,11 +31,7 @@ def step_seed(seed: int, stage: int, step: int, rank: int = 0) -> int:
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """Context in which the end of another process is told in plain words.
-
-    Raises:
-        ChildProcessError: another process, or a loader process, has ended while this one needed it.
-    """
+    """Context that raises ChildProcessError when another process, or a loader's, has ended."""
     again = "the same command continues from the last checkpoint"
     try:
         yield
@@ -41,16 +41,60 @@ def peer_errors() -> Iterator[None]:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not several or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        line = f"another process of this run has ended, and says itself why; {again}"
-        raise ChildProcessError(line) from error
+        why = "another process of this run has ended, and says itself why"
+        raise ChildProcessError(f"{why}; {again}") from error
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss became NaN or infinite; names the term, the step and every term's value."""
+
+
+def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """The weighted sum of the named losses; a name without weight counts once."""
+    return sum(weights.get(name, 1.0) * value for name, value in losses.items())
+
+
+def check_finite(values: dict[str, float], step: int) -> None:
+    """NonFiniteLossError for losses by name if their weighted sum, "loss", is not finite."""
+    if not math.isfinite(values["loss"]):
+        terms = {name: value for name, value in values.items() if name != "loss"}
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        listing = ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
+        raise NonFiniteLossError(
+            f"step {step}: {', '.join(bad) or 'the weighted sum'} is not finite ({listing}); "
+            "lower the learning rate or the weight of that term"
+        )
+
+
+@contextmanager
+def save_batch_on_error(
+    folder: Path | None, batch: Any, *, rank: int, seed: int, stage: int, step: int
+) -> Iterator[None]:
+    """Context that writes `batch` to `nonfinite-STAGE-STEP-processRANK.pt` if a loss is not finite.
+
+    The file, for `load_state` or `torch.load`, also holds "seed", "stage", "step", "rng" (the state
+    of the CPU's generator at the beginning) and "error" (the message); the NonFiniteLossError from
+    inside then names it. A `folder` of None keeps nothing; `batch` is made of tensors, numbers,
+    text, lists and dicts of them.
+    """
+    state = {"batch": batch, "rng": torch.get_rng_state()}
+    state |= {"seed": seed, "stage": stage, "step": step}
+    try:
+        yield
+    except NonFiniteLossError as error:
+        if folder is None:
+            raise
+        path = folder / f"nonfinite-{stage:02d}-{step:07d}-process{rank}.pt"
+        kept = f"is kept in {path}"
+        try:
+            save_state(state | {"error": str(error)}, path)
+        except (OSError, RuntimeError) as problem:
+            kept = f"could not be kept ({problem})"
+        raise NonFiniteLossError(f"{error}; its batch {kept}") from None
 
 
 def parts(batch: Batch, count: int) -> Iterator[Batch]:
-    """The batch in `count` equal parts.
-
-    Raises:
-        ValueError: it cannot be divided so.
-    """
+    """The batch in `count` equal parts; ValueError when it cannot be divided so."""
     images, targets = batch
     size, rest = divmod(len(images), count)
     if rest:
@@ -72,25 +116,22 @@ def backward(
     """The losses by name with their weighted sum "loss", and the flags of all; leaves gradients.
 
     The losses are means over the processes, and a flag that one process raises is raised for all,
-    so that every process draws the same conclusions.
-
-    The gradient of several parts is that of the whole batch as far as the losses are means over
-    images and nothing is random: not where they look at the batch as a whole (batch norm; features
-    standardised over the batch; means over the sampled regions of Faster R-CNN, the positive cells
-    of FCOS, the cells of padded images).
+    so that every process draws the same conclusions. The gradient of several parts is that of the
+    whole batch as far as the losses are means over images and nothing is random: not where they
+    look at the batch as a whole (batch norm; features standardised over the batch; means over the
+    sampled regions of Faster R-CNN, the positive cells of FCOS, the cells of padded images).
 
     Args:
-        accelerator: device, precision and processes.
-        model: gives a dict of losses; prepared by `accelerator`.
+        accelerator: device, precision and processes; it has prepared the model.
+        model: gives a dict of losses.
         batch: this process's images and targets.
         step: number of the step, for the error's message.
-        weights: weight of each loss by name.
+        weights: of each loss by name; others count once.
         accumulate: parts of the batch.
         flags: what this process asks for.
 
-    Raises:
-        NonFiniteLossError: a loss of any process and part is NaN or infinite; before the last
-            backward pass, and so before any weight changes.
+    Raises NonFiniteLossError when a loss of any process and part is NaN or infinite; before the
+    last backward pass, and so before any weight changes.
     """
     rows = []
     for number, (images, targets) in enumerate(parts(batch, accumulate), start=1):

@@ -14,10 +14,11 @@ from torch import Tensor
 # Okabe and Ito's colours without black, which shadows on a picture hide.
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 Colour = str | tuple[float, ...]
+Target = Mapping[str, Tensor]  # `boxes` (n, 4), `labels` (n,) in 1..K, perhaps `scores` (n,)
 
 
-def draw_boxes(axes: Axes, target: Mapping[str, Tensor], classes: Sequence[str]) -> None:
-    """Draw `boxes` (n, 4), with `labels` in 1..K, in class colours, named if there are `scores`."""
+def draw_boxes(axes: Axes, target: Target, classes: Sequence[str]) -> None:
+    """Draw boxes in their classes' colours, with names if there are scores."""
     boxes, labels = corners(target["boxes"]), target["labels"].tolist()
     scores = target["scores"].tolist() if "scores" in target else [None] * len(boxes)
     for box, label, score in zip(boxes, labels, scores, strict=True):

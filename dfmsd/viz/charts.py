@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,28 +19,29 @@ from dfmsd.viz.panels import STYLE, WIDTH, wrap
 # Okabe and Ito's colours, neighbours far apart; without yellow, too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 MARKERS = "osD^vP*"
-Ranged = tuple[float, tuple[float, float] | None]
-"""A mean, and the ends of the interval that holds it; None: it has none."""
+NARROW = 0.8 * WIDTH
+Ranged = tuple[float, tuple[float, float] | None]  # a mean, and its interval's ends, if it has one
 
 
-def chart(height: float, title: str = "", *, width: float = 0.8 * WIDTH) -> tuple[Figure, Axes]:
-    """Closed figure with one empty chart, inches; the title is wrapped."""
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+def chart(
+    size: tuple[float, float], title: str, rows: Collection[str] = (), **labels: str
+) -> tuple[Figure, Axes]:
+    """Closed figure with one empty chart, (width, height) inches, `rows` named from the top."""
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
     plt.close(figure)
-    axes.set_title(wrap(title, 0.8 * width))
+    axes.set(title=wrap(title, 0.8 * size[0]), **labels)
+    axes.grid(axis="x" if rows else "both", alpha=0.25)
+    if rows:
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
     return figure, axes
 
 
-def name_rows(axes: Axes, names: Collection[str]) -> None:
-    """Write the names of a chart's rows beside it, from the top, and rule it in columns."""
-    axes.set_yticks(range(len(names)), list(names))
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(axis="x", alpha=0.25)
-
-
-def write_right(axes: Axes, text: str, point: tuple[float, float], gap: int, **style: str) -> None:
-    """Write `text` at the right of a point, `gap` printer's points from it."""
-    axes.annotate(text, point, (gap, 0), textcoords="offset points", va="center", **style)
+def write(
+    axes: Axes, text: str, point: tuple[float, float], gap: tuple[float, float], **style: Any
+) -> None:
+    """Write `text` beside a point, `gap` printer's points right of it and above it."""
+    axes.annotate(text, point, gap, textcoords="offset points", **{"va": "center", **style})
 
 
 def legend_right(axes: Axes) -> None:
@@ -82,7 +84,7 @@ def curves_figure(
         log_steps: logarithmic steps, each written out; above 0.
     """
     check_entries("series", series)
-    figure, axes = chart(3.6, title)
+    figure, axes = chart((NARROW, 3.6), title, xlabel=xlabel, ylabel=ylabel)
     for index, (name, pairs) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
         dash = ("-", "--", "-.", ":")[index // len(COLOURS) % 4]
@@ -97,15 +99,14 @@ def curves_figure(
             axes.plot(steps, mean, dash, color=colour, linewidth=1.8, label=name)
     for step, text in (marks or {}).items():
         axes.axvline(step, color="#666666", linestyle=":", linewidth=1.2)
-        style = {"textcoords": "offset points", "va": "top", "fontsize": 8, "color": "#444444"}
-        axes.annotate(text, (step, 1.0), (3, -2), ("data", "axes fraction"), **style)
-    axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+        style = {"va": "top", "fontsize": 8, "color": "#444444"}
+        write(axes, text, (step, 1.0), (3, -2), xycoords=("data", "axes fraction"), **style)
+    axes.set_yscale("log" if log else "linear")
     if log_steps:
         steps = sorted({step for pairs in series.values() for step, _ in pairs})
         axes.set_xscale("log")
         axes.set_xticks(steps, [f"{step:g}" for step in steps])
         axes.minorticks_off()
-    axes.grid(alpha=0.25)
     legend_right(axes)
     return figure
 
@@ -123,10 +124,10 @@ def bars_figure(
     for name, values in rows.items():
         if not all(map(math.isfinite, values)):
             raise ValueError(f"rows[{name!r}]: got {list(values)}, expected finite values")
-    figure, axes = chart(0.9 + 0.42 * len(rows), title)
+    figure, axes = chart((NARROW, 0.9 + 0.42 * len(rows)), title, rows, xlabel=xlabel)
     for row, values in enumerate(rows.values()):
         if not values:
-            write_right(axes, "not run", (0, row), 8, color="#666666")
+            write(axes, "not run", (0, row), (8, 0), color="#666666")
             continue
         mean, colour, lift = statistics.fmean(values), COLOURS[row % len(COLOURS)], np.zeros(1)
         text, right = f"{mean:.1f}  (1 seed)", mean
@@ -136,10 +137,9 @@ def bars_figure(
             axes.errorbar(mean, row, xerr=sd, color=colour, capsize=4, linewidth=1.8)
             text, right = f"{mean:.1f} ± {sd:.1f}  ({len(values)} seeds)", max(*values, mean + sd)
         axes.scatter(values, row + lift, s=16, color="black", zorder=3, linewidths=0)
-        write_right(axes, text, (right, row), 8)
+        write(axes, text, (right, row), (8, 0))
     far = max((value for values in rows.values() for value in values), default=0)
-    axes.set(xlabel=xlabel, xlim=(0, max(far, 1e-9) * 1.32))
-    name_rows(axes, rows)
+    axes.set_xlim(0, max(far, 1e-9) * 1.32)
     return figure
 
 
@@ -153,12 +153,12 @@ def differences_figure(
     grey and hollow: it holds 0, or there is none.
     """
     check_entries("rows", rows)
-    figure, axes = chart(0.8 + 0.27 * len(rows), title, width=WIDTH)
+    figure, axes = chart((WIDTH, 0.8 + 0.27 * len(rows)), title, rows, xlabel=xlabel)
     axes.axvline(0, color="#444444", linewidth=1)
     ends = [0.0]
     for place, (name, row) in enumerate(rows.items()):
         if row is None:
-            write_right(axes, "not run", (0, place), 6, color="#666666", fontsize=8)
+            write(axes, "not run", (0, place), (6, 0), color="#666666", fontsize=8)
             continue
         mean, low, high = _limits(f"rows[{name!r}]", row)
         ends += [low, high]
@@ -167,10 +167,9 @@ def differences_figure(
         axes.plot([low, high], [place, place], color=colour, linewidth=2)
         axes.plot(mean, place, "o", color=colour, markerfacecolor=colour if clear else "white")
         text = f"{mean:+.1f}{'' if row[1] else ' (no interval)'}"
-        write_right(axes, text, (high, place), 6, fontsize=8)
+        write(axes, text, (high, place), (6, 0), fontsize=8)
     span = max(ends) - min(ends) or 10.0
-    axes.set(xlabel=xlabel, xlim=(min(ends) - 0.03 * span, max(ends) + 0.14 * span))
-    name_rows(axes, rows)
+    axes.set_xlim(min(ends) - 0.03 * span, max(ends) + 0.14 * span)
     return figure
 
 
@@ -191,7 +190,7 @@ def tradeoff_figure(
             above it gains more for its cost. Without that point there is no line.
     """
     check_entries("points", points)
-    figure, axes = chart(4.4, title, width=WIDTH)
+    figure, axes = chart((WIDTH, 4.4), title, xlabel=xlabel, ylabel=ylabel)
     axes.axhline(0, color="#444444", linewidth=1)
     axes.axvline(0, color="#444444", linewidth=1)
     for index, (name, point) in enumerate(points.items()):
@@ -202,18 +201,15 @@ def tradeoff_figure(
             continue
         x, left, right = _limits(f"points[{name!r}] cost", point[0])
         y, low, high = _limits(f"points[{name!r}] gain", point[1])
-        errors = {"xerr": [[x - left], [right - x]] if point[0][1] else None}
-        errors["yerr"] = [[y - low], [high - y]] if point[1][1] else None
-        line = {"color": colour, "linewidth": 1.1, "capsize": 2}
-        axes.errorbar(x, y, fmt=marker, markersize=6, label=label, **errors, **line)
-        style = {"textcoords": "offset points", "fontsize": 8.5, "zorder": 5}
-        style["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
-        axes.annotate(str(index + 1), (x, y), (4, 4), **style)
+        across = [[x - left], [right - x]] if point[0][1] else None
+        up = [[y - low], [high - y]] if point[1][1] else None
+        line = {"color": colour, "linewidth": 1.1, "capsize": 2, "label": label}
+        axes.errorbar(x, y, up, across, marker, markersize=6, **line)
+        style = {"path_effects": [withStroke(linewidth=2.5, foreground="white")], "zorder": 5}
+        write(axes, str(index + 1), (x, y), (4, 4), va="baseline", fontsize=8.5, **style)
     if points.get(yardstick):
         (x, _), (y, _) = points[yardstick]
         axes.axline((0, 0), (x, y), color="#666666", linestyle="--", linewidth=1, zorder=1)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.25)
     legend_right(axes)
     return figure
 

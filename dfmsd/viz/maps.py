@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dfmsd.viz.boxes import dash_boxes
-from dfmsd.viz.checks import check_entries, check_lengths, grid_of, value_range
+from dfmsd.viz.checks import check_entries, check_lengths, value_range, visible
 from dfmsd.viz.panels import COLUMNS, STYLE, extent, panels, show_heat, show_image
 
 
@@ -66,8 +66,8 @@ def levels_figure(
     for name, levels in maps.items():
         check_entries(f"maps[{name!r}]", levels)
     strides = sorted({stride for levels in maps.values() for stride in levels})
-    repeated, heads = [image] * (len(maps) * len(strides)), [f"stride {k}" for k in strides]
-    bars = 0.3 + 0.55 * len(strides)
+    heads, bars = [f"stride {k}" for k in strides], 0.3 + 0.55 * len(strides)
+    repeated = [image] * (len(maps) * len(strides))
     figure, frames = panels(repeated, len(strides), title, heads=heads, bars=bars)
     for row, (name, levels) in enumerate(maps.items()):
         line = frames[row * len(strides) : (row + 1) * len(strides)]
@@ -79,9 +79,8 @@ def levels_figure(
                 middle = {"ha": "center", "va": "center", "transform": axes.transAxes}
                 axes.text(0.5, 0.5, "no such level", color="#444444", **middle)
                 continue
-            heat, key = levels[stride], f"maps[{name!r}][{stride}]"
-            limits = value_range([heat], key)
-            drawn = show_heat(axes, image, heat, limits, smooth=False, name=key)
+            key = f"maps[{name!r}][{stride}]"
+            drawn = show_heat(axes, image, levels[stride], (None, None), name=key)
             figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02, aspect=15)
     return figure
 
@@ -106,15 +105,15 @@ def masks_figure(
     maps = {"attention of the teacher": attention}
     if enhanced is not None:
         maps["attention, enhanced"] = enhanced
-    visible, cells = _count_visible(keep)
-    heads = ["image", *maps, f"visible: {visible} of {cells} cells ({visible / cells:.0%})"]
+    cells = visible(keep, "keep")
+    heads = ["image", *maps, f"visible: {cells.sum()} of {cells.size} cells ({cells.mean():.0%})"]
     figure, frames = panels([image] * len(heads), len(heads), "", heads=heads, bars=0.5)
     show_image(frames[0], image)
     limits = value_range(list(maps.values()))
     for axes, values in zip(frames[1:], maps.values(), strict=False):
-        drawn = show_heat(axes, image, values, limits, smooth=False)
+        drawn = show_heat(axes, image, values, limits)
     figure.colorbar(drawn, ax=frames[1:-1], shrink=0.8, pad=0.02)
-    _show_visible(frames[-1], image, keep)
+    _show_visible(frames[-1], image, cells)
     for axes in frames:
         dash_boxes(axes, boxes)
     return figure
@@ -129,30 +128,19 @@ def keep_masks_figure(
     `keeps` are name → (h, w), 1 = visible, 0 = masked; the grids may differ.
     """
     check_entries("keeps", keeps)
-    heads = []
-    for name, keep in keeps.items():
-        visible, cells = _count_visible(keep, f"keeps[{name!r}]")
-        heads.append(f"{name}: visible {visible} of {cells} ({visible / cells:.0%})")
+    grids = {name: visible(keep, f"keeps[{name!r}]") for name, keep in keeps.items()}
+    counts = {name: f"{k.sum()} of {k.size} ({k.mean():.0%})" for name, k in grids.items()}
+    heads = [f"{name}: visible {count}" for name, count in counts.items()]
     figure, frames = panels([image] * len(keeps), COLUMNS, title, heads=heads)
-    for axes, keep in zip(frames, keeps.values(), strict=True):
-        _show_visible(axes, image, keep)
+    for axes, cells in zip(frames, grids.values(), strict=True):
+        _show_visible(axes, image, cells)
         dash_boxes(axes, boxes)
     return figure
 
 
-def _count_visible(keep: Tensor, name: str = "keep") -> tuple[int, int]:
-    """Visible cells of a mask (h, w), and all; ValueError when it is not one of 0 and 1."""
-    cells = grid_of(keep, name)
-    low, high = value_range([keep], name)
-    if not np.isin(cells, (0, 1)).all():
-        raise ValueError(f"{name}: got values from {low:g} to {high:g}, expected only 0 and 1")
-    return int(cells.sum()), cells.size
-
-
-def _show_visible(axes: Axes, image: Tensor, keep: Tensor) -> None:
-    """Draw an image with the masked cells of `keep` (h, w) black."""
+def _show_visible(axes: Axes, image: Tensor, cells: np.ndarray) -> None:
+    """Draw an image with its cells (h, w) black that are not visible."""
     show_image(axes, image)
-    hidden = grid_of(keep) == 0
-    black = np.zeros((*hidden.shape, 4))
-    black[..., 3] = 0.85 * hidden
+    black = np.zeros((*cells.shape, 4))
+    black[..., 3] = 0.85 * ~cells
     axes.imshow(black, extent=extent(image), interpolation="nearest")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
-from dfmsd.viz.checks import Limits, grid_of
+from dfmsd.viz.checks import Limits, to_array
 
 WIDTH = 9.5  # inches: 950 pixels at 100 dpi, what a notebook shows on the web without shrinking
 COLUMNS = 4  # panels in a row
@@ -91,16 +91,15 @@ def show_image(axes: Axes, image: Tensor, name: str = "image", *, grey: bool = F
         raise ValueError(f"{name}: got shape {tuple(image.shape)}, expected (3, H, W) or (1, H, W)")
     pixels = image.detach().float().cpu().clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
     pixels = pixels.mean(-1) if grey else pixels
-    return axes.imshow(
-        pixels, "gray", vmin=0, vmax=1, extent=extent(image), interpolation="nearest"
-    )
+    place = {"extent": extent(image), "interpolation": "nearest"}
+    return axes.imshow(pixels, "gray", vmin=0, vmax=1, **place)
 
 
 def show_heat(
-    axes: Axes, image: Tensor, heat: Tensor, limits: Limits, *, smooth: bool, name: str = "map"
+    axes: Axes, image: Tensor, heat: Tensor, limits: Limits, smooth: bool = False, name: str = "map"
 ) -> AxesImage:
     """Draw a map (h, w) over its image turned grey; what comes back feeds a colour bar."""
     show_image(axes, image, grey=True)
     place = {"extent": extent(image), "interpolation": "bilinear" if smooth else "nearest"}
     low, high = limits
-    return axes.imshow(grid_of(heat, name), alpha=0.7, vmin=low, vmax=high, **place)
+    return axes.imshow(to_array(heat, name), alpha=0.7, vmin=low, vmax=high, **place)

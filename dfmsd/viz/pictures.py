@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
-from dfmsd.viz.boxes import class_legend, corners, dash_boxes, draw_boxes, outline, tag
-from dfmsd.viz.checks import Limits, check_entries, check_lengths, grid_of, value_range
+from dfmsd.viz.boxes import Target, class_legend, corners, dash_boxes, draw_boxes, outline, tag
+from dfmsd.viz.checks import Limits, check_entries, check_lengths, to_array, value_range
 from dfmsd.viz.panels import COLUMNS, SIGNED, STYLE, extent, panels, show_image
 
 PRINTED_BOXES = 12
@@ -22,8 +22,8 @@ PRINTED_BOXES = 12
 @plt.rc_context(STYLE)
 def detections_figure(
     images: Sequence[Tensor],
-    predictions: Sequence[Mapping[str, Tensor]],
-    truths: Sequence[Mapping[str, Tensor]] | None = None,
+    predictions: Sequence[Target],
+    truths: Sequence[Target] | None = None,
     *,
     classes: Sequence[str],
     score: float = 0.4,
@@ -31,12 +31,7 @@ def detections_figure(
 ) -> Figure:
     """Figure with one panel per image: found boxes in class colours, true ones thin and dashed.
 
-    Args:
-        images: N of them.
-        predictions: N dicts of `boxes` (n, 4), `labels` (n,) in 1..K and `scores` (n,).
-        truths: N dicts of `boxes`, or None.
-        classes: the K names; `classes[0]` belongs to label 1.
-        score: boxes that score lower are left out.
+    `classes` are the K names, the first of label 1; found boxes below `score` are left out.
     """
     check_lengths(images=images, predictions=predictions, truths=truths)
     names = ("boxes", "labels", "scores")
@@ -44,8 +39,7 @@ def detections_figure(
     heads = [f"{len(detections['boxes'])} found" for detections in sure]
     legend = f"found at score ≥ {score:g}"
     if truths is not None:
-        counts = [f" · {len(truth['boxes'])} true" for truth in truths]
-        heads = [head + count for head, count in zip(heads, counts, strict=True)]
+        heads = [f"{h} · {len(t['boxes'])} true" for h, t in zip(heads, truths, strict=True)]
         legend += "; dashed white: true boxes"
     figure, frames = panels(images, COLUMNS, title, heads=heads, below=0.6)
     for index, (axes, image, detections) in enumerate(zip(frames, images, sure, strict=True)):
@@ -58,16 +52,9 @@ def detections_figure(
 
 @plt.rc_context(STYLE)
 def scene_sheet(
-    images: Sequence[Tensor],
-    targets: Sequence[Mapping[str, Tensor]],
-    classes: Sequence[str],
-    *,
-    title: str = "",
+    images: Sequence[Tensor], targets: Sequence[Target], classes: Sequence[str], *, title: str = ""
 ) -> Figure:
-    """Figure with one panel per image and its true boxes in their classes' colours.
-
-    `targets` are N dicts of `boxes` (n, 4) and `labels` (n,) in 1..K; `classes` are the K names.
-    """
+    """Figure with one panel per image and its true boxes in the colours of the K `classes`."""
     check_lengths(images=images, targets=targets)
     heads = []
     for index, target in enumerate(targets):
@@ -133,9 +120,9 @@ def _show_picture(axes: Axes, image: Tensor, limits: Limits, *, signed: bool) ->
     if signed:
         mean = image.float().mean(0) if image.ndim == 3 else image
         far = max(map(abs, value_range([mean])))
-        return axes.imshow(grid_of(mean), SIGNED, vmin=-far, vmax=far, interpolation="nearest")
+        return axes.imshow(to_array(mean), SIGNED, vmin=-far, vmax=far, interpolation="nearest")
     if image.ndim == 2:
-        return axes.imshow(grid_of(image), vmin=low, vmax=high, interpolation="nearest")
+        return axes.imshow(to_array(image), vmin=low, vmax=high, interpolation="nearest")
     if low < 0 or high > 1:
         image = (image.float() - low) / max(high - low, 1e-12)
     return show_image(axes, image)

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dfmsd.viz.boxes import ink
-from dfmsd.viz.charts import COLOURS, MARKERS, chart, legend_right, name_rows, write_right
-from dfmsd.viz.checks import check_entries, grid_of, value_range
+from dfmsd.viz.charts import COLOURS, MARKERS, NARROW, chart, legend_right, write
+from dfmsd.viz.checks import check_entries, to_array, visible
 from dfmsd.viz.panels import SIGNED, STYLE, WIDTH, wrap
 
 HATCHED = 100  # channels; on thinner bars a hatch hides the grey
@@ -29,31 +29,28 @@ def channels_figure(
         keep: (C,), 1 = visible; masked channels are grey, hatched when wide. None masks none.
     """
     check_entries("attention", attention)
-    rows = {name: vector(values, f"attention[{name!r}]") for name, values in attention.items()}
-    visible = None if keep is None else vector(keep, "keep")
-    if visible is not None and not np.isin(visible, (0, 1)).all():
-        raise ValueError(f"keep: got values up to {visible.max():g}, expected only 0 and 1")
-    for name, values in rows.items():
-        if values.min() < 0:
-            raise ValueError(f"attention[{name!r}]: got {values.min():g}, expected values from 0")
-        if visible is not None and len(visible) != len(values):
-            sizes = f"got {len(visible)} channels, expected the {len(values)} of {name!r}"
-            raise ValueError(f"keep: {sizes}")
-    size = (WIDTH, 0.5 + 1.5 * len(rows))
-    figure, grid = plt.subplots(len(rows), 1, figsize=size, squeeze=False, layout="constrained")
+    size = (WIDTH, 0.5 + 1.5 * len(attention))
+    figure, grid = plt.subplots(
+        len(attention), 1, figsize=size, squeeze=False, layout="constrained"
+    )
     plt.close(figure)
     figure.suptitle(wrap(title, 0.8 * WIDTH))
-    for axes, (name, values) in zip(grid[:, 0], rows.items(), strict=True):
-        blue = np.ones(len(values), bool) if visible is None else visible == 1
-        channels = np.arange(len(values))
-        axes.bar(channels[blue], values[blue], width=0.8, color=COLOURS[0])
+    for axes, (name, channels) in zip(grid[:, 0], attention.items(), strict=True):
+        values = to_array(channels, f"attention[{name!r}]", "(n,)")
+        blue = values >= 0 if keep is None else visible(keep, "keep", "(n,)")
+        if values.min() < 0:
+            raise ValueError(f"attention[{name!r}]: got {values.min():g}, expected values from 0")
+        if len(blue) != len(values):
+            sizes = f"got {len(blue)} channels, expected the {len(values)} of {name!r}"
+            raise ValueError(f"keep: {sizes}")
+        numbers = np.arange(len(values))
+        axes.bar(numbers[blue], values[blue], width=0.8, color=COLOURS[0])
         masked = {"color": "#BBBBBB", "edgecolor": "white", "linewidth": 0}  # the hatch is white
         masked["hatch"] = "/////" if len(values) <= HATCHED else ""
-        axes.bar(channels[~blue], values[~blue], width=0.8, **masked)
+        axes.bar(numbers[~blue], values[~blue], width=0.8, **masked)
         axes.axhline(1, color="#222222", linewidth=0.8, linestyle="--")
-        count = f": visible {blue.sum()} of {len(values)} (blue)"
-        axes.set_title(name if visible is None else name + count)
-        axes.set(xlim=(-0.7, len(values) - 0.3), ylabel="attention")
+        note = "" if keep is None else f": visible {blue.sum()} of {len(values)} (blue)"
+        axes.set(title=name + note, xlim=(-0.7, len(values) - 0.3), ylabel="attention")
     axes.set_xlabel("channel (dashed: the mean, 1)")
     return figure
 
@@ -72,10 +69,11 @@ def scatter_figure(
     `points` are name → (x, y), both (n,); the `diagonal` is a dashed line where x = y.
     """
     check_entries("points", points)
-    figure, axes = chart(3.8, title)
+    figure, axes = chart((NARROW, 3.8), title, xlabel=xlabel, ylabel=ylabel)
     ends = []
     for index, (name, (x, y)) in enumerate(points.items()):
-        across, up = vector(x, f"points[{name!r}] x"), vector(y, f"points[{name!r}] y")
+        sides = {f"points[{name!r}] x": x, f"points[{name!r}] y": y}
+        across, up = (to_array(values, side, "(n,)") for side, values in sides.items())
         if len(across) != len(up):
             raise ValueError(f"points[{name!r}]: got {len(across)} x and {len(up)} y, not as many")
         ends += [across.min(), up.min(), across.max(), up.max()]
@@ -84,8 +82,6 @@ def scatter_figure(
     if diagonal:
         line = [min(ends), max(ends)]
         axes.plot(line, line, color="#666666", linestyle="--", linewidth=1, zorder=1)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.25)
     legend_right(axes)
     return figure
 
@@ -111,18 +107,16 @@ def matrix_figure(
     if tuple(values.shape) != (len(rows), len(columns)) or not values.numel():
         shape = f"({len(rows)}, {len(columns)}), the names of rows and columns, above 0"
         raise ValueError(f"values: got shape {tuple(values.shape)}, expected {shape}")
-    low, high = value_range([values], "values")
-    if limits is not None:
-        low, high = limits
-    elif signed:
-        low, high = -max(-low, high), max(-low, high)
-    table = grid_of(values, "values")
+    table = to_array(values, "values")
+    far = abs(table).max()
+    low, high = limits or ((-far, far) if signed else (table.min(), table.max()))
     heads = [wrap(name, 1.1) for name in columns]
     side = 0.075 * max(map(len, rows))
     cell = max(0.75, 0.08 * max(len(word) for head in heads for word in head.split("\n")))
     width = min(WIDTH, side + 1.0 + cell * len(columns))
     lines = max(head.count("\n") for head in heads)
-    figure, axes = chart(0.75 + 0.15 * lines + 0.36 * len(rows), width=width)
+    figure, axes = chart((width, 0.75 + 0.15 * lines + 0.36 * len(rows)), "")
+    axes.grid(False)
     figure.suptitle(wrap(title, 0.9 * width), fontsize=9)
     cmap = SIGNED if signed else "viridis"
     drawn = axes.imshow(table, cmap=cmap, vmin=low, vmax=high, aspect="auto")
@@ -156,7 +150,7 @@ def stacked_figure(
             if not 0 <= value < math.inf:
                 key = f"parts[{row!r}][{name!r}]"
                 raise ValueError(f"{key}: got {value}, expected a finite value from 0")
-    figure, axes = chart(0.9 + 0.42 * len(parts), title, width=WIDTH)
+    figure, axes = chart((WIDTH, 0.9 + 0.42 * len(parts)), title, parts, xlabel=xlabel)
     far = max(sum(terms.values()) for terms in parts.values()) or 1.0
     left = np.zeros(len(parts))
     for index, name in enumerate(dict.fromkeys(name for terms in parts.values() for name in terms)):
@@ -170,16 +164,7 @@ def stacked_figure(
                 axes.text(middle, row, text, ha="center", va="center", color=ink(colour))
         left += values
     for row, total in enumerate(left):
-        write_right(axes, f"{total:.2f}", (total, row), 4)
-    axes.set(xlabel=xlabel, xlim=(0, far * 1.09))
-    name_rows(axes, parts)
+        write(axes, f"{total:.2f}", (total, row), (4, 0))
+    axes.set_xlim(0, far * 1.09)
     legend_right(axes)
     return figure
-
-
-def vector(values: Tensor, name: str) -> np.ndarray:
-    """Float array (n,) of a tensor; ValueError naming it when empty, not 1-D or not finite."""
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"{name}: got shape {tuple(values.shape)}, expected (n,), n above 0")
-    value_range([values], name)
-    return values.detach().cpu().double().numpy()
