@@ -55,7 +55,7 @@ def prepare(engine: Engine, detectors: Iterable[nn.Module | None]) -> None:
 
 
 def check_places(settings: Settings) -> None:
-    """OSError or CheckpointError unless output folder and records can be written, and records read."""
+    """OSError or CheckpointError unless folder and records can be written, and the latter read."""
     check_writable(Path(settings.out) / "run")
     check_writable(build.records_file(settings))
     read_records(build.records_file(settings))
