@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.S)
 SUMMARY = ("none", "mgd", "dmkd", "pkd", "cwd", "dfmsd", "dfmsd-early", "none-long", "dfmsd-long")
-ELSEWHERE = {"name": "[results](results.md)", "factor": "[the weights](results.md#weights)"}
+ELSEWHERE = {"name": "[results](results.md)", "factor": "[the weights](results.md#the-weights)"}
 """Settings whose measurements are whole tables."""
 DEFAULTS = ("method.name=dfmsd", "method.factor=1")
 
@@ -104,15 +104,14 @@ def settings(records: Records) -> str:
         measured.setdefault(field, []).append(text)
     rows, hints, texts = [], get_type_hints(Method), meanings()
     for field in dataclasses.fields(Method):
-        hint, choices = hints[field.name], ""
-        if get_origin(hint) is Literal and field.name != "name":
-            choices = ", ".join(f"`{choice}`" for choice in get_args(hint))
-        default = field.default if field.default != () else "all"
+        values = f"`{field.default if field.default != () else 'all'}`"
+        if get_origin(hints[field.name]) is Literal and field.name != "name":
+            others = [f"`{c}`" for c in get_args(hints[field.name]) if c != field.default]
+            values += f", or {', '.join(others)}"
         known = measured.get(field.name) or [ELSEWHERE.get(field.name, "not varied")]
-        cells = [f"`method.{field.name}`", f"`{default}`", choices, texts[field.name]]
-        rows.append([*cells, "<br>".join(known)])
-    header = ["setting", "default", "choices", "meaning"]
-    return markdown_table([*header, "what we measured: AP against the default (95 %)"], rows)
+        rows.append([f"`{field.name}`", values, texts[field.name], "<br>".join(known)])
+    header = ["`method.`…", "default", "meaning", "what we measured: AP against the default (95 %)"]
+    return markdown_table(header, rows)
 
 
 def experiment(name: str) -> Callable[[Records], str]:

@@ -77,6 +77,8 @@ def test_formulas_are_drawn_and_pictures_are_there(page, address, name):
         assert "\\(" not in text
         assert "$$" not in text
     assert page.locator("article img").count() >= pictures
+    assert page.locator("article table").count() >= 1
+    assert "|--" not in page.locator("article").inner_text()
     assert page.evaluate(BROKEN) == []
 
 

@@ -29,6 +29,7 @@ exclude_patterns += ["data/coco", "data/runs", "data/sample", "data/results"]
 root_doc = "docs/site/index"
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables and formulas in outputs
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header", "myst.xref_missing", "mystnb.unknown_mime_type"]
@@ -59,7 +60,14 @@ if address:
     }
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_type_aliases = {
+    name: name
+    for name in (
+        *("Count", "Cutoff", "NotNegative", "Positive", "Share", "Weight"),  # dfmsd.ranges
+        *("Fit", "Form", "Match", "Mix", "masking.Select", "Select"),
+    )
+}
+default_role = "code"  # the docstrings' backticks
 autodoc_default_options = {"members": True, "show-inheritance": False}
 
 
