@@ -87,6 +87,8 @@ def measurements(records: Records) -> Iterator[tuple[str, str]]:
         frame = results_frame(name, records)
         for base in plan.rows:
             changes = {key: changed(row, plan.rows[base]) for key, row in plan.rows.items()}
+            if not any(changes.values()):
+                continue
             known = relative_to(frame, base)["gain AP"]
             for key, settings in changes.items():
                 values = " ".join(s.removeprefix("method.") for s in settings)
