@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.stamp
+SITE := $(VENV)/.site
 MAIN := notebooks/07_staged_distillation.ipynb
-PIN := -c constraints.txt -e '.[dev]'
 
 # ipc: the kernel speaks through files, not open TCP ports. Their path must be absolute: kernel and client work in different
 # folders. No timing is recorded, so that outputs stay the same from run to run.
@@ -21,7 +21,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 # Nobody moves a slider while a notebook is executed: the mask laboratory leaves its pictures instead of a dead widget.
 export DFMSD_STATIC := 1
 
-.PHONY: help demo test notebooks bench lint clean
+.PHONY: help demo test notebooks bench site lint clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -54,6 +54,11 @@ notebooks: $(STAMP) ## execute every notebook at smoke scale into build/
 bench: $(STAMP) ## measure every ratio of benchmarks/ (16 minutes on two quiet cores), show the table
 	@$(VENV)/bin/python benchmarks
 
+site: $(SITE) ## build the website from README, docs and the notebooks' outputs into build/site (a minute)
+	@rm -rf build/site
+	@$(VENV)/bin/python -m sphinx -q -c docs/site . build/site
+	@echo "make site: open build/site/index.html"
+
 lint: $(STAMP) ## check style and formatting, notebooks included
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -62,6 +67,20 @@ clean: ## remove the environment and everything built (not data/)
 	rm -rf $(VENV) build .pytest_cache .ruff_cache *.egg-info
 
 # uv when it is there or pip can bring it, else plain pip; every way with the same pins.
+define INSTALL
+	if uv --version >/dev/null 2>&1; \
+		then uv pip install --quiet --python $(VENV)/bin/python -c constraints.txt -e '$(1)'; \
+	elif $(VENV)/bin/python -m pip install --quiet uv 2>/dev/null && $(VENV)/bin/uv --version >/dev/null 2>&1; \
+		then $(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -c constraints.txt -e '$(1)'; \
+	else echo "uv cannot be had here: installing with pip"; \
+		$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '$(1)'; fi
+endef
+
+$(SITE): $(STAMP)
+	@echo "Installing what the site is built with"
+	@$(call INSTALL,.[site])
+	@touch $@
+
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "dfmsd needs Python 3.11 or newer, but $(PYTHON) is: $$($(PYTHON) --version 2>&1)."; \
@@ -72,9 +91,5 @@ $(STAMP): pyproject.toml constraints.txt
 		if uv --version >/dev/null 2>&1; \
 		then uv venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
 		else $(PYTHON) -m venv $(VENV); fi; }
-	@if uv --version >/dev/null 2>&1; \
-		then uv pip install --quiet --python $(VENV)/bin/python $(PIN); \
-	elif $(VENV)/bin/python -m pip install --quiet uv 2>/dev/null && $(VENV)/bin/uv --version >/dev/null 2>&1; \
-		then $(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python $(PIN); \
-	else echo "uv cannot be had here: installing with pip"; $(VENV)/bin/python -m pip install --quiet $(PIN); fi
+	@$(call INSTALL,.[dev])
 	@touch $@

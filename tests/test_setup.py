@@ -22,6 +22,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DIRECT = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+SITE = PROJECT["optional-dependencies"]["site"]
 SET_UP = ["Makefile", "constraints.txt", "environment.yml", ".ci/run", ".pre-commit-config.yaml"]
 
 
@@ -61,7 +62,7 @@ def test_every_constraint_is_an_exact_pin():
         assert "+" not in str(pin.specifier), f"a local build is no pin for others: {pin}"
 
 
-@pytest.mark.parametrize("line", DIRECT)
+@pytest.mark.parametrize("line", [*DIRECT, *SITE])
 def test_every_direct_dependency_is_pinned_within_its_range(line):
     wanted = Requirement(line)
     found = [pin for pin in pins() if canonicalize_name(pin.name) == canonicalize_name(wanted.name)]
@@ -91,7 +92,9 @@ def test_installed_equals_constraints():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["help", "demo", "test", "notebooks", "bench", "lint", "clean"])
+@pytest.mark.parametrize(
+    "target", ["help", "demo", "test", "notebooks", "bench", "site", "lint", "clean"]
+)
 def test_make_knows_the_target(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -130,6 +133,38 @@ def test_workflow_runs_the_one_script_on_supported_versions():
     assert all(Version(v) in SpecifierSet(PROJECT["requires-python"]) for v in versions)
     assert (ROOT / ".ci/run").stat().st_mode & stat.S_IXUSR
     subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT, check=True)
+
+
+def test_workflows_pin_their_actions_and_take_the_oldest_versions():
+    lowest = {Requirement(line).name: Requirement(line) for line in PROJECT["dependencies"]}
+    for path in sorted((ROOT / ".github/workflows").glob("*.yml")):
+        text = path.read_text()
+        yaml.safe_load(text)
+        for action in re.findall(r"uses: (.*)", text):
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}  # v[\d.]+", action), f"{path}: {action}"
+    for name in ("torch", "torchvision"):
+        (bound,) = [spec.version for spec in lowest[name].specifier]
+        assert f"'{name}=={bound}.*'" in (ROOT / ".github/workflows/versions.yml").read_text()
+
+
+def test_issue_forms_ask_for_what_dfmsd_info_prints():
+    forms = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml"))
+    assert forms
+    for form in map(yaml.safe_load, (path.read_text() for path in forms)):
+        assert {"name", "description", "body"} <= form.keys()
+        assert "dfmsd info" in str(form["body"])
+
+
+def test_the_address_stands_in_one_place():
+    """Text that names a repository of ours would have to be changed by every fork."""
+    pattern = re.compile(r"github\.com/[\w-]+/dfmsd\b")
+    files = [*ROOT.glob("*.*"), *ROOT.glob("docs/**/*.*"), *ROOT.glob("notebooks/*.ipynb")]
+    found = [
+        path.name
+        for path in files
+        if path.is_file() and pattern.search(path.read_bytes().decode("utf-8", "replace"))
+    ]
+    assert found == ["pyproject.toml"]
 
 
 def test_pre_commit_calls_files_that_exist():
