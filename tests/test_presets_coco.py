@@ -97,7 +97,8 @@ def words_of_absence(name, project):
             with pytest.raises(FileNotFoundError) as caught:
                 teacher(settings, teacher_name)
             report = Preflight(settings, None)
-            report.check_teacher(teacher_name, None, 1)
+            with report.refuse(f"teacher {teacher_name}"):
+                report.check_teacher(teacher_name, None, 1)
             assert report.reasons == [f"teacher {teacher_name}: {caught.value}"]
             said.append(str(caught.value))
     with pytest.raises(FileNotFoundError) as caught:
