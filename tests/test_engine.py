@@ -220,3 +220,22 @@ def test_bf16_runs_and_gives_float32_losses():
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert history.rows[-1]["loss"] < history.rows[0]["loss"] + 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes the GPU")
+def test_a_mac_computes_on_its_cpu(monkeypatch):
+    """`device=auto` never takes MPS, which accelerate would."""
+    from accelerate import Accelerator, state
+
+    from dfmsd.experiments.build import accelerator
+    from dfmsd.experiments.presets import resolve
+
+    monkeypatch.setattr(state, "is_mps_available", lambda *_, **__: True)
+    kinds = []
+    for make in (Accelerator, lambda: accelerator(resolve("scenes"))):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        try:
+            kinds.append(make().device.type)
+        finally:
+            state.AcceleratorState._reset_state(reset_partial_state=True)
+    assert kinds == ["mps", "cpu"]

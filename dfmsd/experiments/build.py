@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from dfmsd.baselines import BASELINES, PseudoLabels
@@ -33,6 +34,12 @@ def require_data(data: Data) -> None:
     if data.kind == "coco" and not Path(data.root).is_dir():
         text = "no such folder; it must hold images and annotations in COCO format"
         raise FileNotFoundError(f"data.root={data.root}: {text}")
+
+
+def accelerator(settings: Settings) -> Accelerator:
+    """What computes: a CUDA GPU where there is one, else the CPU; not Apple's MPS, untested."""
+    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    return Accelerator(cpu=cpu, mixed_precision=settings.precision)
 
 
 def datasets(data: Data) -> tuple[Any, Any]:

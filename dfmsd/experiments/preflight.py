@@ -204,7 +204,7 @@ def run_preflight(settings: Settings, *, images: int = 32, steps: int = 4) -> Pr
     It looks at `images` validation images and times `steps` training steps after one that it does
     not. Nothing is written and no teacher is trained; a fresh student takes the steps.
     """
-    device = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+    device = build.accelerator(settings)
     preflight, data = Preflight(settings, device), settings.data
     torch.manual_seed(0)
     teachers = {}

@@ -97,7 +97,7 @@ def train_and_record(
     check_places(settings)  # what is wrong is better known before the training
     began, cpu, origin = time.time(), time.process_time(), environment()
     resumed, seed = bool(list_checkpoints(folder)), labels["seed"]
-    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+    accelerator = build.accelerator(settings)
     data = build.datasets(settings.data)
     torch.manual_seed(seed)
     classes = len(data[0].classes)
