@@ -290,4 +290,27 @@ function render({ model, el }) {
   };
 }
 
+// The app's page has no notebook: a WebSocket carries a message and then its buffers, both ways.
+export function connect(el) {
+  const socket = new WebSocket(`${location.origin.replace("http", "ws")}/socket`);
+  let message = null, buffers = [];
+  socket.binaryType = "arraybuffer";
+  const send = (content, _callbacks, files = []) => {
+    socket.send(JSON.stringify({ ...content, buffers: files.length }));
+    files.forEach((file) => socket.send(file));
+  };
+  socket.onopen = () => {
+    const hear = (_name, heard) => {
+      socket.onmessage = ({ data }) => {
+        if (typeof data === "string") [message, buffers] = [JSON.parse(data), []];
+        else buffers.push(new DataView(data));
+        if (buffers.length === message.buffers) heard(message, buffers);
+      };
+    };
+    render({ model: { send, on: hear, off: () => {} }, el });
+  };
+  socket.onclose = () => el.prepend(node("p", { className: "error", role: "alert" },
+    "The laboratory has ended; start `dfmsd lab` again and reload this page."));
+}
+
 export default { render };

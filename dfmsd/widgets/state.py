@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from copy import copy
 from dataclasses import asdict, fields
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -103,6 +104,13 @@ class State:
     def reset(self) -> None:
         """All controls as at the beginning; the pinned state is forgotten, pictures stay."""
         self._values, self._pinned = dict(self._start), None
+
+    def visit(self) -> Self:
+        """A laboratory of the same pictures for a visitor, who opens no file of this machine."""
+        other = copy(self)
+        other._scenes, other.paths = dict(self._scenes), False
+        other.reset()
+        return other
 
     def _plan(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The values after these changes; what they need is computed, or nothing is kept."""
