@@ -7,15 +7,13 @@ The model, without any browser: settings and maps (`lab`), what the controls may
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
     """`MaskLab` and `LabError`, imported when asked for: the command line's help needs no torch."""
-    if name == "MaskLab":
-        from dfmsd.widgets.mask_lab import MaskLab as found
-    elif name == "LabError":
-        from dfmsd.widgets.lab import LabError as found
-    else:
-        raise AttributeError(name)
-    return found
+    homes = {"MaskLab": "dfmsd.widgets.mask_lab", "LabError": "dfmsd.widgets.lab"}
+    if name not in homes:
+        raise AttributeError(f"dfmsd.widgets has no {name}")
+    return getattr(import_module(homes[name]), name)

@@ -26,7 +26,8 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">
 <link rel="stylesheet" href="/lab.css"><script type="module" src="/start.js"></script>
-</head><body><main><h1>Mask laboratory</h1><div></div></main></body></html>"""
+</head><body><main><h1 style="font: 600 20px system-ui; margin: 4px 8px">Mask laboratory</h1>
+<div></div></main></body></html>"""
 _START = 'import { connect } from "/lab.js"; connect(document.querySelector("main > div"));'
 _MOST_BYTES = 9_000_000  # of a picture that is sent
 

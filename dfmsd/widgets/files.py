@@ -1,4 +1,4 @@
-"""The laboratory of files: pictures and detectors that somebody names, or those that are shipped."""
+"""The laboratory of files: pictures and detectors that somebody names, or the shipped ones."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ function render({ model, el }) {
   const reading = node("p", { className: "reading", "aria-live": "polite" });
   const lines = node("ul", { className: "lines" });
   const texts = node("pre", { tabIndex: 0 });
-  const legend = node("p", { className: "legend" });
+  const legend = node("div", { className: "legend" });
   const status = node("span", { className: "status", role: "status" });
   const boxes = node("input", { type: "checkbox", checked: true });
   boxes.onchange = () => el.classList.toggle("unboxed", !boxes.checked);
@@ -92,7 +92,7 @@ function render({ model, el }) {
   el.classList.add("mask-lab");
   el.append(node("div", { className: "page" },
     node("div", { className: "left" }, form, own, byPath),
-    node("div", { className: "right" }, stage, legend, words, bar)));
+    node("div", { className: "right" }, stage, words, bar)));
 
   function button(label, act) {
     return node("button", { type: "button", onclick: act }, label);
@@ -188,7 +188,7 @@ function render({ model, el }) {
     const marker = node("div", { className: "marker" });
     const window = node("div", { className: "frame" }, photo, layer, frames, marker);
     const caption = node("figcaption"), scale = node("div", { className: "scale" });
-    const figure = node("figure", {}, caption, node("div", { className: "row" }, window, scale));
+    const figure = node("figure", {}, caption, window, scale);
     const made = { figure, caption, photo, layer, frames, marker, window, scale };
     window.onpointermove = (event) => made.spec.palette !== "channels" && point(event, window);
     window.onclick = (event) => {
@@ -219,7 +219,7 @@ function render({ model, el }) {
     const hidden = of("keep") === 0 ? "hidden" : "visible";
     reading.textContent = `row ${cell.row}, column ${cell.column}: ${hidden} · ` +
       `attention ${of("attention").toFixed(2)} · enhanced ${of("enhanced").toFixed(2)} · ` +
-      `rank ${of("rank")} of ${rows * columns} · energy ${of("energy").toFixed(2)}`;
+      `rank ${of("rank")} of ${frame.count} · energy ${of("energy").toFixed(2)}`;
     const [high, wide] = frame.picture.window, part = (share) => `${100 * share}%`;
     for (const { marker } of panels)
       Object.assign(marker.style, {
@@ -243,11 +243,12 @@ function render({ model, el }) {
     made.photo.alt = spec.at === null ? `the picture ${controls.image.spec.value}` : "";
     made.layer.alt = alt;
     if (spec.at !== null) show(made.layer, url(buffers[spec.at], "image/png"));
-    made.scale.replaceChildren(...(spec.limits ? [spec.limits[1], spec.limits[0]] : []).map(
-      (limit) => node("span", {}, limit)));
-    const key = spec.name === "keep" || spec.name === "channels";
+    const [least, most] = spec.limits || [];
+    made.scale.replaceChildren(...(spec.limits ? [least, node("i"), most] : []));
     made.window.tabIndex = spec.name === "keep" ? 0 : -1;
-    if (key) made.window.title = bars ? "click a bar to see its channel" : "arrow keys read the cells";
+    const keys = spec.name === "keep" ? "arrow keys read the cells" : "";
+    made.window.title = bars ? "click a bar to see its channel" : keys;
+    if (spec.name === "picture") made.window.append(legend);
   }
   function drawBoxes(made) {
     const [height, width] = frame.picture.size;

@@ -224,7 +224,11 @@ def mask_maps(scene: Scene, settings: MaskSettings, student: Scene | None = None
     masked = (feature.abs() * keep_channel).mean(1, keepdim=True) * keep
     maps = {"keep": keep, "attention": attention, "energy": energy, "enhanced": enhanced}
     maps = {name: values[0, 0] for name, values in (maps | {"masked": masked}).items()}
-    maps["rank"] = _ranks(maps["enhanced"], settings.select)
+    order = -enhanced if settings.select == "low" else enhanced
+    order = order if valid is None else order.masked_fill(~valid, -torch.inf)
+    # the place of each cell in the order of the mask, ties in reading order
+    places = order.flatten().argsort(descending=True, stable=True).argsort()
+    maps["rank"] = places.view(maps["keep"].shape) + 1.0
     return maps | {"channels": channels.flatten(), "keep_channel": keep_channel.flatten()}
 
 
@@ -234,11 +238,3 @@ def _feature(scene: Scene, stride: int, shape: torch.Size) -> Tensor:
         found = "no such level" if feature is None else f"one of shape {tuple(feature.shape[1:])}"
         raise LabError(f"student must have a feature {tuple(shape[1:])} here, it has {found}")
     return feature
-
-
-def _ranks(attention: Tensor, select: str) -> Tensor:
-    """(h, w) from 1: the order in which the mask takes the cells; ties in reading order."""
-    order = attention.flatten().argsort(descending=select != "low", stable=True)
-    ranks = torch.empty(len(order))
-    ranks[order] = torch.arange(1.0, len(order) + 1)
-    return ranks.view(attention.shape)

@@ -57,8 +57,8 @@ class Laboratory(State):
         settings, shape = self.settings(values), maps["keep"].shape
         comparable = [m for _, m in others if m["keep"].shape == shape]
         alike = values["beside"] != LEVELS and comparable
-        panels = [Panel("picture", "picture")]
-        panels += map_panels(maps, settings, comparable[0]["keep"] if alike else None)
+        panels = map_panels(maps, settings, comparable[0]["keep"] if alike else None)
+        panels.insert(1, Panel("picture", "picture"))
         feature = self._student(values).features[values["stride"]][0, values["channel"]]
         limits = (float(feature.min()), float(feature.max()))
         caption = f"channel {values['channel']}, standardised"
@@ -97,14 +97,14 @@ class Laboratory(State):
         return png(mosaic(backdrop, panels, columns=4), colours=_STILL_COLOURS)
 
     def gif(self, name: str, *, most: int = 27) -> bytes:
-        """An animation of the panels over the stops of the slider `name`, at most `most` of them."""
+        """An animation of the panels over stops of the slider `name`, at most `most` of them."""
         if name not in STOPS:
             raise LabError(f"name must be a slider, one of {named(STOPS)}, got {name!r}")
         before, pages = self._values, []
         try:
             for stop in list(STOPS[name])[:: math.ceil(len(STOPS[name]) / most)]:
                 self._values = self._plan({name: stop})
-                pages.append(self.picture())
+                pages.append(mosaic(self.backdrop, self.drawn()[:6], columns=3))
         finally:
             self._values = before
         return gif(pages)

@@ -39,6 +39,7 @@ class MaskLab(anywidget.AnyWidget, Laboratory):
         Laboratory.__init__(self, images, detectors, **options)
         self.paths &= not os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
         self.on_msg(self._hear)
+        self._still: dict[str, Any] | None = None
 
     def set(self, **values: Any) -> None:
         """As `Laboratory.set`; so are the others, and every view shows the result."""
@@ -65,7 +66,9 @@ class MaskLab(anywidget.AnyWidget, Laboratory):
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """The widget, and the still picture for viewers that cannot show it."""
         bundle = {"text/plain": "Mask laboratory (run the notebook to move the sliders)"}
-        bundle["image/png"] = base64.b64encode(self.still()).decode()
+        if self._still != self.values():  # one more view of a state needs no second still
+            self._still = self.values()
+            bundle["image/png"] = base64.b64encode(self.still()).decode()
         if os.environ.get("DFMSD_STATIC") != "1":
             bundle[_VIEW] = {"version_major": 2, "version_minor": 1, "model_id": self.model_id}
         return bundle

@@ -64,7 +64,7 @@ def mask_panel(name: str, caption: str, keep: Tensor, other: Tensor | None = Non
     """Hidden cells (0 in `keep`, (h, w)) hatched; those of `other` that differ have a rim."""
     hidden, block = keep.numpy() == 0, max(4, min(64, _FINE // max(keep.shape)))
     y, x = np.indices((hidden.shape[0] * block, hidden.shape[1] * block))
-    layer = np.where((x + y) % 6 == 0, 2, 1) * hidden[y // block, x // block]
+    layer = np.where((x + y) % 10 < 2, 2, 1) * hidden[y // block, x // block]
     if other is not None and other.shape == keep.shape:
         differs, width = (other != keep).numpy()[y // block, x // block], max(1, block // 8)
         rim = [(edge % block < width) | (edge % block >= block - width) for edge in (y, x)]
@@ -116,7 +116,9 @@ class Backdrop:
         height, width = (max(1, round(edge * scale)) for edge in rgb.shape[:2])
         # generated scenes are enlarged: their pixels stay pixels
         how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-        self.rgb = np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).resize((width, height), how))
+        self.rgb = np.asarray(
+            Image.fromarray(np.ascontiguousarray(rgb)).resize((width, height), how)
+        )
         self._grey = ((1 - HEAT) * self.rgb.mean(2, keepdims=True)).astype(np.uint8)
         self._window = scene.window
         frames = _draw_frames((height, width), scene.boxes.numpy() * scale)

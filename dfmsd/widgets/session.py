@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dfmsd.widgets.lab import CHOICES, STOPS, LabError
+from dfmsd.widgets.lab import CHOICES, STOPS
 from dfmsd.widgets.laboratory import Laboratory
 from dfmsd.widgets.mosaic import Panel, layer_png, png
 
@@ -88,6 +88,7 @@ def frame(lab: Laboratory, *, error: str = "", known: Any = None) -> tuple[Messa
         "legend": "dashed: the detector's own boxes" if scene.detected else "dashed: true boxes",
         "panels": described,
         "grid": list(maps["keep"].shape),
+        "count": lab.counts()["masked"][1],
         "cells": cells,
         "channels": len(maps["channels"]),
         "sentence": words,
