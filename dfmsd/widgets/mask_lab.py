@@ -18,7 +18,7 @@ _HERE = Path(__file__).parent
 _VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-class MaskLab(anywidget.AnyWidget, Laboratory):
+class MaskLab(Laboratory, anywidget.AnyWidget):
     """The laboratory as a widget; each further cell that ends in it shows one more view of it.
 
     With the environment variable DFMSD_STATIC=1 a notebook shows a still in place of the page.
