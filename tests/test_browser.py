@@ -340,7 +340,7 @@ def test_what_cannot_act_is_grey_and_says_why(page):
     control(page, "strength").focus()
     page.keyboard.press("Home")
     expect(control(page, "cutoff")).to_be_disabled()
-    why = page.locator(".control", has=control(page, "cutoff")).locator("small")
+    why = page.locator(".control:has([name=cutoff]) small")
     expect(why).to_contain_text("strength is 0")
     control(page, "strength").press("End")
     expect(control(page, "cutoff")).to_be_enabled()

@@ -185,6 +185,7 @@ function render({ model, el }) {
     const photo = node("img", { className: "photo", alt: "" }), layer = node("img", {});
     const frames = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     frames.setAttribute("preserveAspectRatio", "none");
+    frames.setAttribute("aria-hidden", "true");
     const marker = node("div", { className: "marker" });
     const window = node("div", { className: "frame" }, photo, layer, frames, marker);
     const caption = node("figcaption"), scale = node("div", { className: "scale" });

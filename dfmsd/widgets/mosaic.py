@@ -62,14 +62,18 @@ def heat_panel(name: str, caption: str, values: Tensor, limits: tuple[float, flo
 
 def mask_panel(name: str, caption: str, keep: Tensor, other: Tensor | None = None) -> Panel:
     """Hidden cells (0 in `keep`, (h, w)) hatched; those of `other` that differ have a rim."""
-    hidden, block = keep.numpy() == 0, max(4, min(64, _FINE // max(keep.shape)))
-    y, x = np.indices((hidden.shape[0] * block, hidden.shape[1] * block))
-    layer = np.where((x + y) % 10 < 2, 2, 1) * hidden[y // block, x // block]
+    block = max(4, min(64, _FINE // max(keep.shape)))
+    hidden = (keep == 0).numpy().repeat(block, 0).repeat(block, 1)
+    y, x = np.ogrid[: hidden.shape[0], : hidden.shape[1]]
+    layer = np.where((x + y) % 10 < 2, np.uint8(2), np.uint8(1)) * hidden
     if other is not None and other.shape == keep.shape:
-        differs, width = (other != keep).numpy()[y // block, x // block], max(1, block // 8)
+        differs, width = (
+            (other != keep).numpy().repeat(block, 0).repeat(block, 1),
+            max(1, block // 8),
+        )
         rim = [(edge % block < width) | (edge % block >= block - width) for edge in (y, x)]
         layer[(rim[0] | rim[1]) & differs] = 3
-    return Panel(name, caption, layer.astype(np.uint8), "mask")
+    return Panel(name, caption, layer, "mask")
 
 
 def channel_panel(maps: Mapping[str, Tensor], channel: int) -> Panel:

@@ -82,13 +82,13 @@ def frame(lab: Laboratory, *, error: str = "", known: Any = None) -> tuple[Messa
     return {
         "kind": "frame",
         "error": error,
-        "controls": [_control(lab, name) for name in LABELS],
+        "controls": _controls(lab),
         "paths": lab.paths,
         "picture": picture | {"window": scene.window, "boxes": scene.boxes.tolist()},
         "legend": "dashed: the detector's own boxes" if scene.detected else "dashed: true boxes",
         "panels": described,
         "grid": list(maps["keep"].shape),
-        "count": lab.counts()["masked"][1],
+        "count": int(scene.context.valid(maps["keep"][None, None]).sum()),
         "cells": cells,
         "channels": len(maps["channels"]),
         "sentence": words,
@@ -107,18 +107,19 @@ def _describe(panel: Panel, buffers: Buffers) -> Message:
     return found
 
 
-def _control(lab: Laboratory, name: str) -> Message:
-    """A control's value, what it offers, and why it cannot act, if so."""
-    offers, value = lab.options() | CHOICES, lab.values()[name]
-    found = {"name": name, "label": LABELS[name], "value": value}
-    if name == "channel":
-        return found | {"stops": list(range(len(lab.panels()["channels"]))), "digits": 0}
-    if name in STOPS:
-        return found | {"stops": list(STOPS[name]), "digits": 2, "idle": _idle(lab).get(name)}
-    words = [f"stride {stride}" for stride in offers[name]] if name == "stride" else offers[name]
-    idle = "there is no other" if len(offers[name]) == 1 else _idle(lab).get(name)
-    return found | {"options": list(offers[name]), "words": list(words), "idle": idle}
-
-
-def _idle(lab: Laboratory) -> dict[str, str]:
-    return lab.settings().idle()
+def _controls(lab: Laboratory) -> list[Message]:
+    """Every control's value, what it offers, and why it cannot act, if so."""
+    offers, values, idle = lab.options() | CHOICES, lab.values(), lab.settings().idle()
+    channels = {"channel": range(len(lab.panels()["channels"]))}
+    found = []
+    for name, label in LABELS.items():
+        made = {"name": name, "label": label, "value": values[name], "idle": idle.get(name)}
+        if stops := (STOPS | channels).get(name):
+            made |= {"stops": list(stops), "digits": 2 if name in STOPS else 0}
+        else:
+            options = list(offers[name])
+            words = [f"stride {stride}" for stride in options] if name == "stride" else options
+            made |= {"options": options, "words": words}
+            made["idle"] = "there is no other" if len(options) == 1 else made["idle"]
+        found.append(made)
+    return found
