@@ -90,6 +90,7 @@ function render({ model, el }) {
   const words = node("div", { className: "words" }, sentence, error, reading, lines,
     node("details", {}, node("summary", {}, "settings as text"), texts));
   el.classList.add("mask-lab");
+  el.addEventListener("keydown", (event) => event.stopPropagation()); // JupyterLab binds arrow keys
   el.append(node("div", { className: "page" },
     node("div", { className: "left" }, form, own, byPath),
     node("div", { className: "right" }, stage, words, bar)));
