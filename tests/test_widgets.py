@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 
 import numpy as np
 import pytest
 import torch
+from command_line import refused
 from PIL import Image
 from tiny import tiny_detector
 
@@ -237,6 +239,17 @@ def test_a_visitor_opens_no_file_of_the_machine(detectors, file):
 def test_under_voila_paths_are_closed(detectors, monkeypatch):
     monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5.13")
     assert not MaskLab({"a": torch.rand(3, 32, 32)}, detectors).paths
+
+
+def test_the_command_refuses_in_one_line(capsys):
+    options = ("--no-browser", "--port", "0")
+    assert "no/such.png: no such file" in refused(capsys, "lab", "no/such.png", *options)
+    said = refused(capsys, "lab", "--detectors", "no/such.safetensors", *options)
+    assert "no/such.safetensors" in said
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused(capsys, "lab", "--no-browser", "--port", str(port))
+    assert said == f"dfmsd: --port {port}: address already in use; take another one"
 
 
 def test_png_and_gif_can_be_saved(lab):
