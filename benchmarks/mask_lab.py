@@ -1,50 +1,46 @@
-"""How fast the mask laboratory follows a hand, beside a matplotlib figure that is drawn again.
+"""How fast the mask laboratory follows a hand, and how soon it is there.
 
-    python benchmarks/mask_lab.py             # in the kernel: control moved → PNG bytes
-    python benchmarks/mask_lab.py --browser   # and in JupyterLab: key pressed → picture painted
+    python benchmarks/mask_lab.py             # in the kernel: control moved → all PNG files
+    python benchmarks/mask_lab.py --browser   # and in Chromium: key → picture painted, sixty quick
+                                              # presses, `dfmsd lab` → first picture
 
-Both draw the same four panels of a 416-pixel photograph and a pyramid of 256 channels. The detector
-has random weights: its time does not depend on them. Prints Markdown tables.
+The photograph has 416 pixels, the pyramid 256 channels with random weights (the time does not
+depend on them); both branches, eight panels, words and counts are made anew at each change. Wall
+time and CPU time are given: on a machine with other jobs the wall time is an upper bound.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import os
 import platform
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.cbook import get_sample_data
 
 from dfmsd.detectors.build import build_detector
 from dfmsd.detectors.recipe import Recipe
+from dfmsd.detectors.saved import save_detector
 from dfmsd.experiments.records import markdown_table
-from dfmsd.widgets import MaskLab
+from dfmsd.widgets.lab import STOPS
+from dfmsd.widgets.laboratory import Laboratory
+from dfmsd.widgets.session import answer
 
-SLIDERS = ("temperature", "ratio", "cutoff", "strength")
-CHANGES = 100
-CELLS = """import sys
-sys.path.insert(0, {folder!r})
-from mask_lab import laboratory
-lab = laboratory()
-lab"""
+ROOT = Path(__file__).resolve().parent.parent
+SLIDERS = ("temperature", "ratio", "ratio_channel", "cutoff", "strength")
+CHANGES, WARM, PRESSES = 100, 10, 60
+FLAGS = ["--no-sandbox", "--headless=new", "--disable-gpu"]
+READY = ".mask-lab .sentence:not(:empty)"
 WATCH = """() => {
-    const picture = document.querySelector(".mask-lab img");
+    const picture = document.querySelector(".panel.keep .photo + img");
     window.painted = new Promise(done => {
         let start;
         window.addEventListener("keydown", () => start = performance.now(),
@@ -53,194 +49,146 @@ WATCH = """() => {
             () => done(performance.now() - start))), {once: true});
     });
 }"""
+COUNT = """() => {
+    window.frames_seen = 0;
+    window.last = performance.now();
+    document.querySelector(".panel.keep .photo + img").addEventListener("load", () => {
+        window.frames_seen++;
+        window.last = performance.now();
+    });
+    window.addEventListener("keydown", () => window.pressed = performance.now(), {capture: true});
+}"""
 
 
-def laboratory() -> MaskLab:
-    """A laboratory with one photograph, 416 pixels long, on a 256-channel pyramid's stride 8."""
+def detector() -> torch.nn.Module:
+    """A RetinaNet with 256 channels and random weights."""
     torch.manual_seed(0)
     recipe = Recipe("retinanet", "timm:resnet10t", 6, image_size=416, fpn_channels=256)
-    model = build_detector(recipe)
-    photograph = get_sample_data("grace_hopper.jpg", asfileobj=False)
-    lab = MaskLab({"photograph": photograph}, {"random weights": model.eval()}, size=416)
-    lab.set(stride=8)
-    return lab
+    return build_detector(recipe).eval()
 
 
-def moves(lab: MaskLab) -> Iterator[tuple[str, float]]:
-    """Endless changes, slider after slider, each to the neighbouring stop and back."""
+def photograph() -> Path:
+    """A photograph that comes with matplotlib."""
+    return Path(get_sample_data("grace_hopper.jpg", asfileobj=False))
+
+
+def moves() -> Iterator[dict[str, float]]:
+    """Endless changes, slider after slider, each to its next stop: no state comes twice soon."""
+    at = {name: len(STOPS[name]) // 3 for name in SLIDERS}
     while True:
         for name in SLIDERS:
-            stops = [stop for _, stop in lab._controls[name].options]
-            at = stops.index(lab._controls[name].value)
-            yield name, stops[at + 1 if at % 2 == 0 and at + 1 < len(stops) else at - 1]
-
-
-def times(lab: MaskLab, act: Callable[[], object]) -> list[float]:
-    """Milliseconds of `CHANGES` changes, after ten that warm up; `act` is part of each."""
-    found = []
-    for _, (name, value) in zip(range(CHANGES + 10), moves(lab), strict=False):
-        start = time.perf_counter()
-        lab._controls[name].value = value
-        act()
-        found.append(1000 * (time.perf_counter() - start))
-    return found[10:]
-
-
-def redrawn(lab: MaskLab) -> Callable[[], bytes]:
-    """The peer: the same maps by `plt.subplots`, `imshow` and a PNG, like `interactive_output`."""
-    image = lab.scene.image.permute(1, 2, 0)
-
-    def draw() -> bytes:
-        figure, frames = plt.subplots(2, 2, figsize=(6.6, 6.2), dpi=100)
-        found = lab.panels()
-        for axes, (name, values) in zip(frames.flat, found.items(), strict=True):
-            axes.imshow(image.mean(2), cmap="gray")
-            shown = axes.imshow(values, alpha=0.7, extent=(0, image.shape[1], image.shape[0], 0))
-            axes.set_title(name)
-            axes.set_axis_off()
-            figure.colorbar(shown, ax=axes)
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-        plt.close(figure)
-        return file.getvalue()
-
-    return draw
-
-
-def kept(lab: MaskLab) -> Callable[[], bytes]:
-    """The faster peer: one figure that is kept, `set_data` and a PNG."""
-    image = lab.scene.image.permute(1, 2, 0)
-    figure, frames = plt.subplots(2, 2, figsize=(6.6, 6.2), dpi=100)
-    shown = {}
-    for axes, (name, values) in zip(frames.flat, lab.panels().items(), strict=True):
-        axes.imshow(image.mean(2), cmap="gray")
-        edges = (0, image.shape[1], image.shape[0], 0)
-        shown[name] = axes.imshow(values, alpha=0.7, extent=edges)
-        axes.set_title(name)
-        axes.set_axis_off()
-        figure.colorbar(shown[name], ax=axes)
-
-    def draw() -> bytes:
-        for name, values in lab.panels().items():
-            shown[name].set_data(values)
-            shown[name].autoscale()
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-        return file.getvalue()
-
-    return draw
-
-
-def row(name: str, found: list[float], base: float) -> list[str]:
-    """One row of a table: median, 95th percentile, ratio of the medians."""
-    middle = statistics.median(found)
-    late = statistics.quantiles(found, n=20)[-1]
-    return [name, f"{middle:.0f}", f"{late:.0f}", f"{middle / base:.1f}"]
+            at[name] = (at[name] + 1) % len(STOPS[name])
+            yield {name: STOPS[name][at[name]]}
 
 
 def kernel_table() -> str:
-    """Value changed → new PNG bytes, in this process."""
-    mpl.use("Agg")
-    lab = laboratory()
-    ours = times(lab, lambda: lab._shown.value)
-    bare = laboratory()
-    bare._show = lambda: None  # the peers take the values from the same controls, draw themselves
-    base = statistics.median(ours)
-    rows = [row("MaskLab", ours, base)]
-    rows.append(row("matplotlib: kept figure, set_data", times(bare, kept(bare)), base))
-    rows.append(row("matplotlib: redrawn, as interactive_output", times(bare, redrawn(bare)), base))
-    return markdown_table(["kernel: change → PNG", "median ms", "p95 ms", "× MaskLab"], rows)
+    """A control changed → every PNG, map and word that the page gets, in this process."""
+    lab = Laboratory({"photograph": photograph()}, {"random weights": detector()})
+    first, _ = answer(lab, {"kind": "hello"})
+    wall, cpu = [], []
+    for _, change in zip(range(CHANGES + WARM), moves(), strict=False):
+        start = time.perf_counter(), time.process_time()
+        answer(lab, {"kind": "set", "values": change, "picture": first["picture"]["key"]})
+        wall.append(1000 * (time.perf_counter() - start[0]))
+        cpu.append(1000 * (time.process_time() - start[1]))
+    rows = [row("wall time", wall[WARM:]), row("CPU time", cpu[WARM:])]
+    return markdown_table(["kernel: key → PNG", "median ms", "p95 ms"], rows)
+
+
+def row(name: str, found: list[float]) -> list[str]:
+    """One row of a table: median and 95th percentile."""
+    late = statistics.quantiles(found, n=20)[-1]
+    return [name, f"{statistics.median(found):.0f}", f"{late:.0f}"]
 
 
 @contextmanager
-def jupyterlab(root: Path) -> Iterator[str]:
-    """The address of a JupyterLab on folder `root`, with settings of its own."""
-    news = root / "settings/@jupyterlab/apputils-extension"
-    news.mkdir(parents=True)
-    quiet = '{"fetchNews": "false", "checkForUpdates": false}'
-    (news / "notification.jupyterlab-settings").write_text(quiet)
-    own = ("RUNTIME_DIR", "CONFIG_DIR", "DATA_DIR")
-    env = os.environ | {f"JUPYTER_{name}": str(root / name) for name in own}
-    env |= {"JUPYTERLAB_SETTINGS_DIR": str(root / "settings"), "JUPYTER_PREFER_ENV_PATH": "1"}
-    env |= {"JUPYTERLAB_WORKSPACES_DIR": str(root / "spaces"), "IPYTHONDIR": str(root / "ipython")}
-    env.pop("DFMSD_STATIC", None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1"]
-    command += [f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token="]
-    command += [f"--ServerApp.root_dir={root}", "--allow-root", "--expose-app-in-browser"]
-    quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen(command, env=env, **quietly)
+def app(*arguments: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The address and the process of `dfmsd lab`."""
+    command = [sys.executable, "-m", "dfmsd", "lab", "--no-browser", "--port=0", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status", timeout=60).close()
-                break
-            except OSError:
-                if server.poll() is not None:
-                    raise RuntimeError("JupyterLab did not start") from None
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        yield process.stdout.readline().split()[3], process
     finally:
-        server.terminate()
-        server.wait(30)
+        process.terminate()
+        process.wait(30)
 
 
-def browser_table(chromium: str) -> str:
-    """Key pressed → the new picture painted, in a real JupyterLab."""
+def cpu_seconds(process: subprocess.Popen) -> float:
+    """CPU seconds of a running process, on Linux."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def browser_tables(chromium: str) -> str:
+    """Key pressed → picture painted, sixty quick presses, and the command → the first picture."""
     from playwright.sync_api import sync_playwright
 
-    flags = ["--no-sandbox", "--headless=new", "--disable-gpu"]
-    with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder)) as address:
-        source = CELLS.format(folder=str(Path(__file__).parent))
-        cell = {"cell_type": "code", "id": "lab", "metadata": {}, "source": source}
-        cell |= {"execution_count": None, "outputs": []}
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-        book = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-        (Path(folder) / "lab.ipynb").write_text(json.dumps(book))
-        with sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=chromium, args=flags)
-            page = browser.new_context(viewport={"width": 1500, "height": 1000}).new_page()
+    (ROOT / "build").mkdir(exist_ok=True)
+    weights = ROOT / "build" / "bench-lab.safetensors"
+    save_detector(detector(), weights, classes=list("abcde"))
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=FLAGS)
+        start = time.perf_counter()
+        with app() as (address, process):
+            page = browser.new_context(bypass_csp=True).new_page()
+            page.goto(address, timeout=120_000)
+            page.wait_for_selector(READY, timeout=120_000)
+            ready = time.perf_counter() - start, cpu_seconds(process)
+        with app(str(photograph()), "--detectors", str(weights)) as (address, _):
+            page = browser.new_context(bypass_csp=True).new_page()
             page.set_default_timeout(120_000)
-            page.goto(f"{address}/lab/tree/lab.ipynb?reset")
-            page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-            page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady")
-            page.evaluate(
-                "async () => { const app = window.jupyterapp;"
-                "await app.shell.currentWidget.sessionContext.ready;"
-                "await app.commands.execute('notebook:run-all-cells') }"
-            )
-            page.wait_for_selector(".mask-lab pre")
-            page.wait_for_selector(".mask-lab img")
-            time.sleep(2)
-            found, handles = [], page.locator(".mask-lab .noUi-handle")
-            for change in range(CHANGES + 10):
-                handles.nth(change % len(SLIDERS)).focus()
-                page.evaluate(WATCH)
-                page.keyboard.press(["ArrowRight", "ArrowLeft"][change // len(SLIDERS) % 2])
-                found.append(page.evaluate("window.painted"))
-                time.sleep(0.05)
-            browser.close()
-    return markdown_table(
-        ["JupyterLab: key → picture painted", "median ms", "p95 ms"],
-        [row("MaskLab", found[10:], 1.0)[:3]],
-    )
+            page.goto(address)
+            page.wait_for_selector(READY)
+            painted = keys(page)
+            quick = presses(page)
+        browser.close()
+    tables = [
+        markdown_table(["app: key → picture painted", "median ms", "p95 ms"], [painted]),
+        markdown_table(["60 quick presses", "frames", "last press → last picture, ms"], [quick]),
+        markdown_table(
+            ["`dfmsd lab` → first picture", "seconds"],
+            [["wall time", f"{ready[0]:.1f}"], ["CPU time of the command", f"{ready[1]:.1f}"]],
+        ),
+    ]
+    return "\n\n".join(tables)
+
+
+def keys(page: object) -> list[str]:
+    """Key pressed → the second frame after the new picture has loaded."""
+    found = []
+    for change in range(CHANGES + WARM):
+        page.locator(f'[name="{SLIDERS[change % len(SLIDERS)]}"]').focus()
+        page.evaluate(WATCH)
+        page.keyboard.press(["ArrowRight", "ArrowLeft"][change // 50 % 2])
+        found.append(page.evaluate("window.painted"))
+        time.sleep(0.05)
+    return row("wall time", found[WARM:])
+
+
+def presses(page: object) -> list[str]:
+    """Sixty presses as quick as the browser takes them."""
+    page.evaluate(COUNT)
+    page.locator('[name="ratio"]').focus()
+    for press in range(PRESSES):
+        page.keyboard.press("ArrowRight" if press % 4 else "ArrowLeft")
+    page.wait_for_timeout(3000)
+    frames, late = page.evaluate("[window.frames_seen, window.last - window.pressed]")
+    return ["wall time", str(frames), f"{late:.0f}"]
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--browser", action="store_true", help="also measure in JupyterLab")
+    parser.add_argument("--browser", action="store_true", help="also measure in Chromium")
     chosen = parser.parse_args()
     cores = os.cpu_count()
-    print(f"{platform.machine()}, {cores} cores, load {os.getloadavg()[0]:.1f}\n")
-    print(kernel_table())
+    print(f"{platform.machine()}, {cores} cores, load {os.getloadavg()[0]:.1f}\n", flush=True)
+    print(kernel_table(), flush=True)
     if chosen.browser:
         chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
         if chromium is None:
             sys.exit("--browser needs Chromium: install it, or set CHROMIUM to its path")
-        print("\n" + browser_table(chromium))
+        print("\n" + browser_tables(chromium))
 
 
 if __name__ == "__main__":

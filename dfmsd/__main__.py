@@ -45,8 +45,9 @@ def commands() -> dict[str, Callable[..., None]]:
     """Name → function of every command but `data`."""
     from dfmsd.detectors.commands import COMMANDS as DETECTORS
     from dfmsd.experiments.commands import COMMANDS as EXPERIMENTS
+    from dfmsd.widgets.commands import COMMANDS as WIDGETS
 
-    return EXPERIMENTS | DETECTORS
+    return EXPERIMENTS | DETECTORS | WIDGETS
 
 
 def _call(arguments: list[str]) -> None:

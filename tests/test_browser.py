@@ -1,4 +1,4 @@
-"""Notebook 08 in a real browser: every control is moved, and the pixels are the library's.
+"""The laboratory in a real browser, as an app, in JupyterLab and under voila.
 
 Runs with DFMSD_BROWSER=1 (skips without a browser) or DFMSD_BROWSER=required (fails without one),
 which `.ci/run` sets; a plain `make test` has no 40 seconds to spare.
@@ -7,23 +7,24 @@ which `.ci/run` sets; a plain `make test` has no 40 seconds to spare.
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
-import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = "08_tune_masks.ipynb"
+NOTEBOOK = "apps/mask_lab.ipynb"
 ASKED = os.environ.get("DFMSD_BROWSER", "")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -31,7 +32,7 @@ FLAGS = ["--no-sandbox", "--headless=new", "--disable-gpu", "--disable-backgroun
 FLAGS += ["--no-first-run", "--disable-component-update", "--disable-sync"]
 
 pytestmark = [
-    pytest.mark.skipif(not ASKED, reason="set DFMSD_BROWSER=1 to drive notebook 08 in Chromium"),
+    pytest.mark.skipif(not ASKED, reason="set DFMSD_BROWSER=1 to drive the laboratory in Chromium"),
     pytest.mark.skipif(
         ASKED == "1" and BROWSER is None, reason=f"no browser: none of {NAMES}, CHROMIUM not set"
     ),
@@ -91,10 +92,12 @@ def env(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A copy of the notebook, because Lab saves into the file; what it reads is linked."""
+    """A copy of the app's notebook with one more view, since Lab saves the file; data is linked."""
     root = tmp_path_factory.mktemp("project")
-    (root / "notebooks").mkdir()
-    shutil.copy(ROOT / "notebooks" / NOTEBOOK, root / "notebooks")
+    (root / "notebooks/apps").mkdir(parents=True)
+    book = json.loads((ROOT / "notebooks" / NOTEBOOK).read_text())
+    book["cells"].append({**book["cells"][-1], "id": "again", "source": "lab", "outputs": []})
+    (root / "notebooks" / NOTEBOOK).write_text(json.dumps(book))
     (root / "data").symlink_to(ROOT / "data")
     return root / "notebooks"
 
@@ -111,8 +114,8 @@ def browser():
 
 
 @contextmanager
-def watched(browser, address):
-    """A page; an error in its console fails the test, unless it is about another host.
+def watched(browser, address, *, width=1280, alone=True, **options):
+    """A page; an error in its console fails the test, and a request to another host if `alone`.
 
     Voila asks a content network for its icons and does without.
     """
@@ -122,43 +125,58 @@ def watched(browser, address):
         if message.type == "error" and message.location["url"].startswith(address):
             errors.append(message.text)
 
-    page = browser.new_context(viewport={"width": 1500, "height": 1000}).new_page()
-    page.set_default_timeout(60_000)
+    def request(asked):
+        if alone and not asked.url.startswith((address, "blob:", "data:")):
+            errors.append(asked.url)
+
+    size = {"width": width, "height": 900}
+    page = browser.new_context(viewport=size, bypass_csp=True, **options).new_page()
+    page.set_default_timeout(120_000)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", note)
+    page.on("request", request)
     yield page
     page.context.close()
     assert not errors
 
 
+@pytest.fixture(scope="module")
+def built():
+    import torch
+
+    from dfmsd.widgets.files import lab_arguments
+    from dfmsd.widgets.laboratory import Laboratory
+
+    torch.set_num_threads(1)  # as the kernel: the last bits decide ties
+    return Laboratory(**lab_arguments())
+
+
 @pytest.fixture
 def twin(built):
-    """The notebook's own laboratory in this process, as the notebook leaves it."""
-    start = built.values()
-    yield built
-    built.set(**start)
+    """The app's laboratory in this process."""
+    built.reset()
+    return built
 
 
 @pytest.fixture(scope="module")
-def built(folder):
-    import nbformat
-    import torch
-    from IPython.core.interactiveshell import InteractiveShell
+def app(env):
+    """The address of `dfmsd lab`."""
+    port = free_port()
+    command = [sys.executable, "-m", "dfmsd", "lab", "--no-browser", f"--port={port}"]
+    with serving(command, f"http://127.0.0.1:{port}/", env, ROOT):
+        yield f"http://127.0.0.1:{port}"
 
-    torch.set_num_threads(1)  # as the kernel: the last bits decide ties
-    before = os.getcwd(), dict(os.environ)
-    os.chdir(folder)
-    os.environ["DFMSD_SCALE"] = "smoke"
-    shell = InteractiveShell()
-    try:
-        for cell in nbformat.read(NOTEBOOK, 4).cells:
-            if cell.cell_type == "code":
-                shell.run_cell(cell.source).raise_error()
-        return shell.user_ns["lab"]
-    finally:
-        os.chdir(before[0])
-        os.environ.clear()
-        os.environ.update(before[1])
+
+@pytest.fixture
+def page(browser, app):
+    with watched(browser, app) as page:
+        yield opened(page, app)
+
+
+def opened(page, address):
+    page.goto(address)
+    page.wait_for_selector(".mask-lab .sentence:not(:empty)")
+    return page
 
 
 PIXELS = """async image => {
@@ -172,78 +190,57 @@ PIXELS = """async image => {
 }"""
 
 
-def displayed(shown):
-    """Height, width and digest of the pixels that the browser decoded."""
-    return shown.locator("img").first.evaluate(PIXELS)
+def displayed(shown, name):
+    """Height, width and digest of the pixels of a panel's layer that the browser decoded."""
+    return shown.locator(f".panel.{name} .photo + img").first.evaluate(PIXELS)
 
 
-def computed(twin):
-    """The same of the pixels that the library computes."""
-    picture = twin.picture()
-    opaque = np.dstack([picture, np.full_like(picture[..., 0], 255)])
-    return [*picture.shape[:2], list(hashlib.sha256(opaque.tobytes()).digest())]
+def computed(twin, name):
+    """The same, as the library makes it."""
+    from dfmsd.widgets.mosaic import layer_png
+
+    panel = next(panel for panel in twin.drawn() if panel.name == name)
+    pixels = np.asarray(Image.open(io.BytesIO(layer_png(panel))).convert("RGBA"))
+    return [*pixels.shape[:2], list(hashlib.sha256(pixels.tobytes()).digest())]
 
 
 def settle(shown, twin):
-    """Wait for the twin's words, which come after the picture; then compare all pixels."""
+    """Wait for the twin's words, which come after the picture; then compare the pixels."""
     from playwright.sync_api import expect
 
-    expect(shown.locator("pre")).to_have_text(twin.readout(), timeout=60_000)
-    wanted, end = computed(twin), time.monotonic() + 10
-    while displayed(shown) != wanted and time.monotonic() < end:
-        time.sleep(0.05)
-    assert displayed(shown) == wanted
+    words = twin.readout().splitlines()
+    expect(shown.locator(".lines li").first).to_have_text(words[1], timeout=60_000)
+    expect(shown.locator(".sentence")).to_have_text(words[0], timeout=60_000)
+    for name in ("keep", "enhanced", "masked", "channels", "channel"):
+        wanted, end = computed(twin, name), time.monotonic() + 10
+        while displayed(shown, name) != wanted and time.monotonic() < end:
+            time.sleep(0.05)
+        assert displayed(shown, name) == wanted, name
 
 
 def control(shown, name):
-    """The DOM node of one control, by its visible label."""
-    label = shown.locator(".widget-label", has_text=re.compile(f"^{re.escape(name)}$"))
-    return label.locator("xpath=..").first
+    return shown.locator(f'.control [name="{name}"]')
 
 
 def drive(shown, twin):
-    """Move every control of the laboratory to another value; check the picture after each."""
-    from ipywidgets import Dropdown, SelectionSlider
+    """Move every control to another value; check words and pixels after each."""
+    from dfmsd.widgets.lab import CHOICES, STOPS
 
     settle(shown, twin)
-    for name, widget in twin._controls.items():
-        place, before = control(shown, widget.description), twin.readout()
-        if isinstance(widget, Dropdown):
-            label, value = next(pair for pair in widget._options_full if pair[1] != widget.value)
-            place.locator("select").select_option(label)
-        else:
-            assert isinstance(widget, SelectionSlider), name
-            place.locator(".noUi-handle").first.focus()
+    for name, before in twin.values().items():
+        if name in STOPS or name == "channel":
+            control(shown, name).focus()
             shown.page.keyboard.press("ArrowRight")
-            value = widget._options_full[widget.index + 1][1]
-        widget.value = value  # the twin's own observer
-        assert twin.readout() != before, name
+            stops = list(STOPS.get(name, range(64)))
+            value = stops[stops.index(before) + 1]
+            text = f"{value:.2f}" if name in STOPS else str(value)
+            assert control(shown, name).get_attribute("aria-valuetext") == text
+        else:
+            offers = (twin.options() | CHOICES)[name]
+            value = next(offer for offer in offers if offer != twin.values()[name])
+            control(shown, name).select_option(index=offers.index(value))
+        twin.set(**{name: value})
         settle(shown, twin)
-
-
-def own_picture(shown, twin, path):
-    """A path that does not exist, then one that does."""
-    from playwright.sync_api import expect
-
-    field = control(shown, twin._path.description).locator("input")
-    field.fill("no/such/picture.jpg")
-    field.press("Enter")
-    expect(shown.locator("pre")).to_contain_text("no/such/picture.jpg")
-    assert displayed(shown) == computed(twin)  # the last good one
-    field.fill(str(path))
-    field.press("Enter")
-    twin._path.value = str(path)
-    settle(shown, twin)
-
-
-@pytest.fixture
-def photograph(tmp_path):
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    path = tmp_path / "mine.png"
-    Image.fromarray(rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(path)
-    return path
 
 
 RUN_ALL = """async () => {
@@ -253,9 +250,9 @@ RUN_ALL = """async () => {
 }"""
 
 
-def test_in_jupyterlab_every_control_shows_what_the_library_computes(
-    browser, env, folder, twin, photograph
-):
+def test_in_jupyterlab_every_control_shows_what_the_library_computes(browser, env, folder, twin):
+    from playwright.sync_api import expect
+
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1"]
@@ -266,20 +263,245 @@ def test_in_jupyterlab_every_control_shows_what_the_library_computes(
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady")
         page.evaluate(RUN_ALL)
-        shown = page.locator(".mask-lab").first
-        shown.scroll_into_view_if_needed()
-        drive(shown, twin)
-        own_picture(shown, twin, photograph)
+        first, second = page.locator(".mask-lab").first, page.locator(".mask-lab").nth(1)
+        expect(second.locator(".sentence")).to_have_text(twin.sentence())
+        first.scroll_into_view_if_needed()
+        drive(first, twin)
+        settle(second, twin)  # one model, two views
+        first.locator(".own input[type=text]").fill("no/such.png")
+        first.locator(".own input[type=text]").press("Enter")
+        expect(first.locator(".error")).to_contain_text("no/such.png: no such file")
 
 
-def test_as_an_app_under_voila(browser, env, folder, twin):
+def test_under_voila(browser, env, folder, twin):
+    from playwright.sync_api import expect
+
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "voila", NOTEBOOK, "--no-browser", f"--port={port}"]
     command += ["--Voila.ip=127.0.0.1", "--show_tracebacks=True"]
     with (
         serving(command, f"{address}/voila/static/voila.js", env, folder),
-        watched(browser, address) as page,
+        watched(browser, address, alone=False) as page,
     ):
         page.goto(address)
-        drive(page.locator(".mask-lab").first, twin)
+        shown = page.locator(".mask-lab").first
+        expect(shown.locator(".sentence")).to_have_text(twin.sentence())
+        drive(shown, twin)
+        assert shown.locator(".own input[type=text]").is_hidden()  # no path on the server
+
+
+def test_as_an_app_every_control_shows_what_the_library_computes(page, twin):
+    drive(page.locator(".mask-lab"), twin)
+
+
+def test_the_app_serves_its_page_and_no_file(page, app):
+    for path in ("/lab.py", "/data/teachers/weak.safetensors", "/../pyproject.toml", "/%2e%2e/x"):
+        assert page.request.get(f"{app}{path}").status == 404
+    said = page.evaluate(
+        """address => new Promise(done => {
+            const socket = new WebSocket(address);
+            socket.onopen = () => socket.send(JSON.stringify(
+                {kind: "set", values: {image: "/etc/hostname"}, buffers: 0}));
+            socket.onmessage = ({data}) => typeof data === "string" && done(JSON.parse(data).error);
+        })""",
+        f"ws{app.removeprefix('http')}/socket",
+    )
+    assert said.startswith("this app opens no file of its computer")
+
+
+def test_a_cell_is_read_under_the_pointer_and_by_keys(page, twin):
+    from playwright.sync_api import expect
+
+    maps = twin.panels()
+    view = page.locator(".panel.energy .frame")
+    box = view.bounding_box()
+    page.mouse.move(box["x"] + 8.5 / 12 * box["width"], box["y"] + 3.5 / 12 * box["height"])
+
+    def words(row, column):
+        hidden = "visible" if maps["keep"][row, column] else "hidden"
+        at = {name: float(maps[name][row, column]) for name in ("attention", "enhanced", "energy")}
+        return (
+            f"row {row}, column {column}: {hidden} · attention {at['attention']:.2f} · enhanced "
+            f"{at['enhanced']:.2f} · rank {maps['rank'][row, column]:.0f} of 144 · "
+            f"energy {at['energy']:.2f}"
+        )
+
+    expect(page.locator(".reading")).to_have_text(words(3, 8))
+    page.locator(".panel.keep .frame").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".reading")).to_have_text(words(4, 7))
+
+
+def test_what_cannot_act_is_grey_and_says_why(page):
+    from playwright.sync_api import expect
+
+    control(page, "strength").focus()
+    page.keyboard.press("Home")
+    expect(control(page, "cutoff")).to_be_disabled()
+    why = page.locator(".control:has([name=cutoff]) small")
+    expect(why).to_contain_text("strength is 0")
+    control(page, "strength").press("End")
+    expect(control(page, "cutoff")).to_be_enabled()
+    expect(why).to_be_empty()
+
+
+def test_the_page_can_be_heard(page, twin):
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll("input, select, button")].filter(
+            (one) => !one.hidden && !(one.labels?.length || one.textContent || one.ariaLabel))
+            .map((one) => one.outerHTML)"""
+    )
+    assert unnamed == []
+    for name, text in (("temperature", "0.50"), ("cutoff", "0.25"), ("strength", "1.00")):
+        assert control(page, name).get_attribute("aria-valuetext") == text
+        outline = "one => (one.focus(), getComputedStyle(one))"
+        page.keyboard.press("Tab")  # focus that keys brought
+        width = control(page, name).evaluate(f"one => ({outline})(one).outlineWidth")
+        assert width == "3px"
+    alt = page.locator(".panel.keep .photo + img").get_attribute("alt")
+    assert twin.sentence() in alt
+    control(page, "ratio").press("End")
+    twin.set(ratio=1.0)
+    settle(page.locator(".mask-lab"), twin)
+    alt = page.locator(".panel.keep .photo + img").get_attribute("alt")
+    assert "all of the large object" in alt
+    assert page.locator(".sentence").get_attribute("aria-live") == "polite"
+
+
+def test_channels_boxes_and_what_stands_beside(page, twin):
+    from playwright.sync_api import expect
+
+    shown = page.locator(".mask-lab")
+    bars = page.locator(".panel.channels .frame")
+    box = bars.bounding_box()
+    bars.click(position={"x": 20.5 / 64 * box["width"], "y": 10})
+    twin.set(channel=20)
+    settle(shown, twin)
+    boxes = page.locator(".panel.keep svg")
+    expect(boxes).to_be_visible()
+    expect(page.locator(".legend")).to_have_text("dashed: true boxes")
+    page.get_by_label("boxes").uncheck()
+    expect(boxes).to_be_hidden()
+    page.get_by_text("pin as A").click()
+    control(page, "ratio").focus()
+    page.keyboard.press("PageUp")
+    expect(page.locator("figcaption", has_text="keep mask, A")).to_be_visible()
+    page.get_by_text("reset").click()
+    twin.reset()
+    settle(shown, twin)
+    expect(page.locator("figcaption", has_text="keep mask, A")).to_have_count(0)
+
+
+def test_settings_and_pictures_are_taken_away(page, twin):
+    from playwright.sync_api import expect
+
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    for button, text in (("DFMSDLoss", twin.code()), ("key=value", twin.settings().text())):
+        page.locator("button", has_text=button).click()
+        expect(page.locator(".status")).to_have_text("copied")
+        assert page.evaluate("navigator.clipboard.readText()") == text
+    with page.expect_download() as saved:
+        page.get_by_text("save PNG").click()
+    read = np.asarray(Image.open(saved.value.path()))
+    np.testing.assert_array_equal(read, twin.picture())
+    page.get_by_label("slider to play").select_option("cutoff")
+    with page.expect_download() as saved:
+        page.get_by_text("save GIF").click()
+    assert Image.open(saved.value.path()).n_frames == 20
+    start = control(page, "cutoff").input_value()
+    page.get_by_text("play", exact=True).click()
+    expect(control(page, "cutoff")).not_to_have_value(start)
+    page.get_by_text("stop", exact=True).click()
+
+
+OFFER = """([kind, name, type, bytes]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(bytes)], name, {type}));
+    const lab = document.querySelector(".mask-lab .page");
+    lab.dispatchEvent(kind === "drop"
+        ? new DragEvent("drop", {dataTransfer: data, bubbles: true})
+        : new ClipboardEvent("paste", {clipboardData: data, bubbles: true}));
+}"""
+
+
+def test_an_own_picture_is_chosen_dropped_or_pasted(page, tmp_path):
+    from playwright.sync_api import expect
+
+    rng, files = np.random.default_rng(0), {}
+    for name in ("chosen.png", "drop.png", "paste.png"):
+        image = Image.fromarray(rng.integers(0, 255, (70, 90, 3), dtype=np.uint8))
+        image.save(tmp_path / name)
+        files[name] = list((tmp_path / name).read_bytes())
+    page.set_input_files("input[type=file]", tmp_path / "chosen.png")
+    line = page.locator(".lines li").first
+    expect(line).to_contain_text("chosen.png · strong teacher")
+    for kind in ("drop", "paste"):
+        page.evaluate(OFFER, [kind, f"{kind}.png", "image/png", files[f"{kind}.png"]])
+        expect(line).to_contain_text(f"{kind}.png · strong teacher")
+    page.evaluate(OFFER, ["drop", "x.txt", "text/plain", [1]])
+    expect(page.locator(".error")).to_have_text("that is no picture")
+    page.evaluate(OFFER, ["drop", "x.png", "image/png", [1]])
+    expect(page.locator(".error")).to_contain_text("x.png: not an image")
+    control(page, "ratio").press("ArrowRight")
+    expect(page.locator(".error")).to_be_empty()
+
+
+def test_sixty_presses_end_where_they_should_without_a_queue(page, twin):
+    control(page, "ratio_channel").focus()
+    frames = page.evaluate(
+        """() => { window.seen = 0; new MutationObserver(() => window.seen++).observe(
+            document.querySelector(".sentence"), {childList: true}); }"""
+    )
+    assert frames is None
+    for press in range(60):
+        page.keyboard.press("ArrowLeft" if press % 20 < 8 else "ArrowRight")
+    twin.set(ratio_channel=0.5 + 0.12)
+    settle(page.locator(".mask-lab"), twin)
+    assert page.evaluate("window.seen") <= 60
+
+
+CONTRAST = """() => {
+    const paint = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+    const rgb = (colour, ground = [255, 255, 255]) => {
+        paint.fillStyle = `rgb(${ground})`; paint.fillRect(0, 0, 1, 1);
+        paint.fillStyle = colour; paint.fillRect(0, 0, 1, 1);
+        return [...paint.getImageData(0, 0, 1, 1).data.slice(0, 3)];
+    };
+    const light = ([r, g, b]) => [r, g, b].map((value) => (value /= 255) <= 0.03928
+        ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, value, at) => sum + value * [0.2126, 0.7152, 0.0722][at], 0);
+    const page = document.querySelector(".mask-lab .page");
+    document.querySelector(".mask-lab .error").textContent = "wrong";
+    const found = {};
+    for (const name of [".sentence", ".error", "figcaption", ".scale", "label", "small", ".lines",
+                        "button", "select", "pre", ".legend", "output"]) {
+        const one = page.querySelector(name);
+        let holder = one, ground = "rgba(0, 0, 0, 0)";
+        while (holder && /, 0\\)|transparent/.test(ground)) {
+            ground = getComputedStyle(holder).backgroundColor;
+            holder = holder.parentElement;
+        }
+        const under = rgb(ground), over = rgb(getComputedStyle(one).color, under);
+        const [low, high] = [light(under), light(over)].sort((a, b) => a - b);
+        found[name] = (high + 0.05) / (low + 0.05);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 800, 390])
+def test_it_can_be_read_and_used_at_every_width_in_both_themes(browser, app, scheme, width):
+    with watched(browser, app, width=width, color_scheme=scheme) as page:
+        opened(page, app)
+        low = {name: ratio for name, ratio in page.evaluate(CONTRAST).items() if ratio < 4.5}
+        assert low == {}
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width
+        for name in ("temperature", "ratio_channel", "strength", "cutoff"):
+            control(page, name).focus()
+            slider, mask = control(page, name), page.locator(".panel.keep .frame")
+            boxes = [slider.bounding_box(), mask.bounding_box()]
+            assert all(box["y"] >= 0 and box["y"] + box["height"] <= 900 for box in boxes), name

@@ -42,10 +42,16 @@ TABLE: dict[str, set[str]] = {
         "detectors.features",
     },
     "viz": set(),
-    "widgets": METHOD | {"detectors.features", "data.images", "viz"},
+    "widgets": METHOD | {"detectors.features", "detectors.saved", "data.images", "data.scenes"},
     "experiments": METHOD
     | {"baselines", "detectors", "data", "training", "distill", "stages", "viz", "widgets"},
-    "__main__": {"experiments.commands", "data.commands", "detectors.commands", "training.signals"},
+    "__main__": {
+        "experiments.commands",
+        "data.commands",
+        "detectors.commands",
+        "training.signals",
+        "widgets.commands",
+    },
 }
 PRINTING = {"__main__.py", "commands.py"}
 

@@ -9,9 +9,11 @@ import torch
 from tiny import tiny_detector
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from dfmsd.align import standardise
 from dfmsd.detectors.features import capture_features
+from dfmsd.experiments.presets import resolve
 from dfmsd.loss import DFMSDLoss
-from dfmsd.widgets.counts import cells_inside, count_cells, report
+from dfmsd.widgets.counts import cells_inside, count_cells, report, sentence
 from dfmsd.widgets.lab import LabError, MaskSettings, capture_scene, mask_maps
 
 BOXES = torch.tensor([[4.0, 8.0, 20.0, 30.0], [40.0, 10.0, 85.0, 44.0], [50.0, 20.0, 58.0, 28.0]])
@@ -57,15 +59,63 @@ def test_maps_are_those_of_the_loss(seen, scene, setting):
     assert torch.equal(scene.context.images, seen.images.tensors)
     for stride in features:
         channels = {stride: 16}
-        loss = DFMSDLoss(channels, channels, ratio_spatial=0.35, channel=False, **shared)
+        ratios = {"ratio_spatial": 0.35, "ratio_channel": 0.6}
+        loss = DFMSDLoss(channels, channels, **ratios, **shared)
         torch.manual_seed(0)  # the laboratory draws random masks from this seed
         with torch.no_grad():
             level = loss.levels(features, features, scene.context)[stride]
-        found = mask_maps(scene, MaskSettings(stride, ratio=0.35, **shared))
+        found = mask_maps(scene, MaskSettings(stride, ratio=0.35, ratio_channel=0.6, **shared))
         expected = {"attention": level.attention, "enhanced": level.enhanced}
         expected |= {"keep": level.keep_spatial, "energy": level.energy}
         for name, values in expected.items():
             assert values is None or torch.equal(found[name], values[0, 0]), name
+        assert torch.equal(found["channels"], level.channels.flatten())
+        assert torch.equal(found["keep_channel"], level.keep_channel.flatten())
+        z = standardise(features[stride], level.valid).abs()
+        left = (z * level.keep_channel).mean(1)[0] * level.keep_spatial[0, 0]
+        torch.testing.assert_close(found["masked"], left)
+
+
+@pytest.mark.parametrize("select", ["high", "low", "random"])
+def test_pasted_code_builds_the_same_masks(seen, scene, select):
+    settings = MaskSettings(16, ratio=0.3, ratio_channel=0.7, select=select, cutoff=0.4, strength=3)
+    pasted = {}
+    exec(settings.code(16), pasted)
+    feature = {16: seen.features["1"]}
+    with torch.no_grad():
+        level = pasted["method"].levels(feature, feature, scene.context)[16]
+    found = mask_maps(scene, settings)
+    assert torch.equal(found["keep"], level.keep_spatial[0, 0])
+    assert torch.equal(found["keep_channel"], level.keep_channel.flatten())
+
+
+def test_settings_as_text_are_settings_of_the_command_line():
+    chosen = MaskSettings(8, ratio=0.3, select="low", strength=2.5)
+    method = resolve("scenes", chosen.text().split()).method
+    for name, value in chosen.arguments().items():
+        assert getattr(method, name) == value
+
+
+def test_ranks_count_the_cells_that_the_mask_takes(scene):
+    for select in ("high", "low"):
+        found = mask_maps(scene, MaskSettings(8, select=select, ratio=0.25))
+        assert torch.equal(found["rank"] <= 18, found["keep"] == 0)  # of 72 in the picture
+
+
+def test_controls_that_cannot_act_are_named_with_a_reason():
+    assert MaskSettings(8).idle() == {}
+    assert MaskSettings(8, strength=0).idle().keys() == {"cutoff", "regions"}
+    assert "strength" in MaskSettings(8, select="random").idle()
+
+
+def test_the_sentence_by_hand(scene):
+    keep = torch.ones(8, 12)
+    keep[:, :4] = 0
+    maps = {"keep": keep, "keep_channel": torch.tensor([0.0, 1.0])}
+    words = "Hides none of the small object, all of the medium object and none of the large object"
+    assert sentence(scene, maps, (10, 30)) == f"{words} (33% of the cells), and 1 of 2 channels."
+    keep[0:2, 4] = keep[2, 5] = 0  # one cell of the large box, which has 24
+    assert "4 % of the large object" in sentence(scene, maps, (10, 30))
 
 
 def test_an_unpadded_picture_has_no_padding_to_leave_out(detector, image):

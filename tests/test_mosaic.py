@@ -13,7 +13,19 @@ from PIL import Image
 
 from dfmsd.widgets import mosaic as drawing
 from dfmsd.widgets.lab import MaskSettings
-from dfmsd.widgets.mosaic import Backdrop, Panel, four_panels, mosaic, png
+from dfmsd.widgets.mosaic import (
+    PALETTES,
+    Backdrop,
+    Panel,
+    channel_panel,
+    gif,
+    heat_panel,
+    layer_png,
+    map_panels,
+    mask_panel,
+    mosaic,
+    png,
+)
 
 
 def picture(height=6, width=8):
@@ -25,25 +37,39 @@ def backdrop_of(image, side, boxes=(), window=(1.0, 1.0)):
     return Backdrop(SimpleNamespace(image=image, boxes=boxes, window=window), side=side)
 
 
-def test_hidden_cells_are_dark_and_the_others_untouched():
-    backdrop = backdrop_of(picture(), 16)
-    assert backdrop.rgb.shape == (12, 16, 3)
-    np.testing.assert_array_equal(
-        backdrop.rgb[::2, ::2], (picture() * 255).round().byte().permute(1, 2, 0).numpy()
-    )
+def masked(backdrop, keep, **options):
+    return backdrop.draw(mask_panel("keep", "keep", keep), **options)
+
+
+def test_hidden_cells_are_dark_and_hatched_and_the_others_untouched():
+    backdrop = backdrop_of(picture(), 160)
+    assert backdrop.rgb.shape == (120, 160, 3)
     keep = torch.tensor([[1.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
-    pixels = backdrop.draw_mask(keep)
-    for y in range(12):
-        for x in range(16):
-            hidden = keep[y // 6, x // 4] == 0
-            hatched = (x + y) % 6 == 0
-            dark = drawing.HATCH if hatched else (drawing.DARK * backdrop.rgb[y, x]).astype(int)
-            np.testing.assert_array_equal(pixels[y, x], dark if hidden else backdrop.rgb[y, x])
+    pixels = masked(backdrop, keep)
+    hidden = (keep == 0).numpy().repeat(60, 0).repeat(40, 1)
+    np.testing.assert_array_equal(pixels[~hidden], backdrop.rgb[~hidden])
+    line = (pixels[hidden] == 128).all(1)
+    assert 0.1 < line.mean() < 0.3
+    dark = pixels[hidden][~line] / backdrop.rgb[hidden][~line].clip(1)
+    assert dark.max() < 0.16
+
+
+def test_cells_that_differ_have_a_rim():
+    backdrop = backdrop_of(picture(), 160)
+    keep, other = torch.ones(2, 4), torch.ones(2, 4)
+    other[0, 1] = 0
+    pixels = backdrop.draw(mask_panel("keep", "keep", keep, other))
+    rim = (pixels == PALETTES["mask"][3, :3]).all(2)
+    assert rim[:60, 40:80].any(0).all()
+    assert not rim[60:].any()
+    assert not rim[:, :40].any()
+    assert not (masked(backdrop, keep) != backdrop.rgb).any()
 
 
 def test_a_heat_map_has_its_colours_over_grey_and_is_cut_at_its_limits():
     backdrop = backdrop_of(torch.zeros(3, 4, 4), 4)
-    pixels = backdrop.draw_heat(torch.tensor([[0.0, 5.0], [10.0, 99.0]]), (0.0, 10.0))
+    values = torch.tensor([[0.0, 5.0], [10.0, 99.0]])
+    pixels = backdrop.draw(heat_panel("a", "a", values, (0.0, 10.0)))
     viridis = matplotlib.colormaps["viridis"]
     for (y, x), share in {(0, 0): 0, (0, 3): 127, (3, 0): 255, (3, 3): 255}.items():
         expected = drawing.HEAT * 255 * np.array(viridis(share)[:3])
@@ -52,23 +78,24 @@ def test_a_heat_map_has_its_colours_over_grey_and_is_cut_at_its_limits():
 
 def test_the_padded_part_of_a_map_is_not_shown():
     # The picture covers 3 of 4 rows and 1 of 2 columns of cells.
-    backdrop = backdrop_of(torch.ones(3, 6, 4), 6, window=(0.75, 0.5))
+    backdrop = backdrop_of(torch.ones(3, 60, 40), 60, window=(0.75, 0.5))
     keep = torch.ones(4, 2)
     keep[3], keep[:, 1] = 0, 0
-    np.testing.assert_array_equal(backdrop.draw_mask(keep), backdrop.rgb)
+    np.testing.assert_array_equal(masked(backdrop, keep), backdrop.rgb)
     keep[1, 0] = 0
-    dark = backdrop.draw_mask(keep).max(2) < 255
-    assert dark[2:4].all()
-    assert not dark[:2].any()
-    assert not dark[4:].any()
+    dark = masked(backdrop, keep).max(2) < 255
+    assert dark[20:40].all()
+    assert not dark[:20].any()
+    assert not dark[40:].any()
 
 
 @pytest.mark.parametrize("box", [[2, 2, 14, 10], [-9, -9, 99, 99], [7, 7, 7, 7]])
 def test_boxes_are_dashed_inside_the_picture(box):
     grey = torch.full((3, 12, 16), 0.5)
     backdrop = backdrop_of(grey, 16, boxes=[box])
-    pixels = backdrop.draw_mask(torch.ones(1, 1))
+    pixels = masked(backdrop, torch.ones(1, 1))
     assert {32, 255} & set(np.unique(pixels[pixels != 128]).tolist())
+    np.testing.assert_array_equal(masked(backdrop, torch.ones(1, 1), boxes=False), backdrop.rgb)
     if box == [2, 2, 14, 10]:
         changed = np.argwhere((pixels == 255).all(2))
         assert changed.min(0).tolist() == [2, 2]
@@ -77,15 +104,15 @@ def test_boxes_are_dashed_inside_the_picture(box):
 
 
 def test_panels_lie_in_rows_with_caption_bar_and_numbers():
-    plain = np.full((20, 30, 3), 100, np.uint8)
-    panels = [Panel("one", plain), Panel("two", plain, (0.0, 2.5)), Panel("three", plain)]
-    page = mosaic(panels, columns=2)
+    backdrop = backdrop_of(torch.full((3, 20, 30), 0.4), 30)
+    heat = heat_panel("two", "two", torch.zeros(2, 3), (0.0, 2.5))
+    page = mosaic(backdrop, [Panel("one", "one"), heat, Panel("three", "three")], columns=2)
     high, wide = drawing.CAPTION + 20 + drawing.GAP, 30 + drawing.BAR + drawing.GAP
     assert page.shape == (2 * high, 2 * wide, 3)
     assert page.dtype == np.uint8
-    for top, left in ((0, 0), (0, wide), (high, 0)):
+    for top, left in ((0, 0), (high, 0)):
         place = (slice(top + drawing.CAPTION, top + high - drawing.GAP), slice(left, left + 30))
-        np.testing.assert_array_equal(page[place], plain)
+        np.testing.assert_array_equal(page[place], backdrop.rgb)
         assert (page[top : top + drawing.CAPTION, left : left + 30] < 128).any()  # the caption
     bar = page[drawing.CAPTION : drawing.CAPTION + 20, wide + 30 : 2 * wide]
     assert (bar[0, 4] > bar[-1, 4])[:2].all()  # yellow above violet
@@ -95,19 +122,46 @@ def test_panels_lie_in_rows_with_caption_bar_and_numbers():
 
 
 def test_both_attentions_share_a_scale_that_holds_both():
-    backdrop = backdrop_of(picture(), 8)
     maps = {"keep": torch.tensor([[1.0, 0.0]]), "energy": torch.tensor([[0.2, 1.0]])}
     maps |= {"attention": torch.tensor([[0.5, 1.5]]), "enhanced": torch.tensor([[0.1, 1.9]])}
-    mask, attention, energy, enhanced = four_panels(backdrop, maps, MaskSettings(8))
+    maps |= {"masked": torch.tensor([[0.0, 0.4]])}
+    mask, attention, energy, enhanced, left = map_panels(maps, MaskSettings(8))
     assert mask.caption == "keep mask, hidden cells: 1"
     assert mask.limits is None
     assert attention.limits == enhanced.limits == (0, pytest.approx(1.9))
     assert energy.limits == (0, 1)
-    np.testing.assert_array_equal(energy.pixels, backdrop.draw_heat(maps["energy"], (0, 1)))
-    np.testing.assert_array_equal(enhanced.pixels, backdrop.draw_heat(maps["enhanced"], (0, 1.9)))
-    without = four_panels(backdrop, maps, MaskSettings(8, regions="boxes", strength=0))
+    assert left.limits == (0, pytest.approx(0.4))
+    without = map_panels(maps, MaskSettings(8, regions="boxes", strength=0))
     assert without[2].caption == "frequency energy by boxes"
     assert without[3].caption == "enhanced attention (off)"
+
+
+def test_bars_are_as_high_as_their_attention_and_grey_where_hidden():
+    maps = {"channels": torch.tensor([0.5, 2.0, 1.0]), "keep_channel": torch.tensor([1.0, 0, 1])}
+    panel = channel_panel(maps, 2)
+    assert panel.caption == "channels: 1 of 3 hidden (grey)"
+    heights = [(panel.layer[:, 4 * k] > 0).mean() for k in range(3)]
+    assert heights == [0.25, 1.0, 0.5]
+    assert [panel.layer[-1, 4 * k] for k in range(3)] == [1, 2, 3]
+    pixels = backdrop_of(picture(), 16).draw(panel)
+    assert (pixels[0, 0] == 255).all()  # a white ground, no picture
+
+
+@pytest.mark.parametrize("kind", ["heat", "mask"])
+def test_a_layer_as_png_has_the_colours_of_its_palette(kind):
+    keep = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    panel = mask_panel("m", "m", keep) if kind == "mask" else heat_panel("h", "h", keep, (0, 1))
+    read = np.asarray(Image.open(io.BytesIO(layer_png(panel))).convert("RGBA"))
+    expected = PALETTES[kind][panel.layer]
+    np.testing.assert_array_equal(read[..., 3], expected[..., 3])
+    seen = expected[..., 3] > 0
+    np.testing.assert_array_equal(read[seen], expected[seen])
+
+
+def test_a_gif_has_a_frame_per_page_and_never_ends():
+    pages = [np.full((8, 9, 3), shade, np.uint8) for shade in (0, 120, 240)]
+    file = Image.open(io.BytesIO(gif(pages)))
+    assert (file.n_frames, file.size, file.info["loop"]) == (3, (9, 8), 0)
 
 
 def test_a_png_is_exact_or_small():

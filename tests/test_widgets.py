@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
+import json
+import socket
 
 import numpy as np
 import pytest
 import torch
+from command_line import refused
 from PIL import Image
 from tiny import tiny_detector
 
-from dfmsd.widgets import MaskLab, mask_lab
-from dfmsd.widgets.lab import STOPS, LabError, capture_scene
+from dfmsd.widgets import MaskLab, state
+from dfmsd.widgets.lab import CHOICES, STOPS, LabError, capture_scene
+from dfmsd.widgets.laboratory import Laboratory
+from dfmsd.widgets.session import LABELS, answer
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TARGET = {"boxes": torch.tensor([[4.0, 4.0, 30.0, 20.0]]), "labels": torch.tensor([1])}
@@ -41,16 +45,20 @@ def built(detectors):
 @pytest.fixture
 def lab(built):
     """A laboratory as it was built; it keeps what it looked at, and pictures by path."""
-    start = built.values()
+    built.paths = True
     yield built
-    built._path.value = ""
-    built.set(**start)
+    built.reset()
 
 
-def shown(lab):
-    """The pixels and the words that a browser gets."""
-    pixels = np.asarray(Image.open(io.BytesIO(lab._shown.value)))
-    return pixels, html.unescape(lab._lines.value)
+def told(lab, **message):
+    """The frame that a message brings, and its buffers."""
+    content, buffers = answer(lab, message)
+    json.dumps(content)
+    return content, buffers
+
+
+def pixels(buffer):
+    return np.asarray(Image.open(io.BytesIO(buffer)).convert("RGBA"))
 
 
 CHANGES = {
@@ -60,46 +68,212 @@ CHANGES = {
     "attention_on": "raw",
     "temperature": 0.2,
     "ratio": 0.8,
+    "ratio_channel": 0.2,
     "select": "low",
     "cutoff": 0.6,
     "strength": 8.0,
     "regions": "boxes",
+    "student": "fine",
+    "beside": "all levels",
+    "channel": 5,
 }
+MASKS = [name for name in CHANGES if name not in ("beside", "channel", "student")]
 
 
 def test_every_control_is_moved_here(lab):
-    assert CHANGES.keys() == lab.values().keys() == lab._controls.keys()
+    assert CHANGES.keys() == lab.values().keys() == LABELS.keys()
+    frame, _ = told(lab, kind="hello")
+    assert [control["name"] for control in frame["controls"]] == list(LABELS)
+    assert all(control["label"] for control in frame["controls"])
 
 
 @pytest.mark.parametrize("name", CHANGES)
-@pytest.mark.parametrize("by_hand", [False, True])
-def test_a_control_changes_picture_words_and_values(lab, name, by_hand):
-    before, words = shown(lab)
-    if by_hand:
-        lab._controls[name].value = CHANGES[name]
-    else:
-        lab.set(**{name: CHANGES[name]})
-    pixels, said = shown(lab)
-    assert not np.array_equal(pixels, before)
-    assert said != words
-    assert lab.values()[name] == CHANGES[name] == lab._controls[name].value
-    np.testing.assert_array_equal(pixels, lab.picture())
-    assert all(line in said for line in lab.readout().splitlines())
+def test_a_control_changes_what_a_page_gets(lab, name):
+    frame, buffers = told(lab, kind="hello")
+    change = {name: CHANGES[name]}
+    if name == "student":  # the coarse one has another stride 8
+        pytest.skip("has a test of its own")
+    after, others = told(lab, kind="set", values=change, picture=frame["picture"]["key"])
+    assert after["error"] == ""
+    assert lab.values()[name] == CHANGES[name]
+    assert others != buffers
+    assert (after["lines"] != frame["lines"]) == (name in MASKS)
+    assert (after["picture"]["at"] is not None) == (name == "image")
 
 
-def test_every_label_fits_and_every_control_has_one(lab):
-    for control in (*lab._controls.values(), lab._path):
-        assert 0 < len(control.description) <= 14
-        assert control.style.description_width == "105px"
+def test_a_page_gets_the_maps_and_the_colours_of_the_library(lab):
+    lab.set(ratio=0.25, channel=3)
+    frame, buffers = told(lab, kind="hello")
+    maps = lab.panels()
+    for name, at in frame["cells"].items():
+        values = np.frombuffer(buffers[at], np.float32).reshape(frame["grid"])
+        np.testing.assert_array_equal(values, maps[name].numpy())
+    shown = {panel["name"]: panel for panel in frame["panels"]}
+    keep = pixels(buffers[shown["keep"]["at"]])
+    block = keep.shape[0] // frame["grid"][0]
+    np.testing.assert_array_equal(keep[::block, ::block, 3] > 0, maps["keep"].numpy() == 0)
+    heat = pixels(buffers[shown["enhanced"]["at"]])
+    assert heat.shape[:2] == tuple(frame["grid"])
+    brightest = np.unravel_index(heat.sum(2).argmax(), heat.shape[:2])
+    assert maps["enhanced"][brightest] == maps["enhanced"].max()
+    np.testing.assert_array_equal(
+        pixels(buffers[frame["picture"]["at"]])[..., :3], lab.backdrop.original
+    )
 
 
-def test_setting_several_draws_once(lab, monkeypatch):
-    calls = []
-    monkeypatch.setattr(MaskLab, "_show", lambda self: calls.append(self.values()))
-    lab.set(detector="fine", stride=4, ratio=0.1, select="random", image="b")
-    assert len(calls) == 1
-    lab._controls["ratio"].value = 0.2
-    assert len(calls) == 2
+def test_the_students_feature_is_masked(detectors):
+    twin = tiny_detector(seed=3).eval()
+    lab = Laboratory({"a": torch.rand(3, 48, 64)}, detectors | {"twin": twin})
+    before = lab.panels()
+    after = lab.panels(student="twin")
+    assert torch.equal(before["keep"], after["keep"])
+    assert not torch.equal(before["masked"], after["masked"])
+    with pytest.raises(LabError, match="student='fine': has no feature"):
+        lab.set(stride=16, student="fine")
+    lab.set(student="twin")
+    lab.set(detector="fine", stride=4)
+    assert lab.values()["student"] == "fine"  # the twin has no such level
+
+
+def test_a_pinned_state_stands_beside_what_comes(lab):
+    kept = lab.panels()["keep"]
+    lab.pin()
+    lab.set(ratio=0.8, temperature=0.2)
+    frame, buffers = told(lab, kind="hello")
+    captions = [panel["caption"] for panel in frame["panels"]]
+    assert "keep mask, A" in captions
+    shown = {panel["caption"]: panel for panel in frame["panels"]}
+    rims = [
+        (pixels(buffers[shown[name]["at"]]) == (255, 140, 0, 255)).all(2)
+        for name in ("keep mask, A", next(c for c in captions if c.startswith("keep mask, hid")))
+    ]
+    differs = (kept != lab.panels()["keep"]).numpy()
+    block = rims[0].shape[0] // differs.shape[0]
+    for rim in rims:
+        cells = rim.reshape(differs.shape[0], block, differs.shape[1], block).any((1, 3))
+        np.testing.assert_array_equal(cells, differs)
+    lab.reset()
+    assert "pinned state A" not in lab.options()["beside"]
+    with pytest.raises(LabError, match="beside='pinned state A': must be one of"):
+        lab.set(beside="pinned state A")
+
+
+def test_another_detector_or_all_levels_stand_beside(lab):
+    lab.set(beside="fine")
+    captions = [panel.caption for panel in lab.drawn()]
+    assert captions[-2:] == ["keep mask, fine", "enhanced attention, fine"]
+    lab.set(beside="all levels")
+    captions = [panel.caption for panel in lab.drawn()]
+    assert captions[-3:] == [f"keep mask, stride {stride}" for stride in (8, 16, 32)]
+    lab.set(beside="fine", stride=8)
+    lab.set(stride=16)  # which the other detector lacks
+    assert lab.values()["beside"] == "nothing"
+    with pytest.raises(LabError, match="beside='fine': has no such level"):
+        lab.set(beside="fine")
+
+
+def test_a_control_that_cannot_act_says_why(lab):
+    def idle(**values):
+        frame, _ = told(lab, kind="set", values=values)
+        return {one["name"]: one["idle"] for one in frame["controls"] if one.get("idle")}
+
+    assert idle() == {}
+    assert idle(strength=0.0).keys() == {"cutoff", "regions"}
+    assert "strength is 0" in idle()["cutoff"]
+    assert idle(strength=1.0, select="random").keys() >= {"cutoff", "strength"}
+
+
+def test_an_error_leaves_when_its_cause_does(lab):
+    before, state = told(lab, kind="hello"), lab.values()
+    frame, buffers = told(lab, kind="set", values={"ratio": 7})
+    assert frame["error"] == "ratio must lie in 0..1, got 7"
+    assert lab.values() == state
+    assert buffers == before[1]
+    assert told(lab, kind="set", values={"ratio": 0.7})[0]["error"] == ""
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"kind": "set"},
+        {"kind": "set", "values": {"ratio": "x" * 9}},
+        {"kind": "set", "values": 7},
+        {"kind": "gif", "slider": "image"},
+        {"kind": "picture"},
+        {"kind": "set", "values": {"channel": None}},
+        {"kind": "set", "values": {"image": {}}},
+        {"kind": "set", "values": {"detector": []}},
+    ],
+)
+def test_a_message_that_makes_no_sense_is_answered_in_words(lab, message):
+    state = lab.values()
+    assert told(lab, **message)[0]["error"]
+    assert lab.values() == state
+
+
+def test_an_uploaded_picture_is_shown_and_a_bad_one_named(lab, file):
+    frame, _ = answer(lab, {"kind": "picture", "name": "x/mine.png"}, [file.read_bytes()])
+    assert frame["error"] == ""
+    assert lab.values()["image"] == "mine.png"
+    assert lab.scene.image.shape == (3, 60, 90)
+    frame, _ = answer(lab, {"kind": "picture", "name": "bad.png"}, [b"no picture"])
+    assert frame["error"].startswith("bad.png: not an image")
+    assert lab.values()["image"] == "mine.png"
+
+
+def test_a_visitor_opens_no_file_of_the_machine(detectors, file):
+    lab = Laboratory({"a": torch.rand(3, 48, 64)}, detectors)
+    visit = lab.visit()
+    for path in (str(file), "/etc/passwd", "no/such.png"):
+        frame, _ = told(visit, kind="set", values={"image": path})
+        assert frame["error"].startswith("this app opens no file of its computer")
+    assert (
+        answer(visit, {"kind": "picture", "name": "own.png"}, [file.read_bytes()])[0]["paths"]
+        is False
+    )
+    assert visit.values()["image"] == "own.png"
+    assert "own.png" not in lab.options()["image"]  # nobody else sees it
+    assert told(lab, kind="set", values={"image": str(file)})[0]["error"] == ""
+
+
+def test_under_voila_paths_are_closed(detectors, monkeypatch):
+    monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5.13")
+    assert not MaskLab({"a": torch.rand(3, 32, 32)}, detectors).paths
+
+
+def test_the_command_refuses_in_one_line(capsys):
+    options = ("--no-browser", "--port", "0")
+    assert "no/such.png: no such file" in refused(capsys, "lab", "no/such.png", *options)
+    said = refused(capsys, "lab", "--detectors", "no/such.safetensors", *options)
+    assert "no/such.safetensors" in said
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused(capsys, "lab", "--no-browser", "--port", str(port))
+    assert said == f"dfmsd: --port {port}: address already in use; take another one"
+
+
+def test_png_and_gif_can_be_saved(lab):
+    file, (data,) = told(lab, kind="png", boxes=False)
+    assert file["name"] == "masks.png"
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(data))), lab.picture(boxes=False)
+    )
+    state = lab.values()
+    file, (data,) = told(lab, kind="gif", slider="cutoff")
+    assert Image.open(io.BytesIO(data)).n_frames == len(STOPS["cutoff"])
+    assert lab.values() == state
+
+
+def test_every_change_in_code_is_told_to_every_view(lab, monkeypatch):
+    sent = []
+    monkeypatch.setattr(MaskLab, "send", lambda self, content, buffers: sent.append(content))
+    lab.set(ratio=0.3)
+    lab.pin()
+    lab.reset()
+    assert [content["kind"] for content in sent] == ["frame"] * 3
+    lab._hear(lab, {"kind": "set", "values": {"ratio": 0.4}, "view": "v"}, [])
+    assert len(sent) == 4
+    assert sent[-1]["view"] == "v"
 
 
 def test_a_pair_is_looked_at_once(lab, monkeypatch):
@@ -110,8 +284,8 @@ def test_a_pair_is_looked_at_once(lab, monkeypatch):
         calls.append((names[id(image)], names[id(detector)]))
         return capture_scene(detector, image, *rest, **levels)
 
-    monkeypatch.setattr(mask_lab, "capture_scene", counted)
-    monkeypatch.setattr(lab, "_scenes", {lab._pair: lab._scenes[lab._pair]})
+    monkeypatch.setattr(state, "capture_scene", counted)
+    monkeypatch.setattr(lab, "_scenes", {("a", "coarse"): lab._scenes["a", "coarse"]})
     lab.set(ratio=0.1)
     for change in ({"image": "b"}, {"image": "a"}, {"detector": "fine"}, {"image": "b"}):
         lab.set(**change)
@@ -119,13 +293,13 @@ def test_a_pair_is_looked_at_once(lab, monkeypatch):
 
 
 def test_levels_are_those_of_the_detector(lab):
-    assert [stride for _, stride in lab._controls["stride"].options] == [8, 16, 32]
+    assert lab.options()["stride"] == [8, 16, 32]
     lab.set(stride=32)
     lab.set(detector="fine")
-    assert [stride for _, stride in lab._controls["stride"].options] == [4, 8]
+    assert lab.options()["stride"] == [4, 8]
     assert lab.values()["stride"] == 8  # the nearest
-    lab._controls["stride"].value = 4
-    lab._controls["detector"].value = "coarse"
+    lab.set(stride=4)
+    lab.set(detector="coarse")
     assert lab.values()["stride"] == 8
 
 
@@ -142,32 +316,27 @@ def test_levels_are_those_of_the_detector(lab):
         ),
         ({"image": __file__}, "not an image"),
         ({"image": 7}, "image must be a name or the path of a picture, got 7"),
+        ({"channel": 16}, r"channel must lie in 0\.\.15, got 16"),
         ({"rato": 0.5}, "no control 'rato'; there are image, detector, stride"),
     ],
 )
 def test_bad_values_are_refused_and_change_nothing(lab, change, words):
-    before, state = shown(lab), lab.values()
+    before, state = lab.picture(), lab.values()
     with pytest.raises(LabError, match=words):
         lab.set(**({"temperature": 0.3} | change))
     assert lab.values() == state
-    assert all(lab._controls[name].value == value for name, value in state.items())
-    np.testing.assert_array_equal(shown(lab)[0], before[0])
-    assert shown(lab)[1] == before[1]
+    np.testing.assert_array_equal(lab.picture(), before)
     lab.set(ratio=0.9)  # it lives
-    np.testing.assert_array_equal(shown(lab)[0], lab.picture())
 
 
 def test_the_readers_own_picture(lab, file):
     lab.set(image=file)
     assert lab.values()["image"] == "mine.png"
-    assert lab._controls["image"].options == ("a", "b", "mine.png")
+    assert "mine.png" in lab.options()["image"]
     assert "no true boxes are known here" in lab.readout()
     lab.set(image="a")
-    lab._path.value = f" {file} "
+    told(lab, kind="set", values={"image": str(file)})
     assert lab.values()["image"] == "mine.png"
-    np.testing.assert_array_equal(shown(lab)[0], lab.picture())
-    lab._controls["image"].value = "b"  # the path is still in its field
-    assert lab.values()["image"] == "b"
 
 
 def test_a_picture_is_reduced_and_read_again_when_it_is_named_again(detectors, file):
@@ -176,19 +345,7 @@ def test_a_picture_is_reduced_and_read_again_when_it_is_named_again(detectors, f
     Image.new("RGB", (20, 20)).save(file)
     lab.set(image=file)
     assert lab._images["mine.png"].shape == (3, 20, 20)
-    assert lab._scenes[lab._pair][0].image.shape == (3, 20, 20)
-
-
-def test_a_bad_path_in_the_field_is_said_and_nothing_else_happens(lab, file):
-    lab.set(ratio=0.8)
-    before, state = shown(lab)[0], lab.values()
-    lab._path.value = "<b>no.jpg"
-    assert "&lt;b&gt;no.jpg: no such file" in lab._lines.value  # not bold
-    assert lab.values() == state
-    np.testing.assert_array_equal(shown(lab)[0], before)
-    lab._path.value = str(file)
-    assert lab.values()["image"] == "mine.png"
-    assert "no such file" not in lab._lines.value
+    assert lab.scene.image.shape == (3, 20, 20)
 
 
 def test_a_detector_that_fails_is_said_and_the_old_one_stays(lab, monkeypatch):
@@ -196,12 +353,11 @@ def test_a_detector_that_fails_is_said_and_the_old_one_stays(lab, monkeypatch):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(lab._detectors["fine"].backbone, "forward", broken)
-    monkeypatch.setattr(lab, "_scenes", {lab._pair: lab._scenes[lab._pair]})
-    lab._controls["detector"].value = "fine"
-    assert "out of memory" in lab._lines.value
-    assert lab.values()["detector"] == lab._controls["detector"].value == "coarse"
-    lab._controls["ratio"].value = 0.3
-    np.testing.assert_array_equal(shown(lab)[0], lab.picture())
+    monkeypatch.setattr(lab, "_scenes", {("a", "coarse"): lab._scenes["a", "coarse"]})
+    frame, _ = told(lab, kind="set", values={"detector": "fine"})
+    assert "out of memory" in frame["error"]
+    assert lab.values()["detector"] == "coarse"
+    lab.set(ratio=0.3)
 
 
 def test_counts_are_those_in_the_words(lab):
@@ -215,32 +371,25 @@ def test_counts_are_those_in_the_words(lab):
 
 
 def test_changes_can_be_tried_without_moving_a_control(lab):
-    before, state = shown(lab), lab.values()
+    before, state = lab.picture(), lab.values()
     tried, counted = lab.panels(**CHANGES | {"stride": 4}), lab.counts(image="b", ratio=0.25)
     with pytest.raises(LabError, match="ratio must lie"):
         lab.panels(ratio=2)
     assert lab.values() == state
-    np.testing.assert_array_equal(shown(lab)[0], before[0])
-    assert shown(lab)[1] == before[1]
+    np.testing.assert_array_equal(lab.picture(), before)
     lab.set(**CHANGES | {"stride": 4})
     assert all(torch.equal(tried[name], found) for name, found in lab.panels().items())
     lab.set(**state | {"image": "b", "ratio": 0.25})
     assert counted == lab.counts()
 
 
-def test_a_value_between_two_stops_is_kept_until_its_slider_moves(lab):
-    lab.set(temperature=0.3, ratio=0.333)
-    temperature, ratio = lab._controls["temperature"], lab._controls["ratio"]
-    assert (temperature.value, ratio.value) == (0.28, 0.33)
-    lab._controls["strength"].value = 3.0
-    assert (lab.values()["temperature"], lab.values()["ratio"]) == (0.3, 0.333)
-    ratio.value = 0.34
-    assert (lab.values()["temperature"], lab.values()["ratio"]) == (0.3, 0.34)
-
-
-def test_sliders_stop_in_order(lab):
+def test_sliders_stop_in_order_and_menus_offer_what_the_loss_takes(lab):
+    frame, _ = told(lab, kind="hello")
+    offered = {control["name"]: control for control in frame["controls"]}
     for name, stops in STOPS.items():
-        assert [stop for _, stop in lab._controls[name].options] == sorted(set(stops))
+        assert offered[name]["stops"] == sorted(set(stops))
+    for name, choices in CHOICES.items():
+        assert offered[name]["options"] == list(choices)
 
 
 def test_equal_values_give_equal_pixels(lab):
@@ -260,6 +409,8 @@ def test_other_viewers_get_a_picture(lab, monkeypatch):
     file = base64.b64decode(bundle["image/png"])
     assert len(file) <= 250_000
     assert Image.open(io.BytesIO(file)).size[0] <= 960
+    assert "image/png" not in lab._repr_mimebundle_()  # one more view of the same state
+    lab.set(ratio=0.2)
     monkeypatch.setenv("DFMSD_STATIC", "1")
     assert lab._repr_mimebundle_().keys() == {"text/plain", "image/png"}
 

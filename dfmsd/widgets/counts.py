@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,13 @@ def cells_inside(scene: Scene, size: tuple[int, int]) -> Tensor:
     return (left <= x) & (x < right) & (top <= y) & (y < bottom)
 
 
+def size_groups(scene: Scene, limits: tuple[float, float]) -> dict[str, Tensor]:
+    """`small`, `medium`, `large` → (n,) bool, which boxes are; see `count_cells`."""
+    side = (scene.boxes[:, 2:] - scene.boxes[:, :2]).clamp_min(0).prod(1).sqrt()
+    small, large = side < limits[0], side >= limits[1]
+    return {"small": small, "medium": ~small & ~large, "large": large}
+
+
 def count_cells(scene: Scene, keep: Tensor, limits: tuple[float, float]) -> Counts:
     """What a mask (h, w) hides.
 
@@ -36,13 +45,35 @@ def count_cells(scene: Scene, keep: Tensor, limits: tuple[float, float]) -> Coun
         "objects": (covered, valid),
         "masked in objects": (covered & hidden, hidden),
     }
-    side = (scene.boxes[:, 2:] - scene.boxes[:, :2]).clamp_min(0).prod(1).sqrt()
-    small, large = side < limits[0], side >= limits[1]
-    for name, chosen in {"small": small, "medium": ~small & ~large, "large": large}.items():
+    for name, chosen in size_groups(scene, limits).items():
         if chosen.any():
             area = inside[chosen].any(0)
             cells[name] = (hidden & area, area)
     return {name: (int(part.sum()), int(whole.sum())) for name, (part, whole) in cells.items()}
+
+
+def sentence(scene: Scene, maps: Mapping[str, Tensor], limits: tuple[float, float]) -> str:
+    """What both masks hide, in one sentence: the maps are those of `mask_maps`."""
+    counts = count_cells(scene, maps["keep"], limits)
+    groups = size_groups(scene, limits)
+    objects = [
+        f"{_amount(*counts[name])} the {name} object{'s' if groups[name].sum() > 1 else ''}"
+        for name in groups
+        if counts.get(name, (0, 0))[1]
+    ]
+    masked, cells = counts["masked"]
+    words = ", ".join(objects[:-1]) + " and " * (len(objects) > 1) + "".join(objects[-1:])
+    hidden, channels = int((maps["keep_channel"] == 0).sum()), len(maps["keep_channel"])
+    what = words or f"{masked} of {cells} cells"
+    share = f" ({masked / cells:.0%} of the cells)" if words else ""
+    return f"Hides {what}{share}, and {hidden} of {channels} channels."
+
+
+def _amount(part: int, whole: int) -> str:
+    """`all of`, `none of`, or a percentage that is neither."""
+    if part in (0, whole):
+        return "all of" if part else "none of"
+    return f"{min(max(round(100 * part / whole), 1), 99)} % of"
 
 
 def report(scene: Scene, keep: Tensor, limits: tuple[float, float]) -> list[str]:

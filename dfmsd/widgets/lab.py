@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from numbers import Real
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from dfmsd.align import standardise
-from dfmsd.context import Context
+from dfmsd.context import Context, mean_of_cells, widen
 from dfmsd.detectors.features import capture_features, frozen_modes, strided_levels
 from dfmsd.enhance import high_frequency, pool_energy, region_energy, strengthen
 from dfmsd.loss import DFMSDLoss
-from dfmsd.masking import keep_mask, spatial_attention
+from dfmsd.masking import channel_attention, keep_mask, spatial_attention
 
 # about a tenth of an octave apart, R20 of the preferred numbers (ISO 3), in two digits
 _TEMPERATURES = (0.1, 0.11, 0.12, 0.14, 0.16, 0.18, 0.2, 0.22, 0.25, 0.28, 0.32, 0.36, 0.4, 0.45)
@@ -28,6 +28,7 @@ _TEMPERATURES += (0.5, 0.56, 0.63, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 1.8,
 STOPS = {
     "temperature": _TEMPERATURES,
     "ratio": [k / 100 for k in range(101)],
+    "ratio_channel": [k / 100 for k in range(101)],
     "cutoff": [k / 20 for k in range(1, 21)],
     "strength": [k / 2 for k in range(21)],
 }
@@ -36,6 +37,7 @@ _TYPES = get_type_hints(DFMSDLoss)
 CHOICES = {name: get_args(_TYPES[name]) for name in ("select", "regions", "attention_on")}
 """What the other controls offer: everything that the loss can take."""
 MOST_DETECTIONS = 30
+Maps = dict[str, Tensor]
 
 
 class LabError(ValueError):
@@ -55,6 +57,7 @@ class MaskSettings:
     stride: int
     temperature: float = DFMSDLoss.temperature
     ratio: float = DFMSDLoss.ratio_spatial
+    ratio_channel: float = DFMSDLoss.ratio_channel
     select: str = DFMSDLoss.select
     cutoff: float = DFMSDLoss.cutoff
     strength: float = DFMSDLoss.strength
@@ -80,10 +83,43 @@ class MaskSettings:
     def phrases(self) -> list[str]:
         """Every setting in a word or two."""
         labels = {"cutoff": "cut-off", "regions": "energy in", "attention_on": "attention on"}
+        labels |= {"ratio_channel": "channel ratio"}
         return [
             f"{labels.get(name, name)} {f'{value:.3g}' if isinstance(value, Real) else value}"
             for name, value in asdict(self).items()
         ]
+
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of `DFMSDLoss`, which are the names of the command line's too."""
+        values = asdict(self) | {"ratio_spatial": self.ratio}
+        return {name: value for name, value in values.items() if name not in ("stride", "ratio")}
+
+    def text(self) -> str:
+        """The settings as `key=value` words for the command line."""
+        return " ".join(f"method.{name}={value}" for name, value in self.arguments().items())
+
+    def code(self, channels: int) -> str:
+        """Python that builds a `DFMSDLoss`, for this level with so many channels.
+
+        `method.levels(features, features, context)`, with a detector's features by stride, then
+        gives its masks.
+        """
+        given = self.arguments()
+        lines = ["from dfmsd.loss import DFMSDLoss", "", "method = DFMSDLoss("]
+        sides = ((f"{{{self.stride}: {channels}}}", side) for side in ("student", "teacher"))
+        lines += [f"    {width},  # channels of the {side}" for width, side in sides]
+        lines += [*(f"    {name}={value!r}," for name, value in given.items()), ")"]
+        if self.select == "random":
+            lines += ["import torch", "", "torch.manual_seed(0)"]
+        return "\n".join(lines) + "\n"
+
+    def idle(self) -> dict[str, str]:
+        """Name → why moving it cannot change a mask now."""
+        if self.select == "random":
+            reason = "a random mask ignores the attention and the energy"
+            return dict.fromkeys(("cutoff", "strength", "regions", "attention_on"), reason)
+        reason = "strength is 0: the energy is not used"
+        return {} if self.strength else dict.fromkeys(("cutoff", "regions"), reason)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +130,8 @@ class Scene:
         image: (3, H, W) in 0..1.
         context: the detector's batch of one; `candidates` are the boxes in its pixels.
         magnitude: (stride, form of the feature) → mean over its channels, absolute, (1, 1, h, w).
+        features: stride → the standardised feature, (1, C, h, w).
+        channels: stride → mean over the cells of the raw feature, absolute, (1, C, 1, 1).
         boxes, detected: (n, 4) xyxy, pixels of `image`; True when they are the detector's own.
         window: share of the batch's height and width that the picture covers; the rest is padding.
         frequency: cut-off → `high_frequency` of the batch, (1, 1, H, W); remembers 32.
@@ -102,6 +140,8 @@ class Scene:
     image: Tensor
     context: Context
     magnitude: dict[tuple[int, str], Tensor]
+    features: dict[int, Tensor]
+    channels: dict[int, Tensor]
     boxes: Tensor
     detected: bool
     window: tuple[float, float]
@@ -130,11 +170,13 @@ def capture_scene(
     size, batch = tuple(captured.images.image_sizes[0]), captured.images.tensors.cpu()
     scale = torch.tensor([size[1] / image.shape[2], size[0] / image.shape[1]]).repeat(2)
     context = Context(images=batch, sizes=[size], candidates=[boxes * scale])
-    magnitude = {}
+    magnitude, features, channels = {}, {}, {}
     for stride, (name, _) in levels.items():
         feature = captured.features[name].cpu()
         valid = context.padding_mask(feature)
-        for form, values in (("raw", feature), ("standardised", standardise(feature, valid))):
+        features[stride] = standardise(feature, valid)
+        channels[stride] = mean_of_cells(widen(feature).abs(), valid)
+        for form, values in (("raw", feature), ("standardised", features[stride])):
             # the attention averages over channels first: of this mean it makes the same map
             magnitude[stride, form] = values.float().abs().mean(1, keepdim=True)
 
@@ -143,15 +185,21 @@ def capture_scene(
         return high_frequency(context.images, cutoff=cutoff, sizes=context.sizes)
 
     window = size[0] / batch.shape[2], size[1] / batch.shape[3]
-    return Scene(image.cpu(), context, magnitude, boxes, detected, window, frequency)
+    maps = magnitude, features, channels
+    return Scene(image.cpu(), context, *maps, boxes, detected, window, frequency)
 
 
-def mask_maps(scene: Scene, settings: MaskSettings) -> dict[str, Tensor]:
-    """The maps (h, w) over the level's cells: keep, attention, energy, enhanced.
+def mask_maps(scene: Scene, settings: MaskSettings, student: Scene | None = None) -> Maps:
+    """The maps (h, w) over the level's cells, and over its channels (C,).
+
+    `keep`, `attention`, `energy`, `enhanced`; `rank`, 1 for the cell that the mask takes first;
+    `channels` and `keep_channel`, attention and mask over channels; and `masked`, the mean
+    magnitude of the standardised feature of `student` (of the scene itself, if None) that is left
+    after both masks, which is what both generators together are given.
 
     As in `DFMSDLoss`, a mask at random or a strength of 0 leaves the attention as it is. Random
     masks come from a fixed seed, so that equal settings give equal masks and a higher ratio hides
-    the same cells and more. LabError when the scene has no such level.
+    the same cells and more. LabError when a scene has no such level, or the student's differs.
     """
     if (settings.stride, settings.attention_on) not in scene.magnitude:
         strides = sorted({stride for stride, _ in scene.magnitude})
@@ -166,7 +214,27 @@ def mask_maps(scene: Scene, settings: MaskSettings) -> dict[str, Tensor]:
     enhanced = attention
     if settings.enhances:
         enhanced = strengthen(attention, energy, strength=settings.strength, valid=valid)
-    seeded = {"valid": valid, "generator": torch.Generator().manual_seed(0)}
-    keep = keep_mask(enhanced, ratio=settings.ratio, select=settings.select, **seeded)
+    channels = channel_attention(
+        scene.channels[settings.stride], temperature=settings.temperature
+    )  # of the mean magnitudes, which stand for the feature
+    chosen = {"select": settings.select, "generator": torch.Generator().manual_seed(0)}
+    keep = keep_mask(enhanced, ratio=settings.ratio, valid=valid, **chosen)
+    keep_channel = keep_mask(channels, ratio=settings.ratio_channel, **chosen)
+    feature = _feature(student or scene, settings.stride, scene.features[settings.stride].shape)
+    masked = (feature.abs() * keep_channel).mean(1, keepdim=True) * keep
     maps = {"keep": keep, "attention": attention, "energy": energy, "enhanced": enhanced}
-    return {name: values[0, 0] for name, values in maps.items()}
+    maps = {name: values[0, 0] for name, values in (maps | {"masked": masked}).items()}
+    order = -enhanced if settings.select == "low" else enhanced
+    order = order if valid is None else order.masked_fill(~valid, -torch.inf)
+    # the place of each cell in the order of the mask, ties in reading order
+    places = order.flatten().argsort(descending=True, stable=True).argsort()
+    maps["rank"] = places.view(maps["keep"].shape) + 1.0
+    return maps | {"channels": channels.flatten(), "keep_channel": keep_channel.flatten()}
+
+
+def _feature(scene: Scene, stride: int, shape: torch.Size) -> Tensor:
+    feature = scene.features.get(stride)
+    if feature is None or feature.shape != shape:
+        found = "no such level" if feature is None else f"one of shape {tuple(feature.shape[1:])}"
+        raise LabError(f"student must have a feature {tuple(shape[1:])} here, it has {found}")
+    return feature

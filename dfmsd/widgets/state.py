@@ -1,0 +1,214 @@
+"""What the controls of the laboratory may be set to, and the scenes that their values need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from copy import copy
+from dataclasses import asdict, fields
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from dfmsd.data.images import read_image
+from dfmsd.detectors.features import strided_levels
+from dfmsd.widgets.lab import LabError, MaskSettings, Scene, capture_scene
+from dfmsd.widgets.mosaic import Backdrop
+
+NOTHING, PINNED, LEVELS = "nothing", "pinned state A", "all levels"
+_SIDE, _MOST_SCENES = 280, 64
+
+
+class State:
+    """Pictures as detectors see them, and the present value of every control.
+
+    Each pair of picture and detector is computed once, at its first visit. LabError without image
+    or detector, or for an image that cannot be shown.
+
+    Args:
+        images: name → tensor (3, H, W) in 0..1, or the path of a picture.
+        detectors: name → torchvision detector.
+        targets: name of an image → its true `boxes`, (n, 4) xyxy in pixels of the image.
+        limits: sides in pixels of the image below which objects count as small and as medium.
+        size: pixels to which the longer side of a picture from a file is reduced.
+        paths: whether `set(image=…)` opens files of this machine later on.
+    """
+
+    def __init__(
+        self,
+        images: Mapping[str, Tensor | str | Path],
+        detectors: Mapping[str, nn.Module],
+        *,
+        targets: Mapping[str, Mapping[str, Tensor]] | None = None,
+        limits: tuple[float, float] = (32, 96),
+        size: int = 416,
+        paths: bool = True,
+    ) -> None:
+        for name, given in (("images", images), ("detectors", detectors)):
+            if not given:
+                raise LabError(f"{name} must hold at least one, got none")
+        self.paths, self._size, self._limits, self._images = True, size, limits, {}
+        self._images = {name: self._open(image) for name, image in images.items()}
+        self.paths = paths
+        self._detectors, self._targets = dict(detectors), dict(targets or {})
+        self._levels = {name: strided_levels(model) for name, model in detectors.items()}
+        self._scenes: dict[tuple[str, str], tuple[Scene, Backdrop]] = {}
+        self._pinned: dict[str, Any] | None = None
+        first = next(iter(detectors))
+        settings = asdict(MaskSettings(nearest(8, self._levels[first])))
+        self._values = {"image": next(iter(images)), "detector": first, **settings}
+        self._values |= {"student": first, "beside": NOTHING, "channel": 0}
+        self._start = self._values = self._plan({})
+
+    def values(self) -> dict[str, Any]:
+        """Name → value of every control: image, detector, the fields of `MaskSettings`, the rest.
+
+        `student` names the detector whose feature is masked, `beside` what stands beside the masks
+        (see `options`), `channel` the one whose map is shown.
+        """
+        return dict(self._values)
+
+    def settings(self, values: Mapping[str, Any] | None = None) -> MaskSettings:
+        """The level and the settings of the loss; its `text()` is for the command line."""
+        values = values or self._values
+        return MaskSettings(**{field.name: values[field.name] for field in fields(MaskSettings)})
+
+    def options(self) -> dict[str, list[Any]]:
+        """What those controls offer that depend on pictures, detectors and a pinned state."""
+        others = [name for name in self._detectors if name != self._values["detector"]]
+        pinned = [PINNED] * (self._pinned is not None)
+        return {
+            "image": list(self._images),
+            "detector": list(self._detectors),
+            "stride": sorted(self._levels[self._values["detector"]]),
+            "student": list(self._detectors),
+            "beside": [NOTHING, *pinned, *others, LEVELS],
+        }
+
+    def set(self, **values: Any) -> None:
+        """Change controls by their names in `values()`, all or none.
+
+        `image` may also be the path of a picture, or a `BytesIO`. A detector without the present
+        level brings its nearest one, unless `stride` is given. LabError for an unknown name, or a
+        value that its control cannot take.
+        """
+        self._values = self._plan(values)
+
+    def pin(self) -> None:
+        """Keep the present state as A, and show it beside what comes."""
+        self._pinned = self.values()
+        self._values = self._plan({"beside": PINNED})
+
+    def reset(self) -> None:
+        """All controls as at the beginning; the pinned state is forgotten, pictures stay."""
+        self._values, self._pinned = dict(self._start), None
+
+    def visit(self) -> Self:
+        """A laboratory of the same pictures for a visitor, who opens no file of this machine."""
+        other = copy(self)
+        other._scenes, other.paths = dict(self._scenes), False
+        other.reset()
+        return other
+
+    def _plan(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The values after these changes; what they need is computed, or nothing is kept."""
+        if unknown := changes.keys() - self._values.keys():
+            raise LabError(
+                f"no control {named(sorted(unknown))}; there are {', '.join(self._values)}"
+            )
+        before, values = (self._images, self._scenes), self._values | changes
+        for name in ("detector", "student"):
+            if values[name] not in self._detectors:
+                known = named(self._detectors)
+                raise LabError(f"{name} must be one of {known}, got {values[name]!r}")
+        self._follow(values, changes)
+        self.settings(values)
+        try:
+            if not isinstance(values["image"], str) or values["image"] not in self._images:
+                values["image"] = self._take(values["image"])
+            self._match_student(values)
+        except Exception:
+            self._images, self._scenes = before
+            raise
+        return values
+
+    def _follow(self, values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+        """What a change of the detector brings, unless it is given: level, student, neighbour."""
+        levels = self._levels[values["detector"]]
+        if "stride" not in changes:
+            values["stride"] = nearest(values["stride"], levels)
+        if values["stride"] not in levels:
+            raise LabError(f"stride must be one of {sorted(levels)}, got {values['stride']!r}")
+        if "student" not in changes and values["student"] == self._values["detector"]:
+            values["student"] = values["detector"]
+        beside, channels = values["beside"], levels[values["stride"]][1]
+        absent = beside in self._detectors and values["stride"] not in self._levels[beside]
+        known = [NOTHING, LEVELS, *self._detectors, *[PINNED] * (self._pinned is not None)]
+        if (beside not in known or absent) and "beside" in changes:
+            words = "has no such level" if absent else f"must be one of {named(known)}"
+            raise LabError(f"beside={beside!r}: {words}")
+        if absent or beside == values["detector"]:
+            values["beside"] = NOTHING
+        if "channel" not in changes:
+            values["channel"] = min(values["channel"], channels - 1)
+        if values["channel"] not in range(channels):
+            raise LabError(f"channel must lie in 0..{channels - 1}, got {values['channel']!r}")
+
+    def _match_student(self, values: dict[str, Any]) -> None:
+        """Run both detectors; a student without such a feature is refused, or replaced."""
+        shape = self._seen(values)[0].features[values["stride"]].shape
+        feature = self._student(values).features.get(values["stride"])
+        if feature is not None and feature.shape == shape:
+            return
+        if values["student"] != self._values["student"]:
+            raise LabError(f"student={values['student']!r}: has no feature {tuple(shape[1:])} here")
+        values["student"] = values["detector"]
+
+    def _take(self, image: Any) -> str:
+        """The name of a picture that is opened now; another of that name may have been seen."""
+        picture, name = self._open(image), Path(str(image)).name
+        self._scenes = {pair: seen for pair, seen in self._scenes.items() if pair[0] != name}
+        self._images = {**self._images, name: picture}
+        return name
+
+    def _open(self, image: Any) -> Tensor:
+        if isinstance(image, Tensor):
+            if image.dim() != 3 or image.shape[0] != 3:
+                raise LabError(f"images must have shape (3, H, W), got {tuple(image.shape)}")
+            return image
+        known = f", or one of {named(self._images)}" if self._images else ""
+        if not isinstance(image, str | Path | BytesIO):
+            raise LabError(f"image must be a name or the path of a picture, got {image!r}")
+        if not self.paths and not isinstance(image, BytesIO):
+            raise LabError(f"this app opens no file of its computer; drop your picture here{known}")
+        try:
+            file = image if isinstance(image, BytesIO) else Path(image).expanduser()
+            return read_image(file, max_size=self._size)
+        except ValueError as error:
+            raise LabError(f"{error}; give the path of a picture{known}") from None
+
+    def _seen(self, values: Mapping[str, Any]) -> tuple[Scene, Backdrop]:
+        pair = values["image"], values["detector"]
+        if pair not in self._scenes:
+            boxes = self._targets.get(pair[0], {}).get("boxes")
+            model, levels = self._detectors[pair[1]], self._levels[pair[1]]
+            scene = capture_scene(model, self._images[pair[0]], boxes, levels=levels)
+            while len(self._scenes) >= _MOST_SCENES:
+                del self._scenes[next(iter(self._scenes))]
+            self._scenes[pair] = scene, Backdrop(scene, side=_SIDE)
+        return self._scenes[pair]
+
+    def _student(self, values: Mapping[str, Any]) -> Scene:
+        return self._seen(values | {"detector": values["student"]})[0]
+
+
+def named(names: Collection[str]) -> str:
+    """Names in quotes."""
+    return ", ".join(map(repr, names))
+
+
+def nearest(stride: int, levels: Collection[int]) -> int:
+    """The level whose stride is nearest."""
+    return min(levels, key=lambda level: abs(math.log2(level / stride)))
