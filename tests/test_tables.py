@@ -215,6 +215,14 @@ def test_extra_cpu_is_paired():
     assert extra.interval == pytest.approx((75 - 12.706 * 25, 75 + 12.706 * 25))
 
 
+def test_times_of_two_machines_are_not_compared():
+    place = {"environment": {"processor": "P", "accelerators": []}}
+    gpu = {"environment": {"processor": "P", "accelerators": ["G"]}}
+    records = [record("none", seed, 0.1, cpu=10.0, **place) for seed in (0, 1)]
+    records += [record("pkd", 0, 0.1, cpu=15.0, **place), record("pkd", 1, 0.1, cpu=99.0, **gpu)]
+    assert gains(frame(records), "extra CPU")["PKD"] == (pytest.approx(50), None)
+
+
 def test_a_learning_curve_is_the_mean_over_runs_in_steps_of_the_whole_run():
     def run(a, b):
         curve = [{"stage": 0, "step": 1, "AP": a}, {"stage": 1, "step": 2, "AP": b}]

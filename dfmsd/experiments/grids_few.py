@@ -29,9 +29,15 @@ METHODS = {
 """What has a weight to choose → its title."""
 RISING = {
     30.0: ("dfmsd", "distribution", "pkd", "cwd", "norm_cwd", "fgd", "fitnet"),
+    100.0: ("cwd",),
 }
 """A multiple beyond those → the methods whose mean AP had not fallen at the multiple before it."""
-CHOSEN = dict.fromkeys(METHODS, 1.0)
+CHOSEN = {
+    **dict.fromkeys(("dfmsd", "distribution", "pkd", "norm_cwd", "fgd", "fitnet"), 10.0),
+    **dict.fromkeys(("mgd", "dmkd", "score_l2"), 3.0),
+    "amd": 1.0,
+    "cwd": 30.0,  # unless 100 is better
+}
 """Method → the multiple of its balance with the highest mean AP in `few-weights`."""
 
 

@@ -66,7 +66,7 @@ def results_frame(name: str, records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     Experiments share records: give those of the whole folder (`records.read_folder`), newest last.
     Columns: `title`, `base` (title of the row that gains are counted from), `record`, `steps`, the
     metrics and their gains (`AP`, `gain AP`) in points (0..100), `cpu_s` (NaN for an interrupted
-    run: it knows only its last piece) and `extra CPU` in per cent.
+    run: it knows only its last piece), `hardware`, `extra CPU` in per cent (NaN across machines).
     """
     plan = EXPERIMENTS[name]
     asked = {
@@ -129,6 +129,8 @@ def _frame(runs: Mapping[tuple[str, int], Any], titles: Mapping[str, str]) -> pd
     frame["steps"] = [" + ".join(map(str, record.get("steps", []))) for record in records]
     times = [None if record.get("resumed") else record.get("cpu_s") for record in records]
     frame["cpu_s"] = pd.Series(times, index, dtype=float)
+    places = [record.get("environment", {}) for record in records]
+    frame["hardware"] = [f"{p.get('processor')}, {p.get('accelerators')}" for p in places]
     return frame
 
 
@@ -142,7 +144,8 @@ def relative_to(frame: pd.DataFrame, base: str | Mapping[str, str]) -> pd.DataFr
     frame = frame.assign(base=[titles.get(name, "") for name in bases])
     for metric in METRICS:
         frame[f"gain {metric}"] = frame[metric] - reference[metric]
-    frame["extra CPU"] = 100 * (frame["cpu_s"] / reference["cpu_s"] - 1)
+    same = frame["hardware"] == reference["hardware"]
+    frame["extra CPU"] = 100 * (frame["cpu_s"] / reference["cpu_s"] - 1).where(same)
     return frame
 
 
