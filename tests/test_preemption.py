@@ -239,6 +239,7 @@ def test_a_signal_to_the_whole_process_group(tmp_path, more):
 @pytest.mark.slow
 def test_ctrl_c_at_any_moment_is_one_line_and_loses_nothing(tmp_path):
     """Also in the first third of a second, while modules are loaded."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     options = ["train.steps=60", "train.evaluations=0", "arms=one"]
     for folder in (tmp_path, tmp_path / "whole"):
         folder.mkdir(exist_ok=True)
