@@ -45,6 +45,7 @@ TABLE: dict[str, set[str]] = {
     "widgets": METHOD | {"detectors.features", "detectors.saved", "data.images", "data.scenes"},
     "experiments": METHOD
     | {"baselines", "detectors", "data", "training", "distill", "stages", "viz", "widgets"},
+    "notebook": {"experiments"},
     "__main__": {
         "experiments.commands",
         "data.commands",
@@ -53,7 +54,7 @@ TABLE: dict[str, set[str]] = {
         "widgets.commands",
     },
 }
-PRINTING = {"__main__.py", "commands.py"}
+PRINTING = {"__main__.py", "commands.py", "notebook.py"}
 
 FILES = sorted(LIBRARY.rglob("*.py"))
 

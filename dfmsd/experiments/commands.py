@@ -67,7 +67,7 @@ def distill(
     elif line := scaled_rate(settings.train):
         print(line)
     queue = runs(settings)
-    records = execute_all(queue)
+    records = execute_all(queue, retrain=True)
     with one_line_errors(queue[-1].records, _STRANGE):
         lines = arms_table(records)
     print(f"{lines}\n\nrecords: {queue[-1].records}\nlast student: {queue[-1].weights}")
@@ -103,7 +103,7 @@ def experiment(name: Positional[str], overrides: Overrides = (), /) -> None:
     rows = experiment_runs(name, overrides)
     missing = without_record(rows)
     if missing:
-        execute_all(missing)
+        execute_all(missing, retrain=True)
     before = len(rows) - len(missing)
     print(f"{name}: {len(rows)} runs recorded beside {rows[0].records}, {before} of them before")
 

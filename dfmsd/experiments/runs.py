@@ -25,6 +25,7 @@ from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.records import commit, data_of, finished, read_folder, read_records
 from dfmsd.experiments.settings import ARMS, Settings, flat
+from dfmsd.experiments.shipped import adopt
 from dfmsd.experiments.teachers import require_teacher, teacher, teacher_run
 from dfmsd.experiments.train import check_places, stage_file, train_and_record
 from dfmsd.experiments.validation import check_name
@@ -164,14 +165,17 @@ def execute(run: Run, *, show: bool = True) -> dict[str, Any]:
     return train_and_record(run.settings, run.arm, teachers, **options)
 
 
-def execute_all(queue: Sequence[Run], *, show: bool = True) -> list[dict[str, Any]]:
+def execute_all(
+    queue: Sequence[Run], *, retrain: bool = False, show: bool = True
+) -> list[dict[str, Any]]:
     """The records of the runs, `settings.jobs` at a time; their teachers are made before them.
 
-    What they need is looked at first, see `check_runs`.
+    What they need is looked at first, see `check_runs`. Students that are shipped are taken, see
+    `shipped.adopt`, unless `retrain`.
     """
     if getattr(current_process(), "_inheriting", False):  # a worker that imports the script
         os._exit(UNGUARDED)
-    missing = [run for run in queue if not run.done()]
+    missing = [run for run in queue if not (run.done() or (not retrain and adopt(run)))]
     check_runs(missing)
     needed = {
         (not getattr(run.settings, f"{name}_file"), name, teacher_run(run.settings, name)[1]): run
@@ -183,6 +187,8 @@ def execute_all(queue: Sequence[Run], *, show: bool = True) -> list[dict[str, An
     jobs = queue[0].settings.jobs
     if jobs == 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's processes share each run
         return [execute(run, show=show) for run in queue]
+    if not missing:
+        return [run.record() for run in queue]
     return _execute_parallel(queue, jobs, show=show)
 
 
