@@ -1,6 +1,6 @@
 """Students that are shipped with the record of their training, for those who do not want to train.
 
-`data/students/make.py` makes them.
+`data/students.py` makes them.
 """
 
 from __future__ import annotations
