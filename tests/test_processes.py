@@ -92,7 +92,12 @@ def gradients_alone(kind, name):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("faster_rcnn", "dfmsd"), ("retinanet", "pkd"), ("fcos", "mgd")]
+    ("kind", "name"),
+    [
+        ("faster_rcnn", "dfmsd"),
+        pytest.param("retinanet", "pkd", marks=pytest.mark.slow),
+        pytest.param("fcos", "mgd", marks=pytest.mark.slow),
+    ],
 )
 def test_the_gradient_is_the_mean_of_the_gradients_of_the_shares(kind, name):
     _, ((first, losses), (second, others)) = alone(gradients_alone, kind, name)

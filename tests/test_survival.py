@@ -181,7 +181,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("share", [0.4, 0.8])
+@pytest.mark.parametrize("share", [pytest.param(0.4, marks=pytest.mark.slow), 0.8])
 def test_whatever_becomes_of_the_log_the_run_ends_with_the_same(tmp_path, whole, damage, share):
     expected, operations = whole
     assert alone(deadly, tmp_path, int(share * operations))[0] == -signal.SIGKILL

@@ -38,7 +38,7 @@ def change(settings: Settings, changes: dict[str, str]) -> Settings:
         check_name("setting", key, list(valid))
         section, _, name = key.rpartition(".")
         owner = getattr(settings, section) if section else settings
-        kind = typing.get_type_hints(type(owner))[name]
+        kind = _hints(type(owner))[name]
         sections.setdefault(section, {})[name] = _parse(kind, key, text)
     top = sections.pop("", {})
     top |= {name: replace(getattr(settings, name), **sections[name]) for name in sections}
@@ -47,8 +47,6 @@ def change(settings: Settings, changes: dict[str, str]) -> Settings:
 
 def _parse(kind: Any, key: str, text: str) -> Any:
     """`text` as a value of the type `kind`; ValueError naming `key` for anything else."""
-    import tyro
-
     choices = [str(choice) for choice in typing.get_args(kind)]
     if typing.get_origin(kind) is Literal:
         check_name("value", text, choices, key)
@@ -57,9 +55,21 @@ def _parse(kind: Any, key: str, text: str) -> Any:
     if kind is bool:
         text = {"true": "True", "false": "False"}.get(text, text)
     parts = [p for p in text.split(",") if p] if typing.get_origin(kind) is tuple else [text]
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+    try:
+        return _parse_parts(kind, tuple(parts))
+    except SystemExit:
+        raise ValueError(f"{key}={text}: expected {kind if choices else kind.__name__}") from None
+
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+@functools.lru_cache(maxsize=1024)  # a table of experiments parses the same texts again and again
+def _parse_parts(kind: Any, parts: tuple[str, ...]) -> Any:
+    import tyro
+
+    with contextlib.redirect_stderr(io.StringIO()):
         return tyro.cli(kind, args=parts, config=(tyro.conf.FlagConversionOff,))
-    raise ValueError(f"{key}={text}: expected {kind if choices else kind.__name__}")
 
 
 def fingerprint(settings: Settings, *sections: str) -> str:
