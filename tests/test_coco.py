@@ -526,3 +526,25 @@ def test_a_folder_is_hashed_once(folder, monkeypatch):
     known = content_hash(folder)
     monkeypatch.setattr("hashlib.sha256", None)
     assert content_hash(folder) == known
+
+
+def test_a_share_of_the_images_is_drawn_once(tmp_path):
+    boxes = [box(100 + n, 1 + n % 40, 1 + n % 2, (n % 9, n % 5, 20, 10)) for n in range(80)]
+    root = write(tmp_path, content(40, boxes))
+    whole = CocoDataset(root, "train")
+    part, again = (CocoDataset(root, "train", share=0.25) for _ in range(2))
+    assert len(part) == 10
+    assert [part.read(i)[1]["image_id"] for i in range(10)] == [
+        again.read(i)[1]["image_id"] for i in range(10)
+    ]
+    expected = {t["image_id"]: (p, t) for p, t in map(whole.read, range(40))}
+    for pixels, target in map(part.read, range(10)):
+        image, truth = expected[target["image_id"]]
+        assert torch.equal(pixels, image)
+        assert torch.equal(target["boxes"], truth["boxes"])
+        assert torch.equal(target["labels"], truth["labels"])
+    assert [target["image_id"] for _, target in map(part.read, range(10))] != sorted(expected)[:10]
+    assert len(part.truth()["images"]) == 10
+    assert len(CocoDataset(root, "train", share=1e-6)) == 1
+    with pytest.raises(ValueError, match="share"):
+        CocoDataset(root, "train", share=0)

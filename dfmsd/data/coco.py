@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ class CocoDataset(Dataset):
         root: the folder, see `find_split`.
         split: "train" or "val".
         max_size: longest side to which images (and boxes) are reduced, pixels.
+        share: of the split's images, above 0 to 1; which ones is drawn once and for all.
         cache: keep decoded images in memory.
         exif: whether turns of an EXIF tag are made that the stated sizes do not settle.
 
     Raises:
-        ValueError: max_size below 1.
+        ValueError: max_size below 1, or a share that is not above 0 to 1.
         FileNotFoundError: no such split.
         DataError: the first thing wrong with the annotations, or classes of the splits that
             contradict each other; reading an image may raise it too.
@@ -46,11 +48,14 @@ class CocoDataset(Dataset):
         split: str,
         *,
         max_size: int | None = None,
+        share: float = 1.0,
         cache: bool = False,
         exif: Exif = "turn",
     ) -> None:
         if max_size is not None and max_size < 1:
             raise ValueError(f"max_size must be at least 1, or None, got {max_size}")
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, got {share}")
         self.folder, self.file = find_split(root, split)
         content = read_annotations(self.file)
         for problem in validate(content, self.folder, split)[0]:
@@ -60,7 +65,7 @@ class CocoDataset(Dataset):
             raise DataError(f"{root}: {contradiction}")
         self.category_ids, self.classes = list(names), list(names.values())
         self.max_size, self.exif, self._cache = max_size, exif, {} if cache else None
-        self._keep_images(content["images"])
+        self._keep_images(_drawn(content["images"], share))
         self._keep_annotations(content["annotations"])
 
     def _keep_images(self, images: list[dict[str, Any]]) -> None:
@@ -77,6 +82,7 @@ class CocoDataset(Dataset):
     def _keep_annotations(self, entries: list[dict[str, Any]]) -> None:
         """Image by image, all annotations in reduced pixels, and the boxes that are targets."""
         indices = {number: index for index, number in enumerate(self._image_ids.tolist())}
+        entries = [e for e in entries if e["image_id"] in indices]  # of a share of the images
         images = torch.tensor([indices[e["image_id"]] for e in entries], dtype=torch.int64)
         images, order = images.sort(stable=True)
         labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
@@ -146,3 +152,10 @@ class CocoDataset(Dataset):
         rows = zip(*(values.tolist() for values in self._annotations.values()), strict=True)
         entries = [dict(zip(self._annotations, row, strict=True)) for row in rows]
         return {"images": images, "annotations": entries, "categories": categories}
+
+
+def _drawn(images: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
+    """A share of the images, at least one, in their order."""
+    count = max(1, round(share * len(images)))
+    kept = sorted(random.Random(0).sample(range(len(images)), count)) if images else []
+    return [images[index] for index in kept]

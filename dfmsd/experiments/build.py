@@ -46,11 +46,13 @@ def datasets(data: Data) -> tuple[Any, Any]:
     """Training and validation data; FileNotFoundError without a folder in COCO format."""
     require_data(data)
     if data.kind == "scenes":
-        splits = ((data.train_images, TRAIN_SEED), (data.val_images, VAL_SEED))
+        count = max(1, round(data.train_share * data.train_images))
+        splits = ((count, TRAIN_SEED), (data.val_images, VAL_SEED))
         return tuple(SceneDataset(count, size=data.size, seed=seed) for count, seed in splits)
     options = {"cache": data.cache, "exif": data.exif}
     options["max_size"] = None if data.short else data.size
-    return tuple(CocoDataset(data.root, split, **options) for split in ("train", "val"))
+    shares = {"train": data.train_share, "val": 1.0}
+    return tuple(CocoDataset(data.root, split, share=s, **options) for split, s in shares.items())
 
 
 def shown_size(data: Data, height: int, width: int) -> tuple[int, int]:

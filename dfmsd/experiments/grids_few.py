@@ -106,6 +106,8 @@ STAGES = {
     ),
 }
 """Two base budgets each: what a stage before the strong teacher is worth."""
+PLATEAU = {key: TABLE[key] for key in ("none", "none-long", "pkd", "cwd", "dfmsd", "best")}
+"""On an eighth of the photographs, 56 of 448, from teachers that saw all."""
 
 FEW = {
     "few-weights": Experiment("Which weight does each method want?", WEIGHTS, HELD_OUT, **PRESET),
@@ -116,5 +118,12 @@ FEW = {
     ),
     "few-stages": Experiment(
         "Does a weaker teacher first help, in equal steps?", STAGES, SEEDS, **PRESET
+    ),
+    "photos-plateau": Experiment(
+        "What is a teacher worth when photographs are few?",
+        PLATEAU,
+        SEEDS[:5],
+        "photos",
+        ("scale=quick", "data.train_share=0.125"),
     ),
 }

@@ -16,6 +16,7 @@ Side = Annotated[float, Range(0, 1e5, open=True)]
 Stride = Annotated[int, Range(1, 256)]
 Count = Annotated[int, Range(1, 1e9)]
 CountOrNone = Annotated[int, Range(0, 1e9)]  # where 0 has a meaning of its own
+PartOf = Annotated[float, Range(0, 1, open=True)]
 Zoom = Annotated[float, Range(0.1, 10)]
 
 Scale = Literal["smoke", "quick", "full"]
@@ -29,6 +30,7 @@ class Data:
     kind: Literal["scenes", "coco"] = "scenes"  # generated scenes, or a COCO-format folder
     root: str = ""  # the COCO-format folder; unused for scenes
     train_images: Count = 1000  # generated scenes for training; a folder gives all it has
+    train_share: PartOf = 1.0  # of the training images, for the student; teachers see all
     val_images: CountOrNone = 400  # number of validation images; 0 = all
     curve_images: CountOrNone = 100  # validation images for the evaluations in training; 0 = all
     size: Annotated[int, Range(32, 10_000)] = 96  # side of a scene, longest of a photograph

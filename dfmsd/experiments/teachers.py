@@ -29,8 +29,9 @@ def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settin
     if name == "weak" and settings.weak_steps:
         train = replace(train, steps=settings.weak_steps)
     data = settings.data
-    if name != "student" and data.kind == "scenes":
-        data = replace(data, train_images=settings.teacher_images)
+    if name != "student":
+        count = settings.teacher_images if data.kind == "scenes" else data.train_images
+        data = replace(data, train_images=count, train_share=1.0)
     own = replace(settings, data=data, train=train, student=getattr(settings, name), inherit="no")
     folder = f"{settings.preset}-{settings.scale}-{name}-{fingerprint(own, *SECTIONS)}"
     return own, Path(settings.out) / (f"{folder}-seed{seed}" if seed else folder)
