@@ -44,8 +44,8 @@ test: $(STAMP) ## run the tests (no slow ones: those run with `.venv/bin/python 
 	@$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 	@echo "make test: every test in tests/ ran, but for those marked slow or notebook; none failed"
 
-notebooks: $(STAMP) ## execute every notebook at smoke scale into build/
-	@mkdir -p build; $(SOCKETS); ran=0; for f in notebooks/[0-9]*.ipynb; do [ -f "$$f" ] || continue; \
+notebooks: $(STAMP) ## execute every notebook and every solution at smoke scale into build/
+	@mkdir -p build; $(SOCKETS); ran=0; for f in notebooks/[0-9]*.ipynb notebooks/solutions/[0-9]*.ipynb; do [ -f "$$f" ] || continue; \
 		echo "make notebooks: $$f at DFMSD_SCALE=$${DFMSD_SCALE:-smoke}"; \
 		DFMSD_SCALE=$${DFMSD_SCALE:-smoke} $(EXECUTE) "$$f" || exit 1; ran=$$((ran + 1)); done; \
 		[ $$ran -gt 0 ] || { echo "make notebooks: found none in notebooks/"; exit 1; }; \

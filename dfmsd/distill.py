@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dfmsd.context import Context
-from dfmsd.detectors.features import capture_features, score_maps, strided_levels, to_levels
+from dfmsd.detectors.features import (
+    Captured,
+    capture_features,
+    frozen_modes,
+    score_maps,
+    strided_levels,
+    to_levels,
+)
 
 
 def renormalise(context: Context, source: nn.Module, goal: nn.Module) -> Tensor:
@@ -91,11 +99,23 @@ class Distiller(nn.Module):
             return self.student(images, self.method.targets(self.teacher, images, targets))
         with capture_features(self.student) as seen:
             losses = self.student(images, targets)
-        pixels, sizes = seen.images.tensors, seen.images.image_sizes
-        context = Context(images=pixels, sizes=sizes, targets=seen.targets)
-        student = {stride: seen.features[name] for stride, (name, _) in self.student_levels.items()}
-        transforms = self.student.transform, self.teacher.transform
-        teacher = self.teacher_features(renormalise(context, *transforms))
+        student, teacher, context = self._pair(seen)
         if getattr(self.method, "needs_scores", False):
             context = replace(context, scores=score_maps(self.teacher, teacher))
         return losses | self.method(student, teacher, context)
+
+    def look(self, images: list[Tensor]) -> Mapping[int, Any]:
+        """What `method.levels` finds at each stride for images (3, H, W) in 0..1; trains nothing.
+
+        For a method that has `levels`, such as `DFMSDLoss`.
+        """
+        with frozen_modes(self.student), capture_features(self.student) as seen:
+            self.student(images)
+            return self.method.levels(*self._pair(seen))
+
+    def _pair(self, seen: Captured) -> tuple[dict[int, Tensor], dict[int, Tensor], Context]:
+        """The student's features by stride, the teacher's on the same pixels, and the batch."""
+        context = Context(seen.images.tensors, seen.images.image_sizes, seen.targets)
+        student = {stride: seen.features[name] for stride, (name, _) in self.student_levels.items()}
+        transforms = self.student.transform, self.teacher.transform
+        return student, self.teacher_features(renormalise(context, *transforms)), context

@@ -186,3 +186,22 @@ def test_refuses_half_a_pair_and_things_that_are_no_detector(caplog):
         Distiller(tiny_detector(), tiny_detector())
     with pytest.raises(ValueError, match=r"student must be a torchvision detector.*Linear"):
         Distiller(nn.Linear(2, 2))
+
+
+def test_look_gives_what_the_method_computes_and_leaves_the_student_as_it_was():
+    student, _, distiller = pair("faster_rcnn")
+    images = tiny_images()[0]
+    distiller.train()
+    looked = distiller.look(images)
+    assert student.training
+    with torch.no_grad(), capture_features(student.eval()) as seen:
+        student(images)
+    ours = dict(zip(feature_channels(student), seen.features.values(), strict=True))
+    theirs = distiller.teacher_features(seen.images.tensors)
+    context = Context(seen.images.tensors, seen.images.image_sizes)
+    expected = distiller.method.levels(ours, theirs, context)
+    assert looked.keys() == expected.keys()
+    for stride, level in expected.items():
+        assert not looked[stride].reconstruction.requires_grad
+        torch.testing.assert_close(looked[stride].reconstruction, level.reconstruction)
+        torch.testing.assert_close(looked[stride].losses, level.losses)

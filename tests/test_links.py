@@ -11,6 +11,7 @@ import pytest
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 FILES = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+SOLUTIONS = sorted(NOTEBOOKS.glob("solutions/[0-9]*.ipynb"))
 # Their text is being revised elsewhere. Take a name out once it is; none should stay.
 NOT_YET: set[str] = set()
 METHODS = ("DFMSD", "DMKD", "AMD", "MGD", "FGD", "PKD", "CWD", "FitNet", "MTPD")
@@ -72,18 +73,26 @@ def path(request):
     return request.param
 
 
+@pytest.fixture(
+    params=[f for f in FILES if f.stem not in NOT_YET] + SOLUTIONS,
+    ids=lambda path: f"{path.parent.name} {path.stem}",
+)
+def either(request):
+    return request.param
+
+
 def test_names_that_wait_are_notebooks():
     assert {file.stem for file in FILES} >= NOT_YET
 
 
-def test_every_mention_of_a_notebook_is_a_link(path):
-    for text in markdown(path):
+def test_every_mention_of_a_notebook_is_a_link(either):
+    for text in markdown(either):
         bare = without_links(text)
         assert not re.search(r"\b[01]\d_[a-z]\w+|\b[Nn]otebooks? [01]\d\b", bare), text
 
 
-def test_every_paper_is_a_link(path):
-    for text in markdown(path):
+def test_every_paper_is_a_link(either):
+    for text in markdown(either):
         assert not re.search(r"arXiv|\b\d{4}\.\d{5}\b", without_links(text)), text
 
 
@@ -92,13 +101,13 @@ def test_a_method_is_linked_where_it_is_first_named(path, name):
     assert first_mention_is_linked("\n\n".join(markdown(path)), name)
 
 
-def test_no_link_is_dead(path):
-    for _, target in (link for text in markdown(path) for link in LINK.findall(text)):
+def test_no_link_is_dead(either):
+    for _, target in (link for text in markdown(either) for link in LINK.findall(text)):
         if re.match(r"[a-z]+:", target):
             assert target.startswith("https://"), target
             continue
         file, _, place = target.partition("#")
-        file = NOTEBOOKS / file if file else path
+        file = either.parent / file if file else either
         assert file.exists(), target
         assert not place or place in places(file), target
 
@@ -115,14 +124,14 @@ def test_it_leads_to_its_neighbours_and_to_further_reading(path):
     assert ("Previous:" in reading) == (number > 0)
 
 
-def test_a_text_cell_has_at_most_250_words(path):
-    for text in markdown(path):
+def test_a_text_cell_has_at_most_250_words(either):
+    for text in markdown(either):
         assert words(text) <= 250, (words(text), text)
 
 
 @pytest.mark.parametrize("phrase", UNPLAIN)
-def test_it_is_plain_english(path, phrase):
-    for text in markdown(path):
+def test_it_is_plain_english(either, phrase):
+    for text in markdown(either):
         assert not re.search(phrase, text, re.I), text
 
 

@@ -115,7 +115,7 @@ def test_feature_maps_take_a_single_image_and_leave_gradients_alone():
     assert_readable(figure)
 
 
-def test_masks_count_and_black_out_the_hidden_cells():
+def test_masks_count_and_hatch_the_hidden_cells():
     attention, keep = torch.rand(6, 8), torch.ones(6, 8)
     keep[0, :3] = 0
     figure = viz.masks_figure(
@@ -123,8 +123,8 @@ def test_masks_count_and_black_out_the_hidden_cells():
     )
     pictures = [axes for axes in figure.axes if axes.images]
     assert pictures[3].get_title() == "visible: 45 of 48 cells (94%)"
-    black = np.asarray(pictures[3].images[1].get_array())[..., 3]
-    assert np.array_equal(black > 0, keep.numpy() == 0)
+    pale = np.asarray(pictures[3].images[1].get_array())[..., 3]
+    assert np.array_equal(pale > 0, keep.numpy() == 0)
     assert pictures[1].images[1].get_clim() == pictures[2].images[1].get_clim()
     assert all(len(frames(axes, dashed=True)) == 2 for axes in pictures[:4])
     assert titles_of_a_row_do_not_touch(figure)

@@ -24,18 +24,37 @@ def panel(figure, title):
     return axes
 
 
-def test_keep_masks_black_out_the_masked_cells_and_count_them():
+def test_keep_masks_hatch_the_masked_cells_and_count_them():
     some, none = torch.ones(3, 4), torch.ones(6, 8, dtype=torch.bool)
     some[0, :3] = 0
     figure = viz.keep_masks_figure(images(1)[0], {"some": some, "none": none}, boxes=BOXES)
     shown = panel(figure, "some: visible 9 of 12 (75%)")
-    under, black = shown.images
-    assert np.array_equal(np.asarray(black.get_array())[..., 3] > 0, some.numpy() == 0)
-    assert tuple(black.get_extent()) == tuple(under.get_extent()) == (0, 64, 48, 0)
+    under, pale = shown.images
+    assert np.array_equal(np.asarray(pale.get_array())[..., 3] > 0, some.numpy() == 0)
+    assert tuple(pale.get_extent()) == tuple(under.get_extent()) == (0, 64, 48, 0)
     clear = panel(figure, "none: visible 48 of 48 (100%)").images[1]
     assert not np.asarray(clear.get_array())[..., 3].any()
     assert all(len(frames(axes, dashed=True)) == 2 for axes in figure.axes)
+    hatched = [[p for p in axes.patches if p.get_hatch()] for axes in figure.axes]
+    assert [len(patches) for patches in hatched] == [1, 0]
+    (left, top), (right, bottom) = hatched[0][0].get_path().get_extents().get_points()
+    assert (left, top, right, bottom) == (0, 0, 48, 16)
     assert_readable(figure)
+
+
+def test_padding_is_left_out_of_the_counts_of_keep_masks():
+    keep, valid = torch.ones(3, 4), torch.ones(3, 4, dtype=torch.bool)
+    keep[0], valid[:, 2:] = 0, False
+    figure = viz.keep_masks_figure(images(1)[0], {"some": keep}, valid=valid)
+    assert panel(figure, "some: visible 4 of 6 (67%)")
+
+
+def test_every_picture_may_have_boxes_of_its_own():
+    named = dict(zip("ab", images(2), strict=True))
+    figure = viz.pictures_figure(named, boxes={"b": BOXES})
+    assert [len(frames(axes, dashed=True)) for axes in figure.axes] == [0, 2]
+    with pytest.raises(ValueError, match=r"boxes: got \['c'\], expected names"):
+        viz.pictures_figure(named, boxes={"c": BOXES})
 
 
 def test_long_names_of_panels_are_wrapped():

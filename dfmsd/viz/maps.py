@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from torch import Tensor
 
 from dfmsd.viz.boxes import dash_boxes
@@ -98,7 +100,7 @@ def masks_figure(
 
     Args:
         attention: (h, w), any values ≥ 0; its mean is 1 in this project.
-        keep: (h, w), 1 = visible, 0 = masked; masked cells are drawn black.
+        keep: (h, w), 1 = visible, 0 = masked; masked cells are hatched.
         enhanced: (h, w) attention after strengthening; shares the attention's colour scale.
         boxes: drawn thin and dashed on every panel, as in `keep_masks_figure`.
     """
@@ -121,15 +123,24 @@ def masks_figure(
 
 @plt.rc_context(STYLE)
 def keep_masks_figure(
-    image: Tensor, keeps: Mapping[str, Tensor], *, boxes: Tensor | None = None, title: str = ""
+    image: Tensor,
+    keeps: Mapping[str, Tensor],
+    *,
+    boxes: Tensor | None = None,
+    valid: Tensor | None = None,
+    title: str = "",
 ) -> Figure:
-    """Figure with one panel per keep mask: the image with its masked cells black.
+    """Figure with one panel per keep mask: the image with its masked cells hatched.
 
-    `keeps` are name → (h, w), 1 = visible, 0 = masked; the grids may differ.
+    Args:
+        keeps: name → (h, w), 1 = visible, 0 = masked; the grids may differ.
+        boxes: drawn thin and dashed on every panel.
+        valid: (h, w) bool of equal grids, False in padding, which is left out of the counts.
     """
     check_entries("keeps", keeps)
     grids = {name: visible(keep, f"keeps[{name!r}]") for name, keep in keeps.items()}
-    counts = {name: f"{k.sum()} of {k.size} ({k.mean():.0%})" for name, k in grids.items()}
+    inside = {name: k if valid is None else k[visible(valid, "valid")] for name, k in grids.items()}
+    counts = {name: f"{k.sum()} of {k.size} ({k.mean():.0%})" for name, k in inside.items()}
     heads = [f"{name}: visible {count}" for name, count in counts.items()]
     figure, frames = panels([image] * len(keeps), COLUMNS, title, heads=heads)
     for axes, cells in zip(frames, grids.values(), strict=True):
@@ -139,8 +150,17 @@ def keep_masks_figure(
 
 
 def _show_visible(axes: Axes, image: Tensor, cells: np.ndarray) -> None:
-    """Draw an image with its cells (h, w) black that are not visible."""
+    """Draw an image with its cells (h, w) pale and hatched that are not visible."""
     show_image(axes, image)
-    black = np.zeros((*cells.shape, 4))
-    black[..., 3] = 0.85 * ~cells
-    axes.imshow(black, extent=extent(image), interpolation="nearest")
+    pale = np.full((*cells.shape, 4), 0.93)
+    pale[..., 3] = 0.8 * ~cells
+    axes.imshow(pale, extent=extent(image), interpolation="nearest")
+    height, width = (size / count for size, count in zip(image.shape[1:], cells.shape, strict=True))
+    squares = [
+        [(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)]
+        for y, x in np.argwhere(~cells) * (height, width)
+    ]
+    if squares:
+        outline = Path.make_compound_path(*(Path(square, closed=True) for square in squares))
+        style = {"facecolor": "none", "edgecolor": "#8a8a8a", "linewidth": 0, "hatch": "////"}
+        axes.add_patch(PathPatch(outline, **style))

@@ -72,7 +72,7 @@ def scene_sheet(
 def pictures_figure(
     images: Mapping[str, Tensor],
     *,
-    boxes: Tensor | None = None,
+    boxes: Tensor | Mapping[str, Tensor] | None = None,
     columns: int = COLUMNS,
     title: str = "",
     signed: Collection[str] = (),
@@ -85,12 +85,15 @@ def pictures_figure(
 
     Args:
         images: name → (3, H, W), (1, H, W) or (h, w).
-        boxes: (n, 4) xyxy, pixels of the widest picture, drawn thin and dashed on every picture.
+        boxes: (n, 4) xyxy, pixels of the widest picture, drawn thin and dashed on every picture;
+            or name → (n, 4), on the named ones alone.
         signed: names drawn as the mean over channels in a diverging map, white at 0.
     """
     check_entries("images", images)
-    if unknown := set(signed) - set(images):
-        raise ValueError(f"signed: got {sorted(unknown)}, expected names of {list(images)}")
+    own = boxes if isinstance(boxes, Mapping) else dict.fromkeys(images, boxes)
+    for argument, names in (("signed", signed), ("boxes", own)):
+        if unknown := set(names) - set(images):
+            raise ValueError(f"{argument}: got {sorted(unknown)}, expected names of {list(images)}")
     barred, heads, ranges = set(signed), [], []
     for name, image in images.items():
         if image.ndim == 2:
@@ -110,7 +113,7 @@ def pictures_figure(
         drawn.set_extent(extent(widest))
         if name in barred:
             figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02, aspect=15)
-        dash_boxes(axes, boxes)
+        dash_boxes(axes, own.get(name))
     return figure
 
 
