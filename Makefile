@@ -5,11 +5,12 @@ VENV := .venv
 STAMP := $(VENV)/.stamp
 SITE := $(VENV)/.site
 MAIN := notebooks/07_staged_distillation.ipynb
+EXECUTED := $(patsubst notebooks/%,build/%,$(wildcard notebooks/[0-9]*.ipynb notebooks/solutions/[0-9]*.ipynb))
 
 # ipc: the kernel speaks through files, not open TCP ports. Their path must be absolute: kernel and client work in different
 # folders. No timing is recorded, so that outputs stay the same from run to run.
 SOCKETS := sockets=$$(mktemp -d) && trap 'rm -rf "$$sockets"' EXIT
-EXECUTE := $(VENV)/bin/jupyter nbconvert --to notebook --execute --output-dir build \
+EXECUTE := $(VENV)/bin/jupyter nbconvert --to notebook --execute \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=-1 \
 	--ExecutePreprocessor.store_widget_state=False \
 	--KernelManager.transport=ipc --KernelManager.ip="$$sockets/kernel"
@@ -21,7 +22,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 # Nobody moves a slider while a notebook is executed: the mask laboratory leaves its pictures instead of a dead widget.
 export DFMSD_STATIC := 1
 
-.PHONY: help demo test notebooks bench site lint clean
+.PHONY: FORCE help demo test notebooks bench site lint clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -31,7 +32,7 @@ help: ## show this list
 demo: $(STAMP) ## run the main job at quick scale (8 to 11 minutes on two cores), show its table
 	@mkdir -p build && rm -rf build/demo
 	@echo "make demo: executing $(MAIN) at DFMSD_SCALE=$${DFMSD_SCALE:-quick}"
-	@$(SOCKETS) && DFMSD_SCALE=$${DFMSD_SCALE:-quick} $(EXECUTE) $(MAIN)
+	@$(SOCKETS) && DFMSD_SCALE=$${DFMSD_SCALE:-quick} $(EXECUTE) --output-dir build $(MAIN)
 	@echo; if [ -f build/demo/table.md ]; then cat build/demo/table.md; \
 		else echo "make demo: $(MAIN) wrote no build/demo/table.md"; exit 1; fi
 	@echo; echo "The executed notebook   build/$(notdir $(MAIN))"
@@ -44,12 +45,16 @@ test: $(STAMP) ## run the tests (no slow ones: those run with `.venv/bin/python 
 	@$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 	@echo "make test: every test in tests/ ran, but for those marked slow or notebook; none failed"
 
-notebooks: $(STAMP) ## execute every notebook and every solution at smoke scale into build/
-	@mkdir -p build; $(SOCKETS); ran=0; for f in notebooks/[0-9]*.ipynb notebooks/solutions/[0-9]*.ipynb; do [ -f "$$f" ] || continue; \
-		echo "make notebooks: $$f at DFMSD_SCALE=$${DFMSD_SCALE:-smoke}"; \
-		DFMSD_SCALE=$${DFMSD_SCALE:-smoke} $(EXECUTE) "$$f" || exit 1; ran=$$((ran + 1)); done; \
-		[ $$ran -gt 0 ] || { echo "make notebooks: found none in notebooks/"; exit 1; }; \
-		echo "make notebooks: $$ran executed into build/, none failed"
+notebooks: $(STAMP) ## execute every notebook and every solution at smoke scale into build/, two at a time
+	@test -n "$(EXECUTED)" || { echo "make notebooks: found none in notebooks/"; exit 1; }
+	@$(MAKE) --no-print-directory -j 2 $(EXECUTED)
+	@echo "make notebooks: $(words $(EXECUTED)) executed into build/, none failed"
+
+build/%.ipynb: notebooks/%.ipynb FORCE
+	@echo "make notebooks: $< at DFMSD_SCALE=$${DFMSD_SCALE:-smoke}"
+	@mkdir -p $(@D); $(SOCKETS) && DFMSD_SCALE=$${DFMSD_SCALE:-smoke} $(EXECUTE) --output-dir $(@D) $<
+
+FORCE:
 
 bench: $(STAMP) ## measure every ratio of benchmarks/ (16 minutes on two quiet cores), show the table
 	@$(VENV)/bin/python benchmarks

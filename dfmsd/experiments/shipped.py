@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from dfmsd.experiments.records import append_record, read_records
 
 if TYPE_CHECKING:
@@ -28,8 +30,10 @@ def adopt(run: Run) -> bool:
     if record is None or run.folder.exists():
         return False
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=run.folder.parent) as place:
-        copy = shutil.copytree(FOLDER / record["shipped"], Path(place) / "student")
-        copy.replace(run.folder)
-    append_record(run.records, record)
+    with FileLock(run.folder.with_suffix(".lock")):  # of another notebook, which may adopt it too
+        if not run.folder.exists():
+            with tempfile.TemporaryDirectory(dir=run.folder.parent) as place:
+                copy = shutil.copytree(FOLDER / record["shipped"], Path(place) / "student")
+                copy.replace(run.folder)
+            append_record(run.records, record)
     return True
