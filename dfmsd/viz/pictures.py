@@ -53,7 +53,7 @@ def detections_figure(
             for head, bad, truth in zip(heads, wrong, truths, strict=True)
         ]
         legend += "; crossed out: wrong class or place; dashed white: true boxes"
-    heads = [": ".join(pair) for pair in zip(names, heads, strict=True)] if names else heads
+    heads = [":\n".join(pair) for pair in zip(names, heads, strict=True)] if names else heads
     figure, frames = panels(images, COLUMNS, title, heads=heads, below=0.6)
     for index, (axes, image, detections) in enumerate(zip(frames, images, sure, strict=True)):
         show_image(axes, image)
