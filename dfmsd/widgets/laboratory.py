@@ -94,8 +94,11 @@ class Laboratory(State):
         for name, value in (("ratio", 0.2), ("select", "low")):
             keep = self.panels(**{name: value})["keep"]
             panels.append(mask_panel("keep", f"the same, {name} {value}", keep))
-        around = ((_STILL_MARGIN,) * 2, (_STILL_MARGIN,) * 2, (0, 0))
-        page = np.pad(mosaic(backdrop, panels, columns=4), around, constant_values=255)
+        page = mosaic(backdrop, panels, columns=4)[
+            :, :-_STILL_MARGIN
+        ]  # white, right of the numbers
+        around = ((_STILL_MARGIN,) * 2, (_STILL_MARGIN, 0), (0, 0))
+        page = np.pad(page, around, constant_values=255)
         return png(page, colours=_STILL_COLOURS)
 
     def gif(self, name: str, *, most: int = 27) -> bytes:
