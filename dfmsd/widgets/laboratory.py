@@ -94,9 +94,7 @@ class Laboratory(State):
         for name, value in (("ratio", 0.2), ("select", "low")):
             keep = self.panels(**{name: value})["keep"]
             panels.append(mask_panel("keep", f"the same, {name} {value}", keep))
-        page = mosaic(backdrop, panels, columns=4)[
-            :, :-_STILL_MARGIN
-        ]  # white, right of the numbers
+        page = mosaic(backdrop, panels, columns=4)[:, :-_STILL_MARGIN]  # its right edge is white
         around = ((_STILL_MARGIN,) * 2, (_STILL_MARGIN, 0), (0, 0))
         page = np.pad(page, around, constant_values=255)
         return png(page, colours=_STILL_COLOURS)
