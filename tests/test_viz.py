@@ -42,7 +42,9 @@ def test_detections_draw_every_sure_box_and_every_truth():
         expected = [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in sure.tolist()]
         assert frames(axes, dashed=False) == expected
         assert len(frames(axes, dashed=True)) == len(truth["boxes"])
-        assert axes.get_title() == f"{len(sure)} found · {len(truth['boxes'])} true"
+        head, true = axes.get_title().split(" · ")
+        assert head.startswith(f"{len(sure)} found, ")
+        assert true == f"{len(truth['boxes'])} true"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(CLASSES)
     assert "0.4" in figure.legends[0].get_title().get_text()
     assert titles_of_a_row_do_not_touch(figure)

@@ -204,3 +204,25 @@ def test_ink_takes_the_higher_contrast():
     assert [ink(c) for c in ("white", "black", "0.5", "0.4", "#F0E442", "#0072B2")] == [
         *("black", "white", "black", "white", "black", "white")
     ]
+
+
+def test_a_box_of_another_class_or_place_is_crossed_out_and_counted():
+    truth = {"boxes": BOXES, "labels": torch.tensor([1, 2])}
+    beside = torch.tensor([40.0, 30.0, 44.0, 34.0])
+    found = {"boxes": torch.stack([BOXES[0], BOXES[1], beside]), "labels": torch.tensor([1, 1, 2])}
+    found |= {"scores": torch.ones(3)}
+    none = {"boxes": BOXES[:0], "labels": truth["labels"][:0]}
+    options = {"classes": ["a", "b"], "names": ["first", "second"]}
+    figure = viz.detections_figure(images(1) * 2, [found] * 2, [truth, none], **options)
+    crossed = panel(figure, "first: 3 found, 2 wrong · 2 true")
+    assert len(crossed.lines) == 2 * 2
+    assert len(panel(figure, "second: 3 found, 3 wrong · 0 true").lines) == 2 * 3
+    assert_readable(figure)
+
+
+def test_signed_maps_are_centred_at_zero():
+    maps = {"a": torch.tensor([[-1.0, 3.0]]), "b": torch.tensor([[0.0, 1.0]])}
+    figure = viz.feature_maps_figure(images(1)[0], maps, signed=True)
+    for name in maps:
+        drawn = panel(figure, name).images[1]
+        assert (drawn.get_clim(), drawn.get_cmap().name) == ((-3, 3), "PuOr")

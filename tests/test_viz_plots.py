@@ -86,6 +86,17 @@ def test_a_signed_matrix_is_centred_at_zero():
     assert figure.axes[0].images[0].get_clim() == (-3, 3)
 
 
+def test_a_matrix_may_have_logarithmic_colours():
+    values = torch.tensor([[0.01, 1.0, 100.0, 0.0]])
+    figure = viz.matrix_figure(values, ["a"], list("wxyz"), log=True)
+    drawn = figure.axes[0].images[0]
+    assert drawn.get_clim() == (pytest.approx(0.01), 100)
+    assert drawn.norm(1.0) == pytest.approx(0.5)
+    assert figure.axes[0].texts[3].get_color() == "black"
+    with pytest.raises(ValueError, match="values: got -1 at the least, expected values from 0"):
+        viz.matrix_figure(-torch.ones(1, 1), ["a"], ["x"], log=True)
+
+
 def test_stacked_bars_begin_where_the_last_ended():
     parts = {"one": {"task": 1.0, "rec": 0.5}, "two": {"rec": 0.25, "align": 0.01}}
     figure = viz.stacked_figure(parts, xlabel="loss", title="balance")

@@ -25,6 +25,7 @@ def feature_maps_figure(
     *,
     title: str = "",
     smooth: bool = True,
+    signed: bool = False,
 ) -> Figure:
     """Figure with one row per image: the image, then every detector's map over it.
 
@@ -35,6 +36,7 @@ def feature_maps_figure(
         images: N tensors (3, H, W) in 0..1, or a single one.
         maps: column name (teacher, student, after stage 1 …) → N tensors (h, w), or a single one.
         smooth: bilinear between cells instead of blocks.
+        signed: a diverging map, white at 0, instead of viridis over the image.
     """
     check_entries("maps", maps)
     if isinstance(images, Tensor) and images.ndim == 3:
@@ -46,10 +48,12 @@ def feature_maps_figure(
     for row, image in enumerate(images):
         line = frames[row * len(heads) : (row + 1) * len(heads)]
         heats = [values[row] for values in maps.values()]
-        limits = value_range(heats)
+        low, high = value_range(heats)
+        far = max(-low, high)
+        limits = (-far, far) if signed else (low, high)
         show_image(line[0], image)
         for axes, heat in zip(line[1:], heats, strict=True):
-            drawn = show_heat(axes, image, heat, limits, smooth=smooth)
+            drawn = show_heat(axes, image, heat, limits, smooth, signed=signed)
         figure.colorbar(drawn, ax=line, shrink=0.85, pad=0.01, aspect=25)
     return figure
 

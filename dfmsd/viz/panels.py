@@ -96,10 +96,21 @@ def show_image(axes: Axes, image: Tensor, name: str = "image", *, grey: bool = F
 
 
 def show_heat(
-    axes: Axes, image: Tensor, heat: Tensor, limits: Limits, smooth: bool = False, name: str = "map"
+    axes: Axes,
+    image: Tensor,
+    heat: Tensor,
+    limits: Limits,
+    smooth: bool = False,
+    name: str = "map",
+    *,
+    signed: bool = False,
 ) -> AxesImage:
-    """Draw a map (h, w) over its image turned grey; what comes back feeds a colour bar."""
+    """Draw a map (h, w) over its image turned grey; what comes back feeds a colour bar.
+
+    A signed map is drawn without the image, whose grey would tint its white.
+    """
     show_image(axes, image, grey=True)
     place = {"extent": extent(image), "interpolation": "bilinear" if smooth else "nearest"}
     low, high = limits
-    return axes.imshow(to_array(heat, name), alpha=0.7, vmin=low, vmax=high, **place)
+    colours = {"cmap": SIGNED} if signed else {"alpha": 0.7}
+    return axes.imshow(to_array(heat, name), vmin=low, vmax=high, **colours, **place)

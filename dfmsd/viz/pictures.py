@@ -11,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from dfmsd.viz.boxes import Target, class_legend, corners, dash_boxes, draw_boxes, outline, tag
 from dfmsd.viz.checks import Limits, check_entries, check_lengths, to_array, value_range
@@ -28,26 +29,50 @@ def detections_figure(
     classes: Sequence[str],
     score: float = 0.4,
     title: str = "",
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Figure with one panel per image: found boxes in class colours, true ones thin and dashed.
 
-    `classes` are the K names, the first of label 1; found boxes below `score` are left out.
+    A found box is wrong, and crossed out, unless the true box that it overlaps most has its class
+    and an IoU of 0.5 or more.
+
+    Args:
+        classes: K names, the first of label 1.
+        score: found boxes below it are left out.
+        names: of the panels, before their counts.
     """
-    check_lengths(images=images, predictions=predictions, truths=truths)
-    names = ("boxes", "labels", "scores")
-    sure = [{name: one[name][one["scores"] >= score] for name in names} for one in predictions]
+    check_lengths(images=images, predictions=predictions, truths=truths, names=names)
+    keys = ("boxes", "labels", "scores")
+    sure = [{key: one[key][one["scores"] >= score] for key in keys} for one in predictions]
     heads = [f"{len(detections['boxes'])} found" for detections in sure]
     legend = f"found at score ≥ {score:g}"
     if truths is not None:
-        heads = [f"{h} · {len(t['boxes'])} true" for h, t in zip(heads, truths, strict=True)]
-        legend += "; dashed white: true boxes"
+        wrong = [_wrong(one, truth) for one, truth in zip(sure, truths, strict=True)]
+        heads = [
+            f"{head}, {len(bad)} wrong · {len(truth['boxes'])} true"
+            for head, bad, truth in zip(heads, wrong, truths, strict=True)
+        ]
+        legend += "; crossed out: wrong class or place; dashed white: true boxes"
+    heads = [":\n".join(pair) for pair in zip(names, heads, strict=True)] if names else heads
     figure, frames = panels(images, COLUMNS, title, heads=heads, below=0.6)
     for index, (axes, image, detections) in enumerate(zip(frames, images, sure, strict=True)):
         show_image(axes, image)
         dash_boxes(axes, truths[index]["boxes"] if truths is not None else None)
         draw_boxes(axes, detections, classes)
+        for left, top, right, bottom in corners(wrong[index]) if truths is not None else ():
+            for ends in ((top, bottom), (bottom, top)):
+                axes.plot((left, right), ends, color="#D00000", linewidth=1.2)
     class_legend(figure, classes, legend)
     return figure
+
+
+def _wrong(found: Target, truth: Target) -> Tensor:
+    """The boxes (n, 4) found that hit no true box of their class."""
+    if not len(truth["boxes"]):
+        return found["boxes"]
+    overlap, best = box_iou(found["boxes"], truth["boxes"]).max(1)
+    right = (overlap >= 0.5) & (truth["labels"][best] == found["labels"])
+    return found["boxes"][~right]
 
 
 @plt.rc_context(STYLE)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -96,6 +97,7 @@ def matrix_figure(
     limits: tuple[float, float] | None = None,
     digits: int = 2,
     signed: bool = False,
+    log: bool = False,
 ) -> Figure:
     """Figure of a matrix as colours, each cell with its number.
 
@@ -103,6 +105,7 @@ def matrix_figure(
         values: (R, C), for R names of rows and C of columns.
         limits: lowest and highest value of the colours; None takes the matrix's own.
         signed: a diverging map, white at 0, instead of viridis.
+        log: logarithmic colours, from the lowest value above 0, which one must be; 0 stays white.
     """
     if tuple(values.shape) != (len(rows), len(columns)) or not values.numel():
         shape = f"({len(rows)}, {len(columns)}), the names of rows and columns, above 0"
@@ -110,18 +113,23 @@ def matrix_figure(
     table = to_array(values, "values")
     far = abs(table).max()
     low, high = limits or ((-far, far) if signed else (table.min(), table.max()))
+    if log and not (table.min() >= 0 and far):
+        raise ValueError(
+            f"values: got {table.min():g} at the least, expected values from 0 for log"
+        )
+    norm = LogNorm(table[table > 0].min(), high) if log else Normalize(low, high)
     heads = [wrap(name, 1.1) for name in columns]
     side = 0.075 * max(map(len, rows))
-    cell = max(0.75, 0.08 * max(len(word) for head in heads for word in head.split("\n")))
+    cell = max(0.95, 0.08 * max(len(word) for head in heads for word in head.split("\n")))
     width = min(WIDTH, side + 1.0 + cell * len(columns))
     lines = max(head.count("\n") for head in heads)
     figure, axes = chart((width, 0.75 + 0.15 * lines + 0.36 * len(rows)), "")
     axes.grid(False)
     figure.suptitle(wrap(title, 0.9 * width), fontsize=9)
     cmap = SIGNED if signed else "viridis"
-    drawn = axes.imshow(table, cmap=cmap, vmin=low, vmax=high, aspect="auto")
+    drawn = axes.imshow(table, cmap=cmap, norm=norm, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
-        colour = ink(drawn.to_rgba(value))
+        colour = ink(drawn.to_rgba(value)) if value or not log else "black"
         axes.text(column, row, f"{value:z.{digits}f}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(columns)), heads)
     axes.set_yticks(range(len(rows)), list(rows))

@@ -24,7 +24,7 @@ from dfmsd.widgets.mosaic import (
 )
 from dfmsd.widgets.state import LEVELS, NOTHING, PINNED, State, named
 
-_STILL_SIDE, _STILL_COLOURS = 180, 256
+_STILL_SIDE, _STILL_COLOURS, _STILL_MARGIN = 180, 128, 8
 _masks = lru_cache(maxsize=8)(mask_maps)  # panels, counts and words ask for the same maps
 
 
@@ -94,7 +94,10 @@ class Laboratory(State):
         for name, value in (("ratio", 0.2), ("select", "low")):
             keep = self.panels(**{name: value})["keep"]
             panels.append(mask_panel("keep", f"the same, {name} {value}", keep))
-        return png(mosaic(backdrop, panels, columns=4), colours=_STILL_COLOURS)
+        page = mosaic(backdrop, panels, columns=4)[:, :-_STILL_MARGIN]  # its right edge is white
+        around = ((_STILL_MARGIN,) * 2, (_STILL_MARGIN, 0), (0, 0))
+        page = np.pad(page, around, constant_values=255)
+        return png(page, colours=_STILL_COLOURS)
 
     def gif(self, name: str, *, most: int = 27) -> bytes:
         """An animation of the panels over stops of the slider `name`, at most `most` of them."""
