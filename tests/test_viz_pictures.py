@@ -185,3 +185,10 @@ def test_ink_takes_the_higher_contrast():
     assert [ink(c) for c in ("white", "black", "0.5", "0.4", "#F0E442", "#0072B2")] == [
         *("black", "white", "black", "white", "black", "white")
     ]
+
+
+def test_maps_without_colour_bars_are_larger():
+    maps = {"a": torch.rand(4, 6), "b": torch.rand(4, 6)}
+    barred, bare = (viz.pictures_figure(maps, bars=bars) for bars in (True, False))
+    assert (len(barred.axes), len(bare.axes)) == (4, 2)
+    assert_readable(bare)
