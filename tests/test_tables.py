@@ -20,6 +20,7 @@ from dfmsd.experiments.results import (
     gain_of,
     gains,
     learning_curve,
+    ranked,
     relative_to,
     results_frame,
 )
@@ -29,6 +30,7 @@ from dfmsd.experiments.tables import (
     cost_table,
     detail_table,
     experiment_report,
+    experiment_tables,
     format_gain,
     gains_table,
     mean_sd,
@@ -351,6 +353,23 @@ def test_every_experiment_reports_what_its_records_hold(name):
     assert "**not run**" in empty
     assert f"`dfmsd experiment {name}`" in empty
     assert not re.search(r"\d\.\d", empty)
+
+
+def test_a_folded_report_shows_its_main_table_first():
+    plain = experiment_tables("scenes-methods", RECORDS)
+    shown, _, hidden = experiment_tables("scenes-methods", RECORDS, fold=True).partition(
+        "<details>"
+    )
+    assert plain.startswith(shown.strip())
+    assert "Commits" in hidden
+    assert hidden.endswith("\n\n</details>")
+    assert "<details>" not in plain
+    assert experiment_tables("scenes-methods", [], fold=True).startswith("**not run**")
+
+
+def test_rows_are_ranked_by_their_mean_and_those_not_run_last():
+    rows = {"a": Gain(1.0, None), "b": None, "c": Gain(2.0, (1.0, 3.0))}
+    assert list(ranked(rows)) == ["c", "a", "b"]
 
 
 def test_paper_numbers_stand_as_figure_3_states_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 
 import numpy as np
@@ -9,9 +10,16 @@ import pytest
 from figures import assert_readable, texts
 from matplotlib.collections import PathCollection
 from matplotlib.container import ErrorbarContainer
+from matplotlib.text import Text
 
-from dfmsd.viz import bars_figure, curves_figure, differences_figure, tradeoff_figure
-from dfmsd.viz.charts import moving_mean
+from dfmsd.viz import (
+    bars_figure,
+    curves_figure,
+    differences_figure,
+    small_multiples_figure,
+    tradeoff_figure,
+)
+from dfmsd.viz.curves import moving_mean
 
 
 def test_curves_hold_raw_and_smoothed_values_and_marks():
@@ -41,6 +49,25 @@ def test_curves_over_logarithmic_steps_write_each_of_them():
     assert axes.get_xticks().tolist() == [0.1, 1.0, 3.0]
     assert_readable(figure)
     assert_readable(curves_figure({"a": []}, xlabel="×", ylabel="AP", log_steps=True))
+
+
+def test_small_multiples_show_each_curve_among_the_others():
+    series = {"none": [(3, 2.0), (1, 1.0)], "a": [(1, 4.0), (3, 5.0)], "not yet": []}
+    figure = small_multiples_figure(series, xlabel="step", ylabel="AP", reference="none")
+    first, second = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["a", "not yet"]
+    *others, own = first.lines
+    assert own.get_xydata().tolist() == [[1, 4], [3, 5]]
+    assert [line.get_linestyle() for line in others] == ["--", "-", "-"]
+    assert others[0].get_xydata().tolist() == [[1, 1], [3, 2]]
+    assert [text.get_text() for text in second.texts] == ["not run"]
+    assert first.get_ylim() == second.get_ylim()
+    assert_readable(figure)
+    many = {f"method {n}": [(0.1, n), (1.0, n + 1)] for n in range(11)}
+    figure = small_multiples_figure(many, xlabel="×", ylabel="AP", title="t", log_steps=True)
+    assert len(figure.axes) == 11
+    assert figure.axes[0].get_xscale() == "log"
+    assert_readable(figure)
 
 
 @pytest.mark.parametrize("window", [1, 3, 4, 50])
@@ -113,11 +140,19 @@ def test_tradeoff_stands_where_it_belongs():
     across, up = bars[0].lines[2]
     assert across.get_segments()[0].tolist() == [[8.0, 2.0], [13.0, 2.0]]
     assert up.get_segments()[0].tolist() == [[10.0, 1.0], [10.0, 2.5]]
-    names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["1 a", "2 b", "3 c: not run"]
-    assert [text.get_text() for text in axes.texts] == ["1", "2"]
-    assert [text.xy for text in axes.texts] == places
+    shown = [text.get_text() for text in axes.texts]
+    assert shown == ["b", "a", "not run: c"]
+    assert [text.xy for text in axes.texts[:2]] == places[::-1]
     assert_readable(figure)
+
+
+def test_names_of_near_points_do_not_overlap():
+    points = {f"method {n}": ((10.0 + n, None), (5.0 + n % 3 / 9, None)) for n in range(12)}
+    figure = tradeoff_figure(points, xlabel="cost", ylabel="gain")
+    assert_readable(figure)
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]
+    tops = sorted((box.y0, box.y1) for box in boxes)
+    assert all(high <= low for (_, high), (low, _) in itertools.pairwise(tops))
 
 
 def test_the_yardstick_runs_through_its_point():
@@ -135,7 +170,7 @@ def test_the_yardstick_runs_through_its_point():
 def test_nothing_was_run_is_a_figure_too():
     assert_readable(differences_figure(dict.fromkeys("abc"), xlabel="AP", title="none"))
     figure = tradeoff_figure(dict.fromkeys("abc"), xlabel="x", ylabel="y", title="none")
-    assert len(figure.axes[0].get_legend().get_texts()) == 3
+    assert [text.get_text() for text in figure.axes[0].texts] == ["not run: a; b; c"]
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,10 @@ def test_signed_maps_are_centred_at_zero():
     for name in maps:
         drawn = panel(figure, name).images[1]
         assert (drawn.get_clim(), drawn.get_cmap().name) == ((-3, 3), "PuOr")
+
+
+def test_maps_without_colour_bars_are_larger():
+    maps = {"a": torch.rand(4, 6), "b": torch.rand(4, 6)}
+    barred, bare = (viz.pictures_figure(maps, bars=bars) for bars in (True, False))
+    assert (len(barred.axes), len(bare.axes)) == (4, 2)
+    assert_readable(bare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -147,6 +148,11 @@ def relative_to(frame: pd.DataFrame, base: str | Mapping[str, str]) -> pd.DataFr
     same = frame["hardware"] == reference["hardware"]
     frame["extra CPU"] = 100 * (frame["cpu_s"] / reference["cpu_s"] - 1).where(same)
     return frame
+
+
+def ranked(rows: Mapping[str, Gain | None]) -> dict[str, Gain | None]:
+    """The same rows, the highest mean first; those without a gain stand last."""
+    return dict(sorted(rows.items(), key=lambda row: -row[1].mean if row[1] else math.inf))
 
 
 def learning_curve(records: Iterable[dict[str, Any]]) -> list[tuple[int, float]]:

@@ -176,16 +176,29 @@ def cost_table(records: Iterable[dict[str, Any]], titles: Mapping[str, str]) -> 
 
 def experiment_report(name: str, records: Iterable[dict[str, Any]]) -> str:
     """Markdown: question, tables, findings and provenance of an experiment; "not run" where so."""
+    return f"### {name}\n\n{EXPERIMENTS[name].question}\n\n{experiment_tables(name, records)}"
+
+
+def experiment_tables(name: str, records: Iterable[dict[str, Any]], *, fold: bool = False) -> str:
+    """The report without its heading; `fold` hides all but the main table behind a click."""
     plan, frame = EXPERIMENTS[name], results_frame(name, records)
-    head = f"### {name}\n\n{plan.question}"
     if frame["record"].isna().all():
         size = f"{len(plan.rows)} rows, {_count(len(plan.seeds), 'seed')}"
-        return f"{head}\n\n**not run** ({size}: `dfmsd experiment {name}`)"
+        return f"**not run** ({size}: `dfmsd experiment {name}`)"
     if name.endswith("-weights"):
-        body = [weights_table(weights_grid(frame))]
-    else:
-        body = [results_table(frame), detail_table(frame), summarise(frame)]
-    return "\n\n".join([head, *body, provenance(frame["record"].dropna())])
+        return _folded([weights_table(weights_grid(frame))], frame, fold)
+    return _folded([results_table(frame), detail_table(frame), summarise(frame)], frame, fold)
+
+
+def _folded(parts: list[str], frame: pd.DataFrame, fold: bool) -> str:
+    first, *rest = [*parts, provenance(frame["record"].dropna())]
+    more = "Gains by size, every row in words, how it was made" if rest[1:] else "How it was made"
+    return "\n\n".join([first, folded(more, *rest)] if fold else [first, *rest])
+
+
+def folded(summary: str, *parts: str) -> str:
+    """Markdown that a page shows only after a click on `summary`."""
+    return "\n\n".join([f"<details><summary>{summary}</summary>", *parts, "</details>"])
 
 
 def provenance(records: Iterable[dict[str, Any]]) -> str:

@@ -8,7 +8,8 @@ the argument: wrong shapes, lengths, names or ranges, no entries, NaN and infini
 """
 
 # ruff: noqa: F401
-from dfmsd.viz.charts import bars_figure, curves_figure, differences_figure, tradeoff_figure
+from dfmsd.viz.charts import bars_figure, differences_figure, tradeoff_figure
+from dfmsd.viz.curves import curves_figure, small_multiples_figure
 from dfmsd.viz.maps import feature_maps_figure, keep_masks_figure, levels_figure, masks_figure
 from dfmsd.viz.pictures import detections_figure, pictures_figure, regions_figure, scene_sheet
 from dfmsd.viz.plots import channels_figure, matrix_figure, scatter_figure, stacked_figure

@@ -1,9 +1,10 @@
-"""Charts of results: learning curves, scores, differences, gain against cost."""
+"""Charts of results: scores, differences, gain against cost."""
 
 from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from dfmsd.viz.checks import check_entries
 from dfmsd.viz.panels import STYLE, WIDTH, wrap
@@ -47,68 +47,6 @@ def write(
 def legend_right(axes: Axes) -> None:
     """Write the legend right of the chart: there it cannot hide a value."""
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-
-
-def moving_mean(values: Sequence[float], window: int) -> np.ndarray:
-    """Centred moving mean of the finite `values`, same length; the window shrinks at the ends.
-
-    Choice: a centred mean, not an exponential one, because it does not lag behind its curve.
-    """
-    import pandas as pd  # slow to import, and most figures go without
-
-    line = pd.Series(values, dtype=float).replace([math.inf, -math.inf], math.nan)
-    odd = window // 2 * 2 + 1
-    return line.rolling(odd, center=True, min_periods=1).mean().to_numpy()
-
-
-@plt.rc_context(STYLE)
-def curves_figure(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    xlabel: str,
-    ylabel: str,
-    marks: Mapping[int, str] | None = None,
-    title: str = "",
-    window: int | None = None,
-    log: bool = False,
-    log_steps: bool = False,
-) -> Figure:
-    """Figure of learning curves: each a strong smoothed line over its faint raw one.
-
-    Args:
-        series: name → (step, value) pairs in any order, maybe none; NaN leaves a gap.
-        marks: step → text of a vertical line, e.g. where a stage begins.
-        window: values in the moving mean; None takes a twentieth of the curve. Below 3 the
-            points themselves are drawn.
-        log: logarithmic values.
-        log_steps: logarithmic steps, each written out; above 0.
-    """
-    check_entries("series", series)
-    figure, axes = chart((NARROW, 3.6), title, xlabel=xlabel, ylabel=ylabel)
-    for index, (name, pairs) in enumerate(series.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        dash = ("-", "--", "-.", ":")[index // len(COLOURS) % 4]
-        ordered = sorted(pairs, key=lambda pair: pair[0])
-        steps, values = [step for step, _ in ordered], [value for _, value in ordered]
-        wide = len(values) // 20 if window is None else window
-        if wide < 3:
-            axes.plot(steps, values, dash, color=colour, marker="o", markersize=3.5, label=name)
-        else:
-            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-            mean = moving_mean(values, wide)
-            axes.plot(steps, mean, dash, color=colour, linewidth=1.8, label=name)
-    for step, text in (marks or {}).items():
-        axes.axvline(step, color="#666666", linestyle=":", linewidth=1.2)
-        style = {"va": "top", "fontsize": 8, "color": "#444444"}
-        write(axes, text, (step, 1.0), (3, -2), xycoords=("data", "axes fraction"), **style)
-    axes.set_yscale("log" if log else "linear")
-    if log_steps:
-        steps = sorted({step for pairs in series.values() for step, _ in pairs})
-        axes.set_xscale("log")
-        axes.set_xticks(steps, [f"{step:g}" for step in steps])
-        axes.minorticks_off()
-    legend_right(axes)
-    return figure
 
 
 @plt.rc_context(STYLE)
@@ -182,10 +120,12 @@ def tradeoff_figure(
     title: str = "",
     yardstick: str | None = None,
 ) -> Figure:
-    """Figure of one numbered point per name at (cost, gain), in a cross of both intervals.
+    """Figure of one point per name at (cost, gain), in a cross of both intervals.
+
+    The names stand at the right, as high as their points as far as they have room.
 
     Args:
-        points: name → (cost, gain), each (mean, interval); None: "not run", said in the legend.
+        points: name → (cost, gain), each (mean, interval); None: "not run", said with its name.
         yardstick: the point to which a dashed line runs from no cost and no gain, and on: who is
             above it gains more for its cost. Without that point there is no line.
     """
@@ -193,25 +133,45 @@ def tradeoff_figure(
     figure, axes = chart((WIDTH, 4.4), title, xlabel=xlabel, ylabel=ylabel)
     axes.axhline(0, color="#444444", linewidth=1)
     axes.axvline(0, color="#444444", linewidth=1)
+    places = {}
     for index, (name, point) in enumerate(points.items()):
-        label, colour = f"{index + 1} {name}", COLOURS[index % len(COLOURS)]
-        marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
         if point is None:
-            axes.errorbar([], [], fmt=marker, color=colour, label=f"{label}: not run")
             continue
         x, left, right = _limits(f"points[{name!r}] cost", point[0])
         y, low, high = _limits(f"points[{name!r}] gain", point[1])
+        places[name] = x, y, COLOURS[index % len(COLOURS)]
         across = [[x - left], [right - x]] if point[0][1] else None
         up = [[y - low], [high - y]] if point[1][1] else None
-        line = {"color": colour, "linewidth": 1.1, "capsize": 2, "label": label}
-        axes.errorbar(x, y, up, across, marker, markersize=6, **line)
-        style = {"path_effects": [withStroke(linewidth=2.5, foreground="white")], "zorder": 5}
-        write(axes, str(index + 1), (x, y), (4, 4), va="baseline", fontsize=8.5, **style)
-    if points.get(yardstick):
-        (x, _), (y, _) = points[yardstick]
+        line = {"color": places[name][2], "elinewidth": 0.8, "capsize": 2, "markersize": 6}
+        axes.errorbar(x, y, up, across, MARKERS[index // len(COLOURS) % len(MARKERS)], **line)
+    if yardstick in places:
+        x, y, _ = places[yardstick]
         axes.axline((0, 0), (x, y), color="#666666", linestyle="--", linewidth=1, zorder=1)
-    legend_right(axes)
+    low, high = axes.get_ylim()
+    order = sorted(places, key=lambda name: -places[name][1])
+    heights = _apart([(places[name][1] - low) / (high - low) for name in order], 0.055)
+    for name, height in zip(order, heights, strict=True):
+        x, y, colour = places[name]
+        lead = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (0, 0.5)}
+        style = {"textcoords": "axes fraction", "va": "center", "annotation_clip": False}
+        axes.annotate(name, (x, y), (1.03, height), color=colour, arrowprops=lead, **style)
+    if missing := [name for name in points if name not in places]:
+        below = {"xy": (0, 0), "xycoords": "axes fraction", "va": "top", "color": "#666666"}
+        text = textwrap.fill(f"not run: {'; '.join(missing)}", 110)
+        axes.annotate(text, xytext=(0, -34), textcoords="offset points", **below)
     return figure
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Falling `heights`, moved as little as is simple until no two are nearer than `gap`."""
+    top, placed = math.inf, []
+    for height in heights:
+        top = min(height, top - gap)
+        placed.append(top)
+    bottom = -math.inf
+    for index in reversed(range(len(placed))):
+        bottom = placed[index] = max(placed[index], bottom + gap, 0.0)
+    return placed
 
 
 def _limits(name: str, row: Ranged) -> tuple[float, float, float]:

@@ -101,6 +101,7 @@ def pictures_figure(
     columns: int = COLUMNS,
     title: str = "",
     signed: Collection[str] = (),
+    bars: bool = True,
 ) -> Figure:
     """Figure of named pictures in a row: an image, its low and high frequencies, a map.
 
@@ -113,6 +114,7 @@ def pictures_figure(
         boxes: (n, 4) xyxy, pixels of the widest picture, drawn thin and dashed on every picture;
             or name → (n, 4), on the named ones alone.
         signed: names drawn as the mean over channels in a diverging map, white at 0.
+        bars: whether maps have a colour bar; without them the pictures are larger.
     """
     check_entries("images", images)
     own = boxes if isinstance(boxes, Mapping) else dict.fromkeys(images, boxes)
@@ -130,13 +132,13 @@ def pictures_figure(
         as_given = name in barred or (low >= 0 and high <= 1)
         heads.append(name if as_given else f"{name} ({low:.2g} to {high:.2g})")
         ranges.append((low, high))
-    bars = 0.55 * min(columns, len(images)) * bool(barred)
-    figure, frames = panels(list(images.values()), columns, title, heads=heads, bars=bars)
+    room = 0.55 * min(columns, len(images)) * bool(barred and bars)
+    figure, frames = panels(list(images.values()), columns, title, heads=heads, bars=room)
     widest = max(images.values(), key=lambda image: image.shape[-1])
     for axes, name, limits in zip(frames, images, ranges, strict=True):
         drawn = _show_picture(axes, images[name], limits, signed=name in signed)
         drawn.set_extent(extent(widest))
-        if name in barred:
+        if name in barred and bars:
             figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02, aspect=15)
         dash_boxes(axes, own.get(name))
     return figure
