@@ -35,7 +35,7 @@ def shown_by(source, names):
 
 @pytest.mark.parametrize("name", FROM_RECORDS)
 def test_tables_in_notebooks_are_those_of_the_records(name, monkeypatch):
-    monkeypatch.chdir(NOTEBOOKS)
+    monkeypatch.chdir(NOTEBOOKS.parent)
     cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     names, count = {"Markdown": Markdown}, 0
     for number, cell in enumerate(cells):

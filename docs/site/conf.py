@@ -24,7 +24,14 @@ address = f"{_server}/{_name}" if _name else PROJECT.get("urls", {}).get("Reposi
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx-mathjax-offline"]
 include_patterns = ["index.md", "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
 include_patterns += ["docs/*.md", "docs/site/*.md", "notebooks/**", "[a-z]*/README.md"]
-exclude_patterns = ["notebooks/.ipynb_checkpoints", "notebooks/apps", "build", ".venv", "tests", "shared"]
+exclude_patterns = [
+    "notebooks/.ipynb_checkpoints",
+    "notebooks/apps",
+    "build",
+    ".venv",
+    "tests",
+    "shared",
+]
 exclude_patterns += ["data/coco", "data/runs", "data/sample", "data/results"]
 root_doc = "docs/site/index"
 nb_execution_mode = "off"
