@@ -11,9 +11,11 @@ from dfmsd.experiments.tables import NBSP, format_gain
 
 
 def verdict(gain: Gain | None) -> str:
-    """*supported*, *not supported*, *contradicted* or *not run*, by the 95 % interval."""
-    if gain is None or gain.interval is None:
+    """*supported*, *not supported*, *contradicted*, by the 95 % interval; *open* for one seed."""
+    if gain is None:
         return "not run"
+    if gain.interval is None:
+        return "open: one seed"
     if not gain.significant:
         return "not supported"
     return "supported" if gain.mean > 0 else "contradicted"
