@@ -27,13 +27,14 @@ def adopt(run: Run) -> bool:
     alone.
     """
     record = run.among(read_records(FOLDER / "records.jsonl"))
-    if record is None or run.folder.exists():
+    if record is None:
         return False
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(run.folder.with_suffix(".lock")):  # of another notebook, which may adopt it too
-        if not run.folder.exists():
-            with tempfile.TemporaryDirectory(dir=run.folder.parent) as place:
-                copy = shutil.copytree(FOLDER / record["shipped"], Path(place) / "student")
-                copy.replace(run.folder)
+        if run.done() or run.folder.exists():
+            return run.done()
+        with tempfile.TemporaryDirectory(dir=run.folder.parent) as place:
+            copy = shutil.copytree(FOLDER / record["shipped"], Path(place) / "student")
             append_record(run.records, record)
+            copy.replace(run.folder)  # last: without its files, a run with a record is not finished
     return True

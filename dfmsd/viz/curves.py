@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dfmsd.viz.charts import COLOURS, NARROW, chart, legend_right, write
@@ -69,10 +70,7 @@ def curves_figure(
         write(axes, text, (step, 1.0), (3, -2), xycoords=("data", "axes fraction"), **style)
     axes.set_yscale("log" if log else "linear")
     if log_steps:
-        steps = sorted({step for pairs in series.values() for step, _ in pairs})
-        axes.set_xscale("log")
-        axes.set_xticks(steps, [f"{step:g}" for step in steps])
-        axes.minorticks_off()
+        _log_steps(axes, series)
     legend_right(axes)
     return figure
 
@@ -116,10 +114,14 @@ def small_multiples_figure(
         axes.grid(alpha=0.25)
         if not lines[name].size:
             axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", color="#666666")
-    if log_steps:
-        steps = sorted({step for pairs in series.values() for step, _ in pairs})
-        axes.set_xscale("log")
-        axes.set_xticks(steps, [f"{step:g}" for step in steps])
-        for axes in grid.flat:
-            axes.minorticks_off()
+        if log_steps:
+            _log_steps(axes, series)
     return figure
+
+
+def _log_steps(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """A logarithmic axis on which every step is written out."""
+    steps = sorted({step for pairs in series.values() for step, _ in pairs})
+    axes.set_xscale("log")
+    axes.set_xticks(steps, [f"{step:g}" for step in steps])
+    axes.minorticks_off()
