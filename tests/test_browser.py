@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -41,25 +42,28 @@ pytestmark = [
 
 @contextmanager
 def serving(command, address, env, folder=None):
-    """Run a server until the block ends; wait until `address` answers."""
-    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    server = subprocess.Popen(command, env=env, cwd=folder, **out)
-    try:
-        while True:
-            assert server.poll() is None, server.stdout.read().decode()
-            try:
-                urllib.request.urlopen(address, timeout=60).close()
-                break
-            except OSError:  # not up yet
-                time.sleep(0.2)
-        yield
-    finally:
-        server.terminate()  # it stops its kernels first
+    """Run a server until the block ends; wait until `address` answers, 5 minutes at most."""
+    deadline = time.monotonic() + 300
+    with tempfile.TemporaryFile() as log:  # not a pipe: it would fill, and the server would wait
+        server = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log)
         try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-        server.stdout.close()
+            while True:
+                late = time.monotonic() > deadline
+                if late or server.poll() is not None:
+                    log.seek(0)
+                    raise AssertionError(f"{command} does not answer: {log.read().decode()}")
+                try:
+                    urllib.request.urlopen(address, timeout=60).close()
+                    break
+                except OSError:  # not up yet
+                    time.sleep(0.2)
+            yield
+        finally:
+            server.terminate()  # it stops its kernels first
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 def free_port():
