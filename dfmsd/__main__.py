@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from dfmsd.detectors.files import printable
 from dfmsd.training.signals import STATUS, PreemptedError
 
 LONGEST = 2000  # characters of a line that is printed
@@ -70,8 +71,7 @@ def _one_line(error: Exception) -> str:
     line = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename:
         line = f"{error.filename}: {error.strerror.lower()}"
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 2]} …"
+    return printable(line, longest=LONGEST)
 
 
 def _exit(status: int, line: str) -> None:

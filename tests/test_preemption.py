@@ -237,6 +237,27 @@ def test_a_signal_to_the_whole_process_group(tmp_path, more):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_queue_stops_as_a_whole(tmp_path, number):
+    """Runs that were handed to the pool, but not begun, are not begun when it is stopped."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
+    teachers(tmp_path)
+    options = [
+        "train.steps=100000",
+        "train.evaluations=0",
+        "arms=none",
+        "seeds=0,1,2,3,4",
+        "jobs=2",
+    ]
+    process = started(tmp_path, *options)
+    wait_for_rows(tmp_path, 3)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (STATUS if number == signal.SIGTERM else 130), err
+    assert len(list(tmp_path.rglob("log.jsonl"))) <= 2
+
+
+@pytest.mark.slow
 def test_ctrl_c_at_any_moment_is_one_line_and_loses_nothing(tmp_path):
     """Also in the first third of a second, while modules are loaded."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -225,8 +226,13 @@ def _execute_parallel(queue: Sequence[Run], jobs: int, *, show: bool) -> list[di
         text = "a worker process was killed (out of memory?); the same command continues, "
         raise ChildProcessError(f"{text}with jobs=1 in the least memory") from error
     except (KeyboardInterrupt, PreemptedError):  # a training saves at the workers' SIGTERM
-        for worker in set(active_children()) - others:
-            worker.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        told = set(others)
+        while told_now := set(active_children()) - others:  # new ones for what was handed out
+            for worker in told_now - told:
+                worker.terminate()
+            told |= told_now
+            time.sleep(0.1)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
