@@ -228,10 +228,10 @@ def _execute_parallel(queue: Sequence[Run], jobs: int, *, show: bool) -> list[di
     except (KeyboardInterrupt, PreemptedError):  # a training saves at the workers' SIGTERM
         pool.shutdown(wait=False, cancel_futures=True)
         told = set(others)
-        while told_now := set(active_children()) - others:  # new ones for what was handed out
-            for worker in told_now - told:
+        while active := set(active_children()) - others:
+            for worker in active - told:  # also one that the pool starts for a waiting run
                 worker.terminate()
-            told |= told_now
+            told |= active
             time.sleep(0.1)
         raise
     finally:
