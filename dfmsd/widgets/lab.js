@@ -294,7 +294,7 @@ function render({ model, el }) {
 }
 
 // The app's page has no notebook: a WebSocket carries a message and then its buffers, both ways.
-export function connect(el) {
+function connect(el) {
   const socket = new WebSocket(`${location.origin.replace("http", "ws")}/socket`);
   let message = null, buffers = [];
   socket.binaryType = "arraybuffer";
@@ -315,5 +315,8 @@ export function connect(el) {
   socket.onclose = () => el.prepend(node("p", { className: "error", role: "alert" },
     "The laboratory has ended; start `dfmsd lab` again and reload this page."));
 }
+
+const app = document.getElementById("mask-lab-app");
+if (app) connect(app);
 
 export default { render };
