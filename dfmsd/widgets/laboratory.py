@@ -109,7 +109,8 @@ class Laboratory(State):
         if beside == LEVELS:
             strides = sorted(self._levels[values["detector"]])
             return {
-                f"stride {stride}": self._plan({**values, "stride": stride}) for stride in strides
+                f"stride {stride}": self._plan({**values, "stride": stride, "channel": 0})
+                for stride in strides
             }
         found = {NOTHING: {}, PINNED: {"A": {**(self._pinned or {}), "image": values["image"]}}}
         other = {beside: {**values, "detector": beside, "student": beside}}  # its name is its label
