@@ -211,10 +211,10 @@ def displayed(shown, name):
 
 def computed(twin, name):
     """The same, as the library makes it."""
-    from dfmsd.widgets.mosaic import layer_png
+    from dfmsd.widgets.mosaic import layer_image, png
 
     panel = next(panel for panel in twin.drawn() if panel.name == name)
-    pixels = np.asarray(Image.open(io.BytesIO(layer_png(panel))).convert("RGBA"))
+    pixels = np.asarray(Image.open(io.BytesIO(png(layer_image(panel)))).convert("RGBA"))
     return [*pixels.shape[:2], list(hashlib.sha256(pixels.tobytes()).digest())]
 
 

@@ -20,7 +20,7 @@ from dfmsd.widgets.mosaic import (
     draw,
     gif,
     heat_panel,
-    layer_png,
+    layer_image,
     map_panels,
     mask_panel,
     mosaic,
@@ -162,7 +162,7 @@ def test_bars_are_as_high_as_their_attention_and_grey_where_hidden():
 def test_a_layer_as_png_has_the_colours_of_its_palette(kind):
     keep = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     panel = mask_panel("m", "m", keep) if kind == "mask" else heat_panel("h", "h", keep, (0, 1))
-    read = np.asarray(Image.open(io.BytesIO(layer_png(panel))).convert("RGBA"))
+    read = np.asarray(Image.open(io.BytesIO(png(layer_image(panel)))).convert("RGBA"))
     expected = PALETTES[kind][panel.layer]
     np.testing.assert_array_equal(read[..., 3], expected[..., 3])
     seen = expected[..., 3] > 0

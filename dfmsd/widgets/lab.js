@@ -157,9 +157,9 @@ function render({ model, el }) {
   }
   function drawControl(spec) {
     const made = (controls[spec.name] ??= build(spec)), { input } = made;
-    const words = JSON.stringify(spec.words);
-    if (spec.words && words !== made.words)
-      input.replaceChildren(...spec.words.map((word) => node("option", {}, word)));
+    const unit = spec.name === "stride" ? "stride " : "", words = JSON.stringify(spec.options);
+    if (spec.options && words !== made.words)
+      input.replaceChildren(...spec.options.map((one) => node("option", {}, `${unit}${one}`)));
     Object.assign(made, { spec, words });
     input.disabled = Boolean(spec.idle);
     made.why.textContent = spec.idle || "";

@@ -122,11 +122,11 @@ def draw(scene: Scene, panel: Panel, side: int, *, boxes: bool = True) -> Image.
     size = tuple(max(1, round(edge * scale)) for edge in picture.size)
     # generated scenes are enlarged: their pixels stay pixels
     page = picture.resize(size, _NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    high, wide = scene.window
     if panel.palette == "channels":
-        layer = _coloured(panel).resize(size, _NEAREST).convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", size, "white"), layer).convert("RGB")
+        page, high, wide, boxes = Image.new("RGB", size, "white"), 1, 1, False
     if panel.layer is not None:
-        layer, (high, wide) = _coloured(panel), scene.window
+        layer = layer_image(panel)
         shown = (0, 0, wide * layer.width, high * layer.height)
         layer = layer.resize(size, _NEAREST, shown).convert("RGBA")
         if panel.palette == "heat":
@@ -138,8 +138,8 @@ def draw(scene: Scene, panel: Panel, side: int, *, boxes: bool = True) -> Image.
     return page.convert("RGB")
 
 
-def _coloured(panel: Panel) -> Image.Image:
-    """The layer of a panel with its palette."""
+def layer_image(panel: Panel) -> Image.Image:
+    """The layer of a panel with its palette, for a page or, as a PNG, for a browser."""
     image = Image.fromarray(panel.layer)
     image.putpalette(PALETTES[panel.palette].tobytes(), "RGBA")
     return image
@@ -180,11 +180,6 @@ def mosaic(
             pen.text((left + width + 18, top), high, "black", _FONT, anchor="la")
             pen.text((left + width + 18, top + height), low, "black", _FONT, anchor="ld")
     return page
-
-
-def layer_png(panel: Panel) -> bytes:
-    """The layer of a panel as a PNG with a palette, for a browser."""
-    return png(_coloured(panel))
 
 
 def png(image: Image.Image, *, colours: int | None = None) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dfmsd.widgets.lab import CHOICES, STOPS
 from dfmsd.widgets.laboratory import Laboratory
-from dfmsd.widgets.mosaic import Panel, draw, layer_png, png
+from dfmsd.widgets.mosaic import Panel, draw, layer_image, png
 
 LABELS = {"image": "picture", "detector": "detector", "stride": "level"}
 LABELS |= {"attention_on": "attention on", "temperature": "temperature τ", "ratio": "mask ratio"}
@@ -79,7 +79,7 @@ def frame(lab: Laboratory, *, error: str = "", known: Any = None) -> tuple[Messa
             "caption": panel.caption,
             "palette": panel.palette,
             "limits": panel.limits and [f"{limit:.3g}" for limit in panel.limits],
-            "at": None if panel.layer is None else put(layer_png(panel)),
+            "at": None if panel.layer is None else put(png(layer_image(panel))),
         }
         for panel in lab.drawn()
     ]
@@ -110,17 +110,15 @@ def frame(lab: Laboratory, *, error: str = "", known: Any = None) -> tuple[Messa
 
 def _controls(lab: Laboratory) -> list[Message]:
     """Every control's value, what it offers, and why it cannot act, if so."""
-    offers, values, idle = lab.options() | CHOICES, lab.values(), lab.settings().idle()
-    channels = {"channel": range(len(lab.panels()["channels"]))}
+    options, values, idle = lab.options() | CHOICES, lab.values(), lab.settings().idle()
+    stops = STOPS | {"channel": range(len(lab.panels()["channels"]))}
     found = []
     for name, label in LABELS.items():
         made = {"name": name, "label": label, "value": values[name], "idle": idle.get(name)}
-        if stops := (STOPS | channels).get(name):
-            made |= {"stops": list(stops), "digits": 2 if name in STOPS else 0}
+        if name in stops:
+            made |= {"stops": list(stops[name]), "digits": 2 if name in STOPS else 0}
         else:
-            options = list(offers[name])
-            words = [f"stride {stride}" for stride in options] if name == "stride" else options
-            made |= {"options": options, "words": words}
-            made["idle"] = "there is no other" if len(options) == 1 else made["idle"]
+            made["options"] = list(options[name])
+            made["idle"] = "there is no other" if len(options[name]) == 1 else made["idle"]
         found.append(made)
     return found
