@@ -193,7 +193,8 @@ def png(image: Image.Image, *, colours: int | None = None) -> bytes:
 
 def gif(pages: Sequence[Image.Image], *, milliseconds: int = 150) -> bytes:
     """An endless GIF of pages of one size."""
-    first, *rest = (page.quantize(128, dither=Image.Dither.NONE) for page in pages)
+    palette = pages[0].quantize(256, Image.Quantize.MAXCOVERAGE)  # of all: what stays is free
+    first, *rest = (page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages)
     frames = {"save_all": True, "append_images": rest, "duration": milliseconds, "loop": 0}
     return _packed(first, "GIF", **frames)
 
