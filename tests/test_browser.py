@@ -195,6 +195,8 @@ def opened(page, address):
 
 
 PIXELS = """async image => {
+    await image.decode().catch(() => {});  // the words may be there first
+    if (!image.naturalWidth) return null;
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
     const pen = canvas.getContext("2d");
