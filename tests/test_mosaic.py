@@ -15,12 +15,12 @@ from dfmsd.widgets import mosaic as drawing
 from dfmsd.widgets.lab import MaskSettings
 from dfmsd.widgets.mosaic import (
     PALETTES,
-    Backdrop,
     Panel,
     channel_panel,
+    draw,
     gif,
     heat_panel,
-    layer_png,
+    layer_image,
     map_panels,
     mask_panel,
     mosaic,
@@ -32,44 +32,52 @@ def picture(height=6, width=8):
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def backdrop_of(image, side, boxes=(), window=(1.0, 1.0)):
+def scene_of(image, boxes=(), window=(1.0, 1.0)):
     boxes = torch.tensor(boxes, dtype=torch.float).reshape(-1, 4)
-    return Backdrop(SimpleNamespace(image=image, boxes=boxes, window=window), side=side)
+    return SimpleNamespace(image=image, boxes=boxes, window=window)
 
 
-def masked(backdrop, keep, **options):
-    return backdrop.draw(mask_panel("keep", "keep", keep), **options)
+def drawn(scene, panel, side, **options):
+    return np.array(draw(scene, panel, side, **options))
+
+
+def masked(scene, keep, side, **options):
+    return drawn(scene, mask_panel("keep", "keep", keep), side, **options)
+
+
+def plain(scene, side):
+    return drawn(scene, Panel("picture", "picture"), side, boxes=False)
 
 
 def test_hidden_cells_are_dark_and_hatched_and_the_others_untouched():
-    backdrop = backdrop_of(picture(), 160)
-    assert backdrop.rgb.shape == (120, 160, 3)
+    scene, side = scene_of(picture()), 160
+    assert plain(scene, side).shape == (120, 160, 3)
     keep = torch.tensor([[1.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
-    pixels = masked(backdrop, keep)
+    pixels = masked(scene, keep, side)
     hidden = (keep == 0).numpy().repeat(60, 0).repeat(40, 1)
-    np.testing.assert_array_equal(pixels[~hidden], backdrop.rgb[~hidden])
+    np.testing.assert_array_equal(pixels[~hidden], plain(scene, side)[~hidden])
     line = (pixels[hidden] == 128).all(1)
     assert 0.1 < line.mean() < 0.3
-    dark = pixels[hidden][~line] / backdrop.rgb[hidden][~line].clip(1)
-    assert dark.max() < 0.16
+    dark = pixels[hidden][~line] / plain(scene, side)[hidden][~line].clip(1)
+    assert dark.max() < 0.17
 
 
 def test_cells_that_differ_have_a_rim():
-    backdrop = backdrop_of(picture(), 160)
+    scene, side = scene_of(picture()), 160
     keep, other = torch.ones(2, 4), torch.ones(2, 4)
     other[0, 1] = 0
-    pixels = backdrop.draw(mask_panel("keep", "keep", keep, other))
+    pixels = drawn(scene, mask_panel("keep", "keep", keep, other), side)
     rim = (pixels == PALETTES["mask"][3, :3]).all(2)
     assert rim[:60, 40:80].any(0).all()
     assert not rim[60:].any()
     assert not rim[:, :40].any()
-    assert not (masked(backdrop, keep) != backdrop.rgb).any()
+    np.testing.assert_array_equal(masked(scene, keep, side), plain(scene, side))
 
 
 def test_a_heat_map_has_its_colours_over_grey_and_is_cut_at_its_limits():
-    backdrop = backdrop_of(torch.zeros(3, 4, 4), 4)
+    scene = scene_of(torch.zeros(3, 4, 4))
     values = torch.tensor([[0.0, 5.0], [10.0, 99.0]])
-    pixels = backdrop.draw(heat_panel("a", "a", values, (0.0, 10.0)))
+    pixels = drawn(scene, heat_panel("a", "a", values, (0.0, 10.0)), 4)
     viridis = matplotlib.colormaps["viridis"]
     for (y, x), share in {(0, 0): 0, (0, 3): 127, (3, 0): 255, (3, 3): 255}.items():
         expected = drawing.HEAT * 255 * np.array(viridis(share)[:3])
@@ -78,12 +86,12 @@ def test_a_heat_map_has_its_colours_over_grey_and_is_cut_at_its_limits():
 
 def test_the_padded_part_of_a_map_is_not_shown():
     # The picture covers 3 of 4 rows and 1 of 2 columns of cells.
-    backdrop = backdrop_of(torch.ones(3, 60, 40), 60, window=(0.75, 0.5))
+    scene, side = scene_of(torch.ones(3, 60, 40), window=(0.75, 0.5)), 60
     keep = torch.ones(4, 2)
     keep[3], keep[:, 1] = 0, 0
-    np.testing.assert_array_equal(masked(backdrop, keep), backdrop.rgb)
+    np.testing.assert_array_equal(masked(scene, keep, side), plain(scene, side))
     keep[1, 0] = 0
-    dark = masked(backdrop, keep).max(2) < 255
+    dark = masked(scene, keep, side).max(2) < 255
     assert dark[20:40].all()
     assert not dark[:20].any()
     assert not dark[40:].any()
@@ -92,10 +100,12 @@ def test_the_padded_part_of_a_map_is_not_shown():
 @pytest.mark.parametrize("box", [[2, 2, 14, 10], [-9, -9, 99, 99], [7, 7, 7, 7]])
 def test_boxes_are_dashed_inside_the_picture(box):
     grey = torch.full((3, 12, 16), 0.5)
-    backdrop = backdrop_of(grey, 16, boxes=[box])
-    pixels = masked(backdrop, torch.ones(1, 1))
+    scene, side = scene_of(grey, boxes=[box]), 16
+    pixels = masked(scene, torch.ones(1, 1), side)
     assert {32, 255} & set(np.unique(pixels[pixels != 128]).tolist())
-    np.testing.assert_array_equal(masked(backdrop, torch.ones(1, 1), boxes=False), backdrop.rgb)
+    np.testing.assert_array_equal(
+        masked(scene, torch.ones(1, 1), side, boxes=False), plain(scene, side)
+    )
     if box == [2, 2, 14, 10]:
         changed = np.argwhere((pixels == 255).all(2))
         assert changed.min(0).tolist() == [2, 2]
@@ -104,15 +114,16 @@ def test_boxes_are_dashed_inside_the_picture(box):
 
 
 def test_panels_lie_in_rows_with_caption_bar_and_numbers():
-    backdrop = backdrop_of(torch.full((3, 20, 30), 0.4), 30)
+    scene, side = scene_of(torch.full((3, 20, 30), 0.4)), 30
     heat = heat_panel("two", "two", torch.zeros(2, 3), (0.0, 2.5))
-    page = mosaic(backdrop, [Panel("one", "one"), heat, Panel("three", "three")], columns=2)
+    panels = [Panel("one", "one"), heat, Panel("three", "three")]
+    page = np.array(mosaic(scene, panels, columns=2, side=side))
     high, wide = drawing.CAPTION + 20 + drawing.GAP, 30 + drawing.BAR + drawing.GAP
-    assert page.shape == (2 * high, 2 * wide, 3)
-    assert page.dtype == np.uint8
+    assert page.shape == (drawing.GAP + 2 * high, drawing.GAP + 2 * wide, 3)
+    page = page[drawing.GAP :, drawing.GAP :]
     for top, left in ((0, 0), (high, 0)):
         place = (slice(top + drawing.CAPTION, top + high - drawing.GAP), slice(left, left + 30))
-        np.testing.assert_array_equal(page[place], backdrop.rgb)
+        np.testing.assert_array_equal(page[place], plain(scene, side))
         assert (page[top : top + drawing.CAPTION, left : left + 30] < 128).any()  # the caption
     bar = page[drawing.CAPTION : drawing.CAPTION + 20, wide + 30 : 2 * wide]
     assert (bar[0, 4] > bar[-1, 4])[:2].all()  # yellow above violet
@@ -143,7 +154,7 @@ def test_bars_are_as_high_as_their_attention_and_grey_where_hidden():
     heights = [(panel.layer[:, 4 * k] > 0).mean() for k in range(3)]
     assert heights == [0.25, 1.0, 0.5]
     assert [panel.layer[-1, 4 * k] for k in range(3)] == [1, 2, 3]
-    pixels = backdrop_of(picture(), 16).draw(panel)
+    pixels = drawn(scene_of(picture()), panel, 16)
     assert (pixels[0, 0] == 255).all()  # a white ground, no picture
 
 
@@ -151,7 +162,7 @@ def test_bars_are_as_high_as_their_attention_and_grey_where_hidden():
 def test_a_layer_as_png_has_the_colours_of_its_palette(kind):
     keep = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     panel = mask_panel("m", "m", keep) if kind == "mask" else heat_panel("h", "h", keep, (0, 1))
-    read = np.asarray(Image.open(io.BytesIO(layer_png(panel))).convert("RGBA"))
+    read = np.asarray(Image.open(io.BytesIO(png(layer_image(panel)))).convert("RGBA"))
     expected = PALETTES[kind][panel.layer]
     np.testing.assert_array_equal(read[..., 3], expected[..., 3])
     seen = expected[..., 3] > 0
@@ -159,14 +170,15 @@ def test_a_layer_as_png_has_the_colours_of_its_palette(kind):
 
 
 def test_a_gif_has_a_frame_per_page_and_never_ends():
-    pages = [np.full((8, 9, 3), shade, np.uint8) for shade in (0, 120, 240)]
+    pages = [Image.new("RGB", (9, 8), (shade,) * 3) for shade in (0, 120, 240)]
     file = Image.open(io.BytesIO(gif(pages)))
     assert (file.n_frames, file.size, file.info["loop"]) == (3, (9, 8), 0)
 
 
 def test_a_png_is_exact_or_small():
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
-    exact, small = png(pixels), png(pixels, colours=16)
+    page = Image.fromarray(pixels)
+    exact, small = png(page), png(page, colours=16)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(exact))), pixels)
     assert len(small) < len(exact) / 2
     reduced = np.asarray(Image.open(io.BytesIO(small)).convert("RGB"))

@@ -13,6 +13,7 @@ import torch
 from command_line import refused
 from PIL import Image
 from tiny import tiny_detector
+from torchvision.transforms.functional import to_pil_image
 
 from dfmsd.widgets import MaskLab, state
 from dfmsd.widgets.lab import CHOICES, STOPS, LabError, capture_scene
@@ -117,7 +118,8 @@ def test_a_page_gets_the_maps_and_the_colours_of_the_library(lab):
     brightest = np.unravel_index(heat.sum(2).argmax(), heat.shape[:2])
     assert maps["enhanced"][brightest] == maps["enhanced"].max()
     np.testing.assert_array_equal(
-        pixels(buffers[frame["picture"]["at"]])[..., :3], lab.backdrop.original
+        pixels(buffers[frame["picture"]["at"]])[..., :3],
+        to_pil_image((255 * lab.scene.image).round().byte()),
     )
 
 

@@ -11,10 +11,9 @@ import json
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tornado.httpserver import HTTPServer
-from tornado.web import Application, RequestHandler
+from tornado.web import Application, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketHandler
 
 from dfmsd.widgets.laboratory import Laboratory
@@ -25,24 +24,19 @@ _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Mask laboratory · dfmsd</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">
-<link rel="stylesheet" href="/lab.css"><script type="module" src="/start.js"></script>
+<link rel="stylesheet" href="/lab.css"><script type="module" src="/lab.js"></script>
 </head><body><main><h1 style="font: 600 20px system-ui; margin: 4px 8px">Mask laboratory</h1>
-<div></div></main></body></html>"""
-_START = 'import { connect } from "/lab.js"; connect(document.querySelector("main > div"));'
+<div id="mask-lab-app"></div></main></body></html>"""
+_POLICY = "default-src 'self'; img-src blob: data:; style-src 'self' 'unsafe-inline'"
 _MOST_BYTES = 9_000_000  # of a picture that is sent
 
 
-class _File(RequestHandler):
-    """One of the four files of the page."""
-
-    def initialize(self, text: str, kind: str) -> None:
-        self._text, self._kind = text, kind
+class _Page(RequestHandler):
+    """The page, which loads nothing from elsewhere."""
 
     def get(self) -> None:
-        self.set_header("Content-Type", f"{self._kind}; charset=utf-8")
-        policy = "default-src 'self'; img-src blob: data:; style-src 'self' 'unsafe-inline'"
-        self.set_header("Content-Security-Policy", policy)
-        self.finish(self._text)
+        self.set_header("Content-Security-Policy", _POLICY)
+        self.finish(_PAGE)
 
 
 class _Visit(WebSocketHandler):
@@ -66,16 +60,12 @@ class _Visit(WebSocketHandler):
 
 def serve(lab: Laboratory, sockets: Sequence[socket.socket]) -> None:
     """Answer visitors until the process is interrupted."""
-    script, style = ((_HERE / name).read_text("utf-8") for name in ("lab.js", "lab.css"))
-    files = {"/": (_PAGE, "text/html"), "/lab.js": (script, "text/javascript")}
-    files |= {"/lab.css": (style, "text/css"), "/start.js": (_START, "text/javascript")}
-    routes: list[Any] = [
-        (path, _File, {"text": text, "kind": kind}) for path, (text, kind) in files.items()
-    ]
-    routes.append(("/socket", _Visit, {"lab": lab}))
-    asyncio.run(_run(Application(routes, websocket_max_message_size=_MOST_BYTES), sockets))
+    files = StaticFileHandler, {"path": _HERE}
+    routes = [("/", _Page), (r"/(lab\.css|lab\.js)", *files), ("/socket", _Visit, {"lab": lab})]
+    server = HTTPServer(Application(routes, websocket_max_message_size=_MOST_BYTES))
 
+    async def run() -> None:
+        server.add_sockets(sockets)
+        await asyncio.Event().wait()
 
-async def _run(application: Application, sockets: Sequence[socket.socket]) -> None:
-    HTTPServer(application).add_sockets(sockets)
-    await asyncio.Event().wait()
+    asyncio.run(run())

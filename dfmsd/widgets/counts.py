@@ -54,11 +54,10 @@ def count_cells(scene: Scene, keep: Tensor, limits: tuple[float, float]) -> Coun
 
 def sentence(scene: Scene, maps: Mapping[str, Tensor], limits: tuple[float, float]) -> str:
     """What both masks hide, in one sentence: the maps are those of `mask_maps`."""
-    counts = count_cells(scene, maps["keep"], limits)
-    groups = size_groups(scene, limits)
+    counts, groups = count_cells(scene, maps["keep"], limits), size_groups(scene, limits)
     objects = [
-        f"{_amount(*counts[name])} the {name} object{'s' if groups[name].sum() > 1 else ''}"
-        for name in groups
+        f"{_amount(*counts[name])} the {name} object{'s' * bool(boxes.sum() > 1)}"
+        for name, boxes in groups.items()
         if counts.get(name, (0, 0))[1]
     ]
     masked, cells = counts["masked"]

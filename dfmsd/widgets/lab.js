@@ -157,9 +157,9 @@ function render({ model, el }) {
   }
   function drawControl(spec) {
     const made = (controls[spec.name] ??= build(spec)), { input } = made;
-    const words = JSON.stringify(spec.words);
-    if (spec.words && words !== made.words)
-      input.replaceChildren(...spec.words.map((word) => node("option", {}, word)));
+    const unit = spec.name === "stride" ? "stride " : "", words = JSON.stringify(spec.options);
+    if (spec.options && words !== made.words)
+      input.replaceChildren(...spec.options.map((one) => node("option", {}, `${unit}${one}`)));
     Object.assign(made, { spec, words });
     input.disabled = Boolean(spec.idle);
     made.why.textContent = spec.idle || "";
@@ -294,7 +294,7 @@ function render({ model, el }) {
 }
 
 // The app's page has no notebook: a WebSocket carries a message and then its buffers, both ways.
-export function connect(el) {
+function connect(el) {
   const socket = new WebSocket(`${location.origin.replace("http", "ws")}/socket`);
   let message = null, buffers = [];
   socket.binaryType = "arraybuffer";
@@ -315,5 +315,8 @@ export function connect(el) {
   socket.onclose = () => el.prepend(node("p", { className: "error", role: "alert" },
     "The laboratory has ended; start `dfmsd lab` again and reload this page."));
 }
+
+const app = document.getElementById("mask-lab-app");
+if (app) connect(app);
 
 export default { render };

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd.align import standardise
-from dfmsd.context import Context, mean_of_cells, widen
+from dfmsd.context import Context
 from dfmsd.detectors.features import capture_features, frozen_modes, strided_levels
 from dfmsd.enhance import high_frequency, pool_energy, region_energy, strengthen
 from dfmsd.loss import DFMSDLoss
@@ -104,11 +104,10 @@ class MaskSettings:
         `method.levels(features, features, context)`, with a detector's features by stride, then
         gives its masks.
         """
-        given = self.arguments()
+        width, given = f"{{{self.stride}: {channels}}}", self.arguments().items()
         lines = ["from dfmsd.loss import DFMSDLoss", "", "method = DFMSDLoss("]
-        sides = ((f"{{{self.stride}: {channels}}}", side) for side in ("student", "teacher"))
-        lines += [f"    {width},  # channels of the {side}" for width, side in sides]
-        lines += [*(f"    {name}={value!r}," for name, value in given.items()), ")"]
+        lines += [f"    {width},  # channels of the {side}" for side in ("student", "teacher")]
+        lines += [*(f"    {name}={value!r}," for name, value in given), ")"]
         if self.select == "random":
             lines += ["import torch", "", "torch.manual_seed(0)"]
         return "\n".join(lines) + "\n"
@@ -129,9 +128,7 @@ class Scene:
     Attributes:
         image: (3, H, W) in 0..1.
         context: the detector's batch of one; `candidates` are the boxes in its pixels.
-        magnitude: (stride, form of the feature) → mean over its channels, absolute, (1, 1, h, w).
-        features: stride → the standardised feature, (1, C, h, w).
-        channels: stride → mean over the cells of the raw feature, absolute, (1, C, 1, 1).
+        raw, features: stride → feature (1, C, h, w), as the detector gave it and standardised.
         boxes, detected: (n, 4) xyxy, pixels of `image`; True when they are the detector's own.
         window: share of the batch's height and width that the picture covers; the rest is padding.
         frequency: cut-off → `high_frequency` of the batch, (1, 1, H, W); remembers 32.
@@ -139,9 +136,8 @@ class Scene:
 
     image: Tensor
     context: Context
-    magnitude: dict[tuple[int, str], Tensor]
+    raw: dict[int, Tensor]
     features: dict[int, Tensor]
-    channels: dict[int, Tensor]
     boxes: Tensor
     detected: bool
     window: tuple[float, float]
@@ -170,23 +166,15 @@ def capture_scene(
     size, batch = tuple(captured.images.image_sizes[0]), captured.images.tensors.cpu()
     scale = torch.tensor([size[1] / image.shape[2], size[0] / image.shape[1]]).repeat(2)
     context = Context(images=batch, sizes=[size], candidates=[boxes * scale])
-    magnitude, features, channels = {}, {}, {}
-    for stride, (name, _) in levels.items():
-        feature = captured.features[name].cpu()
-        valid = context.padding_mask(feature)
-        features[stride] = standardise(feature, valid)
-        channels[stride] = mean_of_cells(widen(feature).abs(), valid)
-        for form, values in (("raw", feature), ("standardised", features[stride])):
-            # the attention averages over channels first: of this mean it makes the same map
-            magnitude[stride, form] = values.float().abs().mean(1, keepdim=True)
+    raw = {stride: captured.features[name].cpu() for stride, (name, _) in levels.items()}
+    features = {key: standardise(one, context.padding_mask(one)) for key, one in raw.items()}
 
     @lru_cache(maxsize=32)
     def frequency(cutoff: float) -> Tensor:
         return high_frequency(context.images, cutoff=cutoff, sizes=context.sizes)
 
     window = size[0] / batch.shape[2], size[1] / batch.shape[3]
-    maps = magnitude, features, channels
-    return Scene(image.cpu(), context, *maps, boxes, detected, window, frequency)
+    return Scene(image.cpu(), context, raw, features, boxes, detected, window, frequency)
 
 
 def mask_maps(scene: Scene, settings: MaskSettings, student: Scene | None = None) -> Maps:
@@ -194,47 +182,36 @@ def mask_maps(scene: Scene, settings: MaskSettings, student: Scene | None = None
 
     `keep`, `attention`, `energy`, `enhanced`; `rank`, 1 for the cell that the mask takes first;
     `channels` and `keep_channel`, attention and mask over channels; and `masked`, the mean
-    magnitude of the standardised feature of `student` (of the scene itself, if None) that is left
-    after both masks, which is what both generators together are given.
+    magnitude of the standardised feature of `student` (of the scene itself, if None; its shape is
+    the same) that is left after both masks, which is what both generators together are given.
 
     As in `DFMSDLoss`, a mask at random or a strength of 0 leaves the attention as it is. Random
     masks come from a fixed seed, so that equal settings give equal masks and a higher ratio hides
-    the same cells and more. LabError when a scene has no such level, or the student's differs.
+    the same cells and more. LabError when the scene has no such level.
     """
-    if (settings.stride, settings.attention_on) not in scene.magnitude:
-        strides = sorted({stride for stride, _ in scene.magnitude})
-        raise LabError(f"stride must be one of {strides}, got {settings.stride!r}")
-    magnitude, context = scene.magnitude[settings.stride, settings.attention_on], scene.context
-    valid = context.padding_mask(magnitude)
-    attention = spatial_attention(magnitude, temperature=settings.temperature, valid=valid)
+    stride, context = settings.stride, scene.context
+    if stride not in scene.raw:
+        raise LabError(f"stride must be one of {sorted(scene.raw)}, got {stride!r}")
+    raw, heat = scene.raw[stride], {"temperature": settings.temperature}
+    heat["valid"] = valid = context.padding_mask(raw)
+    seen = raw if settings.attention_on == "raw" else scene.features[stride]
+    attention, channels = spatial_attention(seen, **heat), channel_attention(raw, **heat)
     sizes = context.sizes if context.padded else None
-    energy = pool_energy(scene.frequency(settings.cutoff), magnitude.shape[-2:], sizes=sizes)
+    energy = pool_energy(scene.frequency(settings.cutoff), tuple(raw.shape[-2:]), sizes=sizes)
     if settings.regions == "boxes":
         energy = region_energy(energy, context.candidates, tuple(context.images.shape[-2:]))
     enhanced = attention
     if settings.enhances:
         enhanced = strengthen(attention, energy, strength=settings.strength, valid=valid)
-    channels = channel_attention(
-        scene.channels[settings.stride], temperature=settings.temperature
-    )  # of the mean magnitudes, which stand for the feature
     chosen = {"select": settings.select, "generator": torch.Generator().manual_seed(0)}
     keep = keep_mask(enhanced, ratio=settings.ratio, valid=valid, **chosen)
     keep_channel = keep_mask(channels, ratio=settings.ratio_channel, **chosen)
-    feature = _feature(student or scene, settings.stride, scene.features[settings.stride].shape)
-    masked = (feature.abs() * keep_channel).mean(1, keepdim=True) * keep
-    maps = {"keep": keep, "attention": attention, "energy": energy, "enhanced": enhanced}
-    maps = {name: values[0, 0] for name, values in (maps | {"masked": masked}).items()}
+    left = (student or scene).features[stride].abs() * keep_channel
     order = -enhanced if settings.select == "low" else enhanced
     order = order if valid is None else order.masked_fill(~valid, -torch.inf)
     # the place of each cell in the order of the mask, ties in reading order
     places = order.flatten().argsort(descending=True, stable=True).argsort()
-    maps["rank"] = places.view(maps["keep"].shape) + 1.0
+    maps = {"keep": keep, "attention": attention, "energy": energy, "enhanced": enhanced}
+    maps |= {"masked": left.mean(1, keepdim=True) * keep, "rank": places.view(keep.shape) + 1.0}
+    maps = {name: values[0, 0] for name, values in maps.items()}
     return maps | {"channels": channels.flatten(), "keep_channel": keep_channel.flatten()}
-
-
-def _feature(scene: Scene, stride: int, shape: torch.Size) -> Tensor:
-    feature = scene.features.get(stride)
-    if feature is None or feature.shape != shape:
-        found = "no such level" if feature is None else f"one of shape {tuple(feature.shape[1:])}"
-        raise LabError(f"student must have a feature {tuple(shape[1:])} here, it has {found}")
-    return feature

@@ -44,22 +44,19 @@ class MaskLab(Laboratory, anywidget.AnyWidget):
     def set(self, **values: Any) -> None:
         """As `Laboratory.set`; so are the others, and every view shows the result."""
         super().set(**values)
-        self._tell({})
+        self._hear(self, {}, [])
 
     def pin(self) -> None:
         """As `Laboratory.pin`."""
         super().pin()
-        self._tell({})
+        self._hear(self, {}, [])
 
     def reset(self) -> None:
         """As `Laboratory.reset`."""
         super().reset()
-        self._tell({})
+        self._hear(self, {}, [])
 
     def _hear(self, _widget: Any, message: Mapping[str, Any], buffers: Sequence[bytes]) -> None:
-        self._tell(message, buffers)
-
-    def _tell(self, message: Mapping[str, Any], buffers: Sequence[bytes] = ()) -> None:
         content, files = answer(self, message, buffers)
         self.send(content | {"view": message.get("view")}, files)
 

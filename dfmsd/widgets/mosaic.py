@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
+from matplotlib.colors import to_rgba_array
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from dfmsd.widgets.lab import MaskSettings, Scene
 
@@ -23,14 +27,17 @@ HEAT = 0.75
 CAPTION, BAR, GAP, TEXT = 24, 52, 8, 12
 """Height of a caption, width of a colour bar with its numbers, gap, size of letters; pixels."""
 _FINE, _BARS = 384, 48  # pixels of a mask's layer at most; height of the bars of channels
+_NEAREST = Image.Resampling.NEAREST
 _FONT = ImageFont.truetype(matplotlib.get_data_path() + "/fonts/ttf/DejaVuSans.ttf", TEXT)
-VIRIDIS = (matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255).astype(np.uint8)
-# What the numbers of a layer mean, in RGBA. A hidden cell is dark and hatched, which tells it from
-# a dark picture; cells that differ between two masks have an orange rim.
-_MASK = np.array([[0, 0, 0, 0], [0, 0, 0, 217], [128, 128, 128, 255], [255, 140, 0, 255]], np.uint8)
-_CHANNELS = np.array([[0, 0, 0, 0], [33, 130, 180, 255], [130, 130, 130, 255], [255, 140, 0, 255]])
-_HEAT = np.concatenate([VIRIDIS, np.full((256, 1), 255, np.uint8)], axis=1)
-PALETTES = {"heat": _HEAT, "mask": _MASK, "channels": _CHANNELS.astype(np.uint8)}
+_COLOURS = {
+    "heat": matplotlib.colormaps["viridis"](np.arange(256)),
+    # a hidden cell is dark and hatched, which tells it from a dark picture; one that differs
+    # between two masks has an orange rim
+    "mask": to_rgba_array(["none", "#000000d9", "#808080", "#ff8c00"]),
+    "channels": to_rgba_array(["none", "#2182b4", "#828282", "#ff8c00"]),
+}
+PALETTES = {name: (255 * colours).round().astype(np.uint8) for name, colours in _COLOURS.items()}
+"""What the numbers of a layer mean, in RGBA."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +61,23 @@ class Panel:
 
 def heat_panel(name: str, caption: str, values: Tensor, limits: tuple[float, float]) -> Panel:
     """A map (h, w) in colours; values beyond the limits take the last one."""
-    low, high = limits
+    low, high = map(float, limits)
     share = (values.numpy() - low) / max(high - low, 1e-12)
     layer = (share * 255).clip(0, 255).astype(np.uint8)
-    return Panel(name, caption, layer, "heat", (float(low), float(high)))
+    return Panel(name, caption, layer, "heat", (low, high))
 
 
 def mask_panel(name: str, caption: str, keep: Tensor, other: Tensor | None = None) -> Panel:
     """Hidden cells (0 in `keep`, (h, w)) hatched; those of `other` that differ have a rim."""
     block = max(4, min(64, _FINE // max(keep.shape)))
-    hidden = (keep == 0).numpy().repeat(block, 0).repeat(block, 1)
+    square = np.ones((block, block), np.uint8)
+    hidden = np.kron((keep == 0).numpy(), square)
     y, x = np.ogrid[: hidden.shape[0], : hidden.shape[1]]
     layer = np.where((x + y) % 10 < 2, np.uint8(2), np.uint8(1)) * hidden
     if other is not None and other.shape == keep.shape:
-        differs, width = (
-            (other != keep).numpy().repeat(block, 0).repeat(block, 1),
-            max(1, block // 8),
-        )
+        differs, width = np.kron((other != keep).numpy(), square), max(1, block // 8)
         rim = [(edge % block < width) | (edge % block >= block - width) for edge in (y, x)]
-        layer[(rim[0] | rim[1]) & differs] = 3
+        layer[(rim[0] | rim[1]) & (differs > 0)] = 3
     return Panel(name, caption, layer, "mask")
 
 
@@ -97,10 +102,10 @@ def map_panels(
     The maps are from `mask_maps` with these settings. Both attentions share one scale. Cells in
     which the mask differs from `other` are outlined.
     """
-    top = (0.0, float(max(maps["attention"].max(), maps["enhanced"].max())))
+    top = 0, max(maps["attention"].max(), maps["enhanced"].max())
     off = "" if settings.enhances else " (off)"
     hidden = f"keep mask, hidden cells: {int((maps['keep'] == 0).sum())}"
-    left = (0.0, float(maps["masked"].max()))
+    left = 0, maps["masked"].max()
     return [
         mask_panel("keep", hidden, maps["keep"], other),
         heat_panel("attention", "attention, mean 1", maps["attention"], top),
@@ -110,109 +115,93 @@ def map_panels(
     ]
 
 
-class Backdrop:
-    """A scene's picture, `side` pixels long, over which panels are drawn."""
-
-    def __init__(self, scene: Scene, *, side: int) -> None:
-        rgb = (scene.image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        self.original = rgb
-        scale = side / max(rgb.shape[:2])
-        height, width = (max(1, round(edge * scale)) for edge in rgb.shape[:2])
-        # generated scenes are enlarged: their pixels stay pixels
-        how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-        self.rgb = np.asarray(
-            Image.fromarray(np.ascontiguousarray(rgb)).resize((width, height), how)
-        )
-        self._grey = ((1 - HEAT) * self.rgb.mean(2, keepdims=True)).astype(np.uint8)
-        self._window = scene.window
-        frames = _draw_frames((height, width), scene.boxes.numpy() * scale)
-        self._rims, self._dashes = np.flatnonzero(frames == 1), np.flatnonzero(frames == 2)
-
-    def draw(self, panel: Panel, *, boxes: bool = True) -> np.ndarray:
-        """Pixels (H, W, 3) uint8 of a panel."""
-        if panel.palette == "channels":
-            layer = PALETTES["channels"][_stretch(panel.layer, self.rgb.shape, (1, 1))]
-            return np.where(layer[..., 3:] > 0, layer[..., :3], np.uint8(255))
-        pixels = self.rgb.copy()
-        if panel.layer is not None:
-            colours = PALETTES[panel.palette][_stretch(panel.layer, pixels.shape, self._window)]
-            if panel.palette == "heat":
-                pixels = (HEAT * colours[..., :3]).astype(np.uint8) + self._grey
-            else:
-                share = colours[..., 3:] / 255
-                pixels = (share * colours[..., :3] + (1 - share) * pixels).astype(np.uint8)
-        if boxes:
-            flat = pixels.reshape(-1, 3)
-            flat[self._rims], flat[self._dashes] = 32, 255
-        return pixels
+def draw(scene: Scene, panel: Panel, side: int, *, boxes: bool = True) -> Image.Image:
+    """A panel over the scene's picture, its longer side `side` pixels, RGB."""
+    picture = to_pil_image((scene.image.clamp(0, 1) * 255).round().byte())
+    scale = side / max(picture.size)
+    size = tuple(max(1, round(edge * scale)) for edge in picture.size)
+    # generated scenes are enlarged: their pixels stay pixels
+    page = picture.resize(size, _NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    high, wide = scene.window
+    if panel.palette == "channels":
+        page, high, wide, boxes = Image.new("RGB", size, "white"), 1, 1, False
+    if panel.layer is not None:
+        layer = layer_image(panel)
+        shown = (0, 0, wide * layer.width, high * layer.height)
+        layer = layer.resize(size, _NEAREST, shown).convert("RGBA")
+        if panel.palette == "heat":
+            layer.putalpha(round(255 * HEAT))
+            page = page.convert("L")
+        page = Image.alpha_composite(page.convert("RGBA"), layer)
+    if boxes:
+        page = Image.alpha_composite(page.convert("RGBA"), _frames(size, scene.boxes * scale))
+    return page.convert("RGB")
 
 
-def _stretch(cells: np.ndarray, size: Sequence[int], window: tuple[float, float]) -> np.ndarray:
-    """The part of a map (h, w) in the window at the size of a panel, every cell a block."""
-    rows, columns = (
-        ((np.arange(pixels) + 0.5) / pixels * share * count).astype(int)
-        for pixels, share, count in zip(size, window, cells.shape, strict=False)
-    )
-    return cells[rows][:, columns]
+def layer_image(panel: Panel) -> Image.Image:
+    """The layer of a panel with its palette, for a page or, as a PNG, for a browser."""
+    image = Image.fromarray(panel.layer)
+    image.putpalette(PALETTES[panel.palette].tobytes(), "RGBA")
+    return image
 
 
-def _draw_frames(size: tuple[int, int], boxes: np.ndarray) -> np.ndarray:
-    """(H, W): 2 on the dashes of the boxes' frames, 1 on the gaps and the rim, 0 elsewhere."""
-    rim, dashes = Image.new("L", size[::-1]), Image.new("L", size[::-1])
-    for left, top, right, bottom in boxes.round().astype(int).tolist():
-        right, bottom = max(left, min(right, size[1]) - 1), max(top, min(bottom, size[0]) - 1)
-        corners = [max(edge, 0) for edge in (left, top, right, bottom)]
-        ImageDraw.Draw(rim).rectangle(corners, outline=1, width=2)
-        ImageDraw.Draw(dashes).rectangle(corners, outline=1)
-    y, x = np.indices(size)
-    return np.maximum(np.asarray(rim), 2 * np.asarray(dashes) * ((x + y) % 7 < 4))
+def _frames(size: tuple[int, int], boxes: Tensor) -> Image.Image:
+    """Frames of boxes (n, 4) over nothing, inside `size`: white dashes on a dark rim."""
+    rim, dashes = Image.new("L", size), Image.new("L", size)
+    last = torch.tensor(size).repeat(2) - 1
+    for box in boxes.round().int():
+        ends = torch.cat([box[:2].clamp_min(0), (box[2:] - 1).maximum(box[:2])])
+        ImageDraw.Draw(rim).rectangle(ends.minimum(last).tolist(), outline=255, width=2)
+        ImageDraw.Draw(dashes).rectangle(ends.minimum(last).tolist(), outline=255)
+    y, x = np.indices(size[::-1])
+    frames = Image.new("RGBA", size)
+    frames.paste("#202020", mask=rim)
+    frames.paste("white", mask=Image.fromarray(np.asarray(dashes) * ((x + y) % 7 < 4)))
+    return frames
 
 
 def mosaic(
-    backdrop: Backdrop, panels: Sequence[Panel], columns: int, *, boxes: bool = True
-) -> np.ndarray:
-    """The panels in rows of `columns`, with captions and colour bars on white: uint8 (H, W, 3)."""
-    height, width = backdrop.rgb.shape[:2]
+    scene: Scene, panels: Sequence[Panel], *, columns: int, side: int = 280, boxes: bool = True
+) -> Image.Image:
+    """The panels in rows, each `side` pixels long, with captions and colour bars on white."""
+    drawn = [draw(scene, panel, side, boxes=boxes) for panel in panels]
+    (width, height), rows = drawn[0].size, -(-len(panels) // columns)
     step_down, step_right = CAPTION + height + GAP, width + BAR + GAP
-    page = Image.new("RGB", (columns * step_right, -(-len(panels) // columns) * step_down), "white")
+    page = Image.new("RGB", (GAP + columns * step_right, GAP + rows * step_down), "white")
     pen = ImageDraw.Draw(page)
-    bar = VIRIDIS[np.linspace(255, 0, height).astype(np.uint8)][:, None].repeat(10, axis=1)
+    bar = Image.fromarray(PALETTES["heat"][::-1, None, :3]).resize((10, height))
     for index, panel in enumerate(panels):
-        left, top = index % columns * step_right, index // columns * step_down + CAPTION
-        page.paste(Image.fromarray(backdrop.draw(panel, boxes=boxes)), (left, top))
+        left, top = GAP + index % columns * step_right, GAP + CAPTION + index // columns * step_down
+        page.paste(drawn[index], (left, top))
         pen.text((left, top - 5), panel.caption, "black", _FONT, anchor="ls")
         if panel.limits:
-            page.paste(Image.fromarray(bar), (left + width + 4, top))
+            page.paste(bar, (left + width + 4, top))
             low, high = (f"{value:.3g}" for value in panel.limits)
             pen.text((left + width + 18, top), high, "black", _FONT, anchor="la")
             pen.text((left + width + 18, top + height), low, "black", _FONT, anchor="ld")
-    return np.asarray(page)
+    return page
 
 
-def layer_png(panel: Panel) -> bytes:
-    """The layer of a panel as a PNG with a palette, for a browser."""
-    image, colours = Image.fromarray(panel.layer), PALETTES[panel.palette]
-    image.putpalette(colours[:, :3].tobytes())
+def png(image: Image.Image, *, colours: int | None = None) -> bytes:
+    """A PNG: quickly packed and exact, or small with at most `colours`."""
+    if not colours:
+        return _packed(image, "PNG", compress_level=1)
+    # the default method takes its colours from the commonest pixels and spoils the scales
+    how = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 1, "dither": Image.Dither.NONE}
+    return _packed(image.quantize(colours, **how), "PNG", optimize=True)
+
+
+def gif(pages: Sequence[Image.Image], *, milliseconds: int = 150) -> bytes:
+    """An endless GIF of pages of one size."""
+    # one palette, of every fourth pixel of all pages: what stays still then costs nothing
+    sample = Image.fromarray(np.concatenate([np.asarray(page)[::4, ::4] for page in pages]))
+    palette = sample.quantize(256, Image.Quantize.MAXCOVERAGE)
+    first, *rest = (page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages)
+    frames = {"save_all": True, "append_images": rest, "duration": milliseconds, "loop": 0}
+    return _packed(first, "GIF", **frames)
+
+
+def _packed(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = BytesIO()
-    image.save(file, "PNG", compress_level=1, transparency=colours[:, 3].tobytes())
-    return file.getvalue()
-
-
-def png(pixels: np.ndarray, *, colours: int | None = None) -> bytes:
-    """A PNG of uint8 (H, W, 3): quickly packed and exact, or small with at most `colours`."""
-    file, image = BytesIO(), Image.fromarray(np.ascontiguousarray(pixels))
-    if colours:
-        # the default method takes its colours from the commonest pixels and spoils the scales
-        how = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 1, "dither": Image.Dither.NONE}
-        image.quantize(colours, **how).save(file, "PNG", optimize=True)
-    else:
-        image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def gif(pages: Sequence[np.ndarray], *, milliseconds: int = 150) -> bytes:
-    """An endless GIF of pages of one size, uint8 (H, W, 3)."""
-    first, *rest = (Image.fromarray(page).quantize(128, dither=Image.Dither.NONE) for page in pages)
-    file = BytesIO()
-    first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+    image.save(file, kind, **options)
     return file.getvalue()

@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
-import numpy as np
-
 from dfmsd.widgets.lab import CHOICES, STOPS
 from dfmsd.widgets.laboratory import Laboratory
-from dfmsd.widgets.mosaic import Panel, layer_png, png
+from dfmsd.widgets.mosaic import Panel, draw, layer_image, png
 
 LABELS = {"image": "picture", "detector": "detector", "stride": "level"}
 LABELS |= {"attention_on": "attention on", "temperature": "temperature τ", "ratio": "mask ratio"}
@@ -22,6 +20,7 @@ LABELS |= {"cutoff": "cut-off ρ", "regions": "energy in", "student": "feature o
 LABELS |= {"beside": "beside it", "channel": "channel"}
 """Control → its label, in the order of the page."""
 READ = ("attention", "rank", "energy", "enhanced", "keep")  # maps that the pointer reads
+_PICTURE = Panel("picture", "picture")
 Message, Buffers = dict[str, Any], list[bytes]
 
 
@@ -68,28 +67,40 @@ def answer(
 
 def frame(lab: Laboratory, *, error: str = "", known: Any = None) -> tuple[Message, Buffers]:
     """The present state for a page that has the picture `known` already."""
-    maps, scene, panels, buffers = lab.panels(), lab.scene, lab.drawn(), []
-    described = [_describe(panel, buffers) for panel in panels]
-    cells = {}
-    for name in READ:
-        cells[name] = len(buffers)
-        buffers.append(maps[name].numpy().astype(np.float32).tobytes())
-    picture = {"key": id(scene.image), "size": list(scene.image.shape[1:]), "at": None}
-    if picture["key"] != known:
-        picture["at"] = len(buffers)
-        buffers.append(png(lab.backdrop.original))
+    maps, scene, buffers = lab.panels(), lab.scene, []
+
+    def put(data: bytes) -> int:
+        buffers.append(data)
+        return len(buffers) - 1
+
+    panels = [
+        {
+            "name": panel.name,
+            "caption": panel.caption,
+            "palette": panel.palette,
+            "limits": panel.limits and [f"{limit:.3g}" for limit in panel.limits],
+            "at": None if panel.layer is None else put(png(layer_image(panel))),
+        }
+        for panel in lab.drawn()
+    ]
+    picture = {"key": id(scene.image), "size": list(scene.image.shape[1:]), "window": scene.window}
+    picture["at"] = (
+        None
+        if picture["key"] == known
+        else put(png(draw(scene, _PICTURE, max(scene.image.shape), boxes=False)))
+    )
     words, *lines = lab.readout().splitlines()
     return {
         "kind": "frame",
         "error": error,
         "controls": _controls(lab),
         "paths": lab.paths,
-        "picture": picture | {"window": scene.window, "boxes": scene.boxes.tolist()},
+        "picture": picture | {"boxes": scene.boxes.tolist()},
         "legend": "dashed: the detector's own boxes" if scene.detected else "dashed: true boxes",
-        "panels": described,
+        "panels": panels,
         "grid": list(maps["keep"].shape),
         "count": int(scene.context.valid(maps["keep"][None, None]).sum()),
-        "cells": cells,
+        "cells": {name: put(maps[name].numpy().tobytes()) for name in READ},
         "channels": len(maps["channels"]),
         "sentence": words,
         "lines": lines,
@@ -97,29 +108,17 @@ def frame(lab: Laboratory, *, error: str = "", known: Any = None) -> tuple[Messa
     }, buffers
 
 
-def _describe(panel: Panel, buffers: Buffers) -> Message:
-    found = {"name": panel.name, "caption": panel.caption, "palette": panel.palette, "at": None}
-    if panel.limits:
-        found["limits"] = [f"{limit:.3g}" for limit in panel.limits]
-    if panel.layer is not None:
-        found["at"] = len(buffers)
-        buffers.append(layer_png(panel))
-    return found
-
-
 def _controls(lab: Laboratory) -> list[Message]:
     """Every control's value, what it offers, and why it cannot act, if so."""
-    offers, values, idle = lab.options() | CHOICES, lab.values(), lab.settings().idle()
-    channels = {"channel": range(len(lab.panels()["channels"]))}
+    options, values, idle = lab.options() | CHOICES, lab.values(), lab.settings().idle()
+    stops = STOPS | {"channel": range(len(lab.panels()["channels"]))}
     found = []
     for name, label in LABELS.items():
         made = {"name": name, "label": label, "value": values[name], "idle": idle.get(name)}
-        if stops := (STOPS | channels).get(name):
-            made |= {"stops": list(stops), "digits": 2 if name in STOPS else 0}
+        if name in stops:
+            made |= {"stops": list(stops[name]), "digits": 2 if name in STOPS else 0}
         else:
-            options = list(offers[name])
-            words = [f"stride {stride}" for stride in options] if name == "stride" else options
-            made |= {"options": options, "words": words}
-            made["idle"] = "there is no other" if len(options) == 1 else made["idle"]
+            made["options"] = list(options[name])
+            made["idle"] = "there is no other" if len(options[name]) == 1 else made["idle"]
         found.append(made)
     return found

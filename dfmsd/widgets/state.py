@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from dfmsd.data.images import read_image
 from dfmsd.detectors.features import strided_levels
 from dfmsd.widgets.lab import LabError, MaskSettings, Scene, capture_scene
-from dfmsd.widgets.mosaic import Backdrop
 
 NOTHING, PINNED, LEVELS = "nothing", "pinned state A", "all levels"
-_SIDE, _MOST_SCENES = 280, 64
+_MOST_SCENES = 64
 
 
 class State:
@@ -54,7 +53,7 @@ class State:
         self.paths = paths
         self._detectors, self._targets = dict(detectors), dict(targets or {})
         self._levels = {name: strided_levels(model) for name, model in detectors.items()}
-        self._scenes: dict[tuple[str, str], tuple[Scene, Backdrop]] = {}
+        self._scenes: dict[tuple[str, str], Scene] = {}
         self._pinned: dict[str, Any] | None = None
         first = next(iter(detectors))
         settings = asdict(MaskSettings(nearest(8, self._levels[first])))
@@ -77,15 +76,7 @@ class State:
 
     def options(self) -> dict[str, list[Any]]:
         """What those controls offer that depend on pictures, detectors and a pinned state."""
-        others = [name for name in self._detectors if name != self._values["detector"]]
-        pinned = [PINNED] * (self._pinned is not None)
-        return {
-            "image": list(self._images),
-            "detector": list(self._detectors),
-            "stride": sorted(self._levels[self._values["detector"]]),
-            "student": list(self._detectors),
-            "beside": [NOTHING, *pinned, *others, LEVELS],
-        }
+        return {"image": list(self._images), **self._offers(self._values)}
 
     def set(self, **values: Any) -> None:
         """Change controls by their names in `values()`, all or none.
@@ -115,14 +106,9 @@ class State:
     def _plan(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The values after these changes; what they need is computed, or nothing is kept."""
         if unknown := changes.keys() - self._values.keys():
-            raise LabError(
-                f"no control {named(sorted(unknown))}; there are {', '.join(self._values)}"
-            )
+            there = ", ".join(self._values)
+            raise LabError(f"no control {named(sorted(unknown))}; there are {there}")
         before, values = (self._images, self._scenes), self._values | changes
-        for name in ("detector", "student"):
-            if values[name] not in self._detectors:
-                known = named(self._detectors)
-                raise LabError(f"{name} must be one of {known}, got {values[name]!r}")
         self._follow(values, changes)
         self.settings(values)
         try:
@@ -136,29 +122,42 @@ class State:
 
     def _follow(self, values: dict[str, Any], changes: Mapping[str, Any]) -> None:
         """What a change of the detector brings, unless it is given: level, student, neighbour."""
+        for name in ("detector", "student"):
+            _check(name, values[name], list(self._detectors))
         levels = self._levels[values["detector"]]
         if "stride" not in changes:
             values["stride"] = nearest(values["stride"], levels)
-        if values["stride"] not in levels:
-            raise LabError(f"stride must be one of {sorted(levels)}, got {values['stride']!r}")
         if "student" not in changes and values["student"] == self._values["detector"]:
             values["student"] = values["detector"]
-        beside, channels = values["beside"], levels[values["stride"]][1]
-        absent = beside in self._detectors and values["stride"] not in self._levels[beside]
-        known = [NOTHING, LEVELS, *self._detectors, *[PINNED] * (self._pinned is not None)]
-        if (beside not in known or absent) and "beside" in changes:
-            words = "has no such level" if absent else f"must be one of {named(known)}"
-            raise LabError(f"beside={beside!r}: {words}")
-        if absent or beside == values["detector"]:
+        offers = self._offers(values)
+        _check("stride", values["stride"], offers["stride"])
+        if values["beside"] not in offers["beside"]:
+            if "beside" in changes:
+                lacks = "has no such level; " * (values["beside"] in self._detectors)
+                known = named(offers["beside"])
+                raise LabError(f"beside={values['beside']!r}: {lacks}must be one of {known}")
             values["beside"] = NOTHING
+        last = levels[values["stride"]][1] - 1
         if "channel" not in changes:
-            values["channel"] = min(values["channel"], channels - 1)
-        if values["channel"] not in range(channels):
-            raise LabError(f"channel must lie in 0..{channels - 1}, got {values['channel']!r}")
+            values["channel"] = min(values["channel"], last)
+        if values["channel"] not in range(last + 1):
+            raise LabError(f"channel must lie in 0..{last}, got {values['channel']!r}")
+
+    def _offers(self, values: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """What detectors, levels and what stands beside may be, given these values."""
+        shown, stride = values["detector"], values["stride"]
+        others = [k for k, levels in self._levels.items() if k != shown and stride in levels]
+        pinned = [PINNED] * (self._pinned is not None)
+        return {
+            "detector": list(self._detectors),
+            "stride": sorted(self._levels[shown]),
+            "student": list(self._detectors),
+            "beside": [NOTHING, *pinned, *others, LEVELS],
+        }
 
     def _match_student(self, values: dict[str, Any]) -> None:
         """Run both detectors; a student without such a feature is refused, or replaced."""
-        shape = self._seen(values)[0].features[values["stride"]].shape
+        shape = self._seen(values).features[values["stride"]].shape
         feature = self._student(values).features.get(values["stride"])
         if feature is not None and feature.shape == shape:
             return
@@ -189,7 +188,7 @@ class State:
         except ValueError as error:
             raise LabError(f"{error}; give the path of a picture{known}") from None
 
-    def _seen(self, values: Mapping[str, Any]) -> tuple[Scene, Backdrop]:
+    def _seen(self, values: Mapping[str, Any]) -> Scene:
         pair = values["image"], values["detector"]
         if pair not in self._scenes:
             boxes = self._targets.get(pair[0], {}).get("boxes")
@@ -197,11 +196,17 @@ class State:
             scene = capture_scene(model, self._images[pair[0]], boxes, levels=levels)
             while len(self._scenes) >= _MOST_SCENES:
                 del self._scenes[next(iter(self._scenes))]
-            self._scenes[pair] = scene, Backdrop(scene, side=_SIDE)
+            self._scenes[pair] = scene
         return self._scenes[pair]
 
     def _student(self, values: Mapping[str, Any]) -> Scene:
-        return self._seen(values | {"detector": values["student"]})[0]
+        return self._seen(values | {"detector": values["student"]})
+
+
+def _check(name: str, value: Any, offered: list[Any]) -> None:
+    if value not in offered:
+        known = named(offered) if isinstance(offered[0], str) else offered
+        raise LabError(f"{name} must be one of {known}, got {value!r}")
 
 
 def named(names: Collection[str]) -> str:
