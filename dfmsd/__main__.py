@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from dfmsd.detectors.files import printable
 from dfmsd.training.signals import STATUS, PreemptedError
 
 LONGEST = 2000  # characters of a line that is printed
@@ -71,7 +70,8 @@ def _one_line(error: Exception) -> str:
     line = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename:
         line = f"{error.filename}: {error.strerror.lower()}"
-    return printable(line, longest=LONGEST)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 2]} …"
 
 
 def _exit(status: int, line: str) -> None:

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 PathLike = str | os.PathLike[str]
+_LONGEST = 500  # characters of a reason
 
 
 class CheckpointError(ValueError):
     """A file that cannot be read, or whose tensors do not fit the model."""
 
 
-def printable(text: object, *, longest: int = 500) -> str:
-    """The first line of `text`, at most `longest` characters; what cannot be printed is escaped."""
-    line = " ".join(next(iter(str(text).splitlines()), "")[: 2 * longest].split())
+def printable(text: object) -> str:
+    """The first line of `text`, at most 500 characters; what cannot be printed is escaped."""
+    line = " ".join(next(iter(str(text).splitlines()), "")[: 2 * _LONGEST].split())
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
 @contextmanager
