@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -227,12 +226,11 @@ def _execute_parallel(queue: Sequence[Run], jobs: int, *, show: bool) -> list[di
         raise ChildProcessError(f"{text}with jobs=1 in the least memory") from error
     except (KeyboardInterrupt, PreemptedError):  # a training saves at the workers' SIGTERM
         pool.shutdown(wait=False, cancel_futures=True)
-        told = set(others)
-        while active := set(active_children()) - others:
-            for worker in active - told:  # also one that the pool starts for a waiting run
+        while active := set(active_children()) - others:  # then those that the pool puts in place
+            for worker in active:
                 worker.terminate()
-            told |= active
-            time.sleep(0.1)
+            for worker in active:
+                worker.join()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
