@@ -126,3 +126,22 @@ def unfounded(path, tolerance=0.0):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_quoted_numbers_are_printed(path):
     assert not unfounded(path)
+
+
+def test_a_result_that_changed_is_noticed(tmp_path):
+    """The strong teacher's share of fine energy, which the text of notebook 12 quotes."""
+    (path,) = (path for path in FILES if path.stem.startswith("12"))
+    changed = tmp_path / path.name
+    changed.write_text(path.read_text().replace("strong teacher 0.43", "strong teacher 0.44"))
+    (missing,) = unfounded(changed)
+    assert missing.startswith("0.43 in “")
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_quoted_numbers_are_those_of_this_machine(path):
+    """In what `make notebooks` executed here; another processor rounds and trains otherwise."""
+    executed = ROOT / "build" / path.name
+    if not executed.exists():
+        pytest.skip("run `make notebooks` first")
+    assert not unfounded(executed, PROCESSORS)
