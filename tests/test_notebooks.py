@@ -64,15 +64,15 @@ def printed(path):
 
 
 def says(book):
-    """The text of every output, without numbers from the first cell on that trains."""
+    """Of every cell the text of its outputs, without numbers from the first on that trains."""
     texts, trained = [], False
-    for number, cell in enumerate(book.cells):
-        trained = trained or (cell.cell_type == "code" and bool(TRAINS.search(cell.source)))
-        for output in cell.get("outputs", []):
-            kinds = {"": output.get("text")} | output.get("data", {})
-            shown = {kind: text for kind, text in kinds.items() if text and "image" not in kind}
-            for kind, text in shown.items():
-                texts.append((number, kind, NUMBER.sub("#", text) if trained else text))
+    for cell in (cell for cell in book.cells if cell.cell_type == "code"):
+        trained = trained or bool(TRAINS.search(cell.source))
+        kinds = [output.get("data", {}) for output in cell.outputs]
+        shown = [output.get("text", "") for output in cell.outputs]  # a stream, in any pieces
+        for kind in ("text/markdown", "text/html", "text/plain"):
+            shown += [one.get(kind, "") for one in kinds]
+        texts.append(NUMBER.sub("#", "".join(shown)) if trained else "".join(shown))
     return texts
 
 
