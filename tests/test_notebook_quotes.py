@@ -6,12 +6,14 @@ are quoted, or be a literal of its code (a setting). The first cell, "What to ke
 exercises may quote the whole notebook. Code, formulas and examples "by hand" are not results.
 
 Everything else names its source in the cell's metadata, `"quotes": {"SOURCE: WORDS": "NUMBERS"}`:
-the numbers stand in one line of SOURCE (a text file, or the outputs of a notebook) with the words.
+the numbers stand in SOURCE (a text file, or a notebook's outputs), in the one line with the words.
+A title that is computed (an f-string) quotes nothing.
 """
 
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -26,11 +28,7 @@ QUOTED = re.compile(
 )
 PRINTED = re.compile(r"(?<![\w.])[-−+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]\d+)?")
 LITERAL = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[-+]?\d+)?")
-NO_RESULT = re.compile(
-    r"`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|95 % interval"
-    r"|^(?:[^\n]|\n(?!\n))*\b[Bb]y hand\b(?:[^\n]|\n(?!\n))*",
-    re.S | re.M,
-)
+NO_RESULT = re.compile(r"`[^`]*`|\$\$[^$]*\$\$|\$[^$]*\$|\]\([^)]*\)|95 % interval")
 ANYWHERE = ("## What to keep", "## Exercises")
 PROCESSORS = 0.1
 """How far a number may be off, relative, where another processor executed the notebook."""
@@ -41,9 +39,10 @@ def number(text):
 
 
 def said(cell):
-    """What a cell tells its reader, without code, formulas and targets of links."""
+    """What a cell tells its reader, without code, formulas, examples and targets of links."""
     if cell.cell_type == "markdown":
-        return NO_RESULT.sub(" ", cell.source)
+        parts = [part for part in cell.source.split("\n\n") if "y hand" not in part]
+        return NO_RESULT.sub(" ", "\n\n".join(parts))
     alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
     return " ".join([alt, *re.findall(r'title="([^"]*)"', cell.source)])
 
@@ -83,19 +82,26 @@ def stands(quote, values, tolerance=0.0):
     return any(abs(value - wanted) <= room for value in values)
 
 
+@cache
+def source(name):
+    """The lines of a text file, or of a notebook's outputs."""
+    path = ROOT / name
+    if path.suffix == ".ipynb":
+        return lines(nbformat.read(path, 4).cells)
+    return path.read_text().splitlines()
+
+
 def sourced(cell):
     """The numbers of a cell's metadata, each looked up in its source."""
     found = []
-    for source, quotes in cell.metadata.get("quotes", {}).items():
-        name, words = source.split(": ", 1)
-        path = ROOT / name
-        own = path.suffix == ".ipynb"
-        text = lines(nbformat.read(path, 4).cells) if own else path.read_text().splitlines()
-        (line,) = [line for line in text if words in line] or [""]
-        values = numbers([line])
-        values += [100 * v for v in values if path.suffix == ".jsonl"]  # records hold shares
+    for place, quotes in cell.metadata.get("quotes", {}).items():
+        name, words = place.split(": ", 1)
+        here = [line for line in source(name) if words in line]
+        assert len(here) == 1, f"{len(here)} lines of {name} have the words {words}"
+        values = numbers(here)
+        values += [100 * v for v in values if name.endswith(".jsonl")]  # records hold shares
         for quote in quotes.split():
-            assert stands(quote, values), f"{quote} is not in {source}"
+            assert stands(quote, values), f"{quote} is not in {place}"
             found.append(quote)
     return found
 
