@@ -6,6 +6,7 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,18 @@ def project_folder() -> Path:
         if all((folder / mark).exists() for mark in MARKS):
             return folder
     raise FileNotFoundError(
-        f"no folder with {' and '.join(MARKS)} at {here}, above or below it: "
-        "notebooks need a clone of the project, not the package alone"
+        f"no folder with {' and '.join(MARKS)} at {here}, above or below it: notebooks need "
+        f"a clone of the project, not the package alone (git clone --depth 1 {_address()} dfmsd)"
     )
+
+
+def _address() -> str:
+    """Where the project is published: `Repository` in pyproject.toml as installed, or ADDRESS."""
+    try:
+        urls = metadata("dfmsd").get_all("Project-URL") or []
+    except PackageNotFoundError:  # a path to the source, nothing installed
+        urls = []
+    return dict(url.split(", ", 1) for url in urls).get("Repository", "ADDRESS")
 
 
 def setup(*overrides: str, preset: str = "scenes", quality: int = 75) -> Lesson:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,26 @@ def test_what_is_missing_is_named_in_one_line(clone, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"data/teachers.*clone of the project") as error:
         notebook.setup()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("urls", "address"),
+    [
+        ([], "ADDRESS"),
+        (["Documentation, https://docs.test"], "ADDRESS"),
+        (["Repository, https://git.test/us/dfmsd"], "https://git.test/us/dfmsd"),
+    ],
+)
+def test_the_line_that_clones_has_the_address_of_pyproject(urls, address, clone, monkeypatch):
+    shutil.rmtree(clone)
+    clone.mkdir()
+    monkeypatch.chdir(clone)
+    installed = Message()
+    for url in urls:
+        installed["Project-URL"] = url
+    monkeypatch.setattr(notebook, "metadata", {"dfmsd": installed}.get)
+    with pytest.raises(FileNotFoundError, match=f"git clone --depth 1 {address} dfmsd"):
+        notebook.setup()
 
 
 def test_setup_goes_there_and_says_what_is_trained(monkeypatch, capsys):
