@@ -200,6 +200,7 @@ def test_an_interrupted_job_continues_with_the_same_numbers(
     assert all(torch.equal(value, expected[key]) for key, value in found.items())
 
 
+@pytest.mark.slow  # each worker imports torch anew
 def test_two_jobs_at_a_time_give_the_same(capsys, fresh, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which the jobs set for good
     status, _, err = call(capsys, *JOB, "jobs=2", "arms=none,one")
