@@ -16,9 +16,11 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from dfmsd.widgets.mosaic import gif
+
 ROOT = Path(__file__).parent.parent
 WIDTH, HEIGHT = 800, 732  # pixels of the page
-COLOURS, MILLISECONDS, LAST = 224, 500, 1500
+MILLISECONDS, PAUSE = 500, 2  # of a frame; how many frames the last one stays in addition
 # slider → presses of an arrow key between two frames, and how often
 MOVES = (
     ("ratio", "ArrowLeft", 10, 4),
@@ -46,15 +48,6 @@ def shot(page: Page) -> Image.Image:
     return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
 
 
-def animation(pages: list[Image.Image]) -> list[Image.Image]:
-    """The pages in the colours of one palette, so that what stays still costs nothing."""
-    sheet = Image.new("RGB", (WIDTH, HEIGHT * len(pages)))
-    for index, page in enumerate(pages):
-        sheet.paste(page, (0, HEIGHT * index))
-    palette = sheet.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, kmeans=1)
-    return [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
-
-
 def main() -> None:
     """Start the laboratory, move its sliders, write the picture."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -66,14 +59,13 @@ def main() -> None:
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
             page.goto(server.stdout.readline().split()[3], timeout=120_000)
             page.wait_for_selector(".mask-lab .sentence:not(:empty)", timeout=120_000)
-            first, *rest = animation(list(frames(page)))
+            pages = list(frames(page))
     finally:
         server.terminate()
         server.wait(30)
-    durations = [MILLISECONDS] * len(rest) + [LAST]
     target = ROOT / "docs" / "images" / "laboratory.gif"
-    first.save(target, save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
-    print(f"{target.relative_to(ROOT)}: {1 + len(rest)} frames, {target.stat().st_size} bytes")
+    target.write_bytes(gif([*pages, *pages[-1:] * PAUSE], milliseconds=MILLISECONDS))
+    print(f"{target.relative_to(ROOT)}: {len(pages)} frames, {target.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

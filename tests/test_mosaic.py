@@ -58,8 +58,8 @@ def test_hidden_cells_are_dark_and_hatched_and_the_others_untouched():
     np.testing.assert_array_equal(pixels[~hidden], plain(scene, side)[~hidden])
     line = (pixels[hidden] == 128).all(1)
     assert 0.1 < line.mean() < 0.3
-    dark = pixels[hidden][~line] / plain(scene, side)[hidden][~line].clip(1)
-    assert dark.max() < 0.17
+    dark = 0.16 * plain(scene, side)[hidden][~line]
+    assert (pixels[hidden][~line] <= dark + 0.5).all()  # to whole numbers
 
 
 def test_cells_that_differ_have_a_rim():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -252,7 +253,11 @@ def test_a_queue_stops_as_a_whole(tmp_path, number):
     process = started(tmp_path, *options)
     wait_for_rows(tmp_path, 3)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # who is still there would train for hours
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == (STATUS if number == signal.SIGTERM else 130), err
     assert len(list(tmp_path.rglob("log.jsonl"))) <= 2
 

@@ -31,7 +31,7 @@ def adopt(run: Run) -> bool:
         return False
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(run.folder.with_suffix(".lock")):  # of another notebook, which may adopt it too
-        if run.done() or run.folder.exists():
+        if run.folder.exists():
             return run.done()
         with tempfile.TemporaryDirectory(dir=run.folder.parent) as place:
             copy = shutil.copytree(FOLDER / record["shipped"], Path(place) / "student")

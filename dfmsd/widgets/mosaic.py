@@ -195,7 +195,7 @@ def gif(pages: Sequence[Image.Image], *, milliseconds: int = 150) -> bytes:
     """An endless GIF of pages of one size."""
     # one palette, of every fourth pixel of all pages: what stays still then costs nothing
     sample = Image.fromarray(np.concatenate([np.asarray(page)[::4, ::4] for page in pages]))
-    palette = sample.quantize(256, Image.Quantize.MAXCOVERAGE)
+    palette = sample.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
     first, *rest = (page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages)
     frames = {"save_all": True, "append_images": rest, "duration": milliseconds, "loop": 0}
     return _packed(first, "GIF", **frames)
