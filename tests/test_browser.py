@@ -32,6 +32,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 FLAGS = ["--no-sandbox", "--headless=new", "--disable-gpu", "--disable-background-networking"]
 FLAGS += ["--no-first-run", "--disable-component-update", "--disable-sync"]
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 pytestmark = [
     pytest.mark.skipif(not ASKED, reason="set DFMSD_BROWSER=1 to drive the laboratory in Chromium"),
@@ -54,7 +55,7 @@ def serving(command, address, env, folder=None):
                     log.seek(0)
                     raise AssertionError(f"{command} does not answer: {log.read().decode()}")
                 try:
-                    urllib.request.urlopen(address, timeout=60).close()
+                    direct.open(address, timeout=60).close()
                     break
                 except OSError:  # not up yet
                     time.sleep(0.2)
@@ -327,7 +328,7 @@ def test_under_voila(browser, env, folder, twin):
     ):
         for name in ("mine.png", "voila.json", book.name, "../../data/teachers/weak.safetensors"):
             with pytest.raises(urllib.error.HTTPError, match="403"):
-                urllib.request.urlopen(f"{address}/voila/files/{name}", timeout=60)
+                direct.open(f"{address}/voila/files/{name}", timeout=60)
         lost = page.get_by_text("model not found")
         for _ in range(3):  # voila's page asks a busy kernel for two seconds only
             page.goto(address)

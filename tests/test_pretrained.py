@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 import safetensors.torch
@@ -30,7 +31,9 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    return folder
+    urllib.request.install_opener(None)  # it keeps the proxies of the first request
+    yield folder
+    urllib.request.install_opener(None)
 
 
 def published(name):
