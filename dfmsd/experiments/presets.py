@@ -118,7 +118,7 @@ def resolve(
     """The settings of a preset with `key=value` overrides; `scale=…` among them chooses the scale.
 
     Without any, it is `default_scale`. `root` is the project's folder as seen from here, for the
-    preset's own files (notebooks: ".."). ValueError for an unknown name or a wrong value.
+    preset's own files. ValueError for an unknown name or a wrong value.
     """
     check_name("preset", preset, list(PRESETS))
     changes = dict(map(split_override, overrides))
