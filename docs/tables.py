@@ -32,7 +32,7 @@ from dfmsd.experiments.tables import (
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.S)
-SUMMARY = ("none", "none-long", "pseudo_labels", "pkd", "cwd", "dfmsd", "best")
+SUMMARY = ("none", "none-long", "pseudo_labels", "pkd", "cwd", "best")
 ELSEWHERE = {"name": "[results](results.md)", "factor": "[the weights](results.md#the-weights)"}
 """Settings whose measurements are whole tables."""
 DEFAULTS = ("method.name=dfmsd", "method.factor=1")
@@ -55,9 +55,9 @@ def summary(records: Records) -> str:
     return markdown_table(["student", "steps", "AP", "gain (95 %)"], rows)
 
 
-def ablation(records: Records) -> str:
-    """The parts of DFMSD, each counted from its defaults."""
-    return gains_table(relative_to(results_frame("scenes-ablation", records), "dfmsd"))
+def ablation(name: str) -> Callable[[Records], str]:
+    """The table of the parts of DFMSD, each counted from its defaults."""
+    return lambda records: gains_table(relative_to(results_frame(name, records), "dfmsd"))
 
 
 def meanings() -> dict[str, str]:
@@ -126,7 +126,7 @@ def experiment(name: str) -> Callable[[Records], str]:
 TABLES = {name: experiment(name) for name in EXPERIMENTS} | {
     "claims": claims,
     "summary": summary,
-    "scenes-ablation": ablation,
+    **{name: ablation(name) for name in ("scenes-ablation", "few-parts")},
     "settings": settings,
 }
 

@@ -80,7 +80,7 @@ def test_tables_are_those_of_the_records(name):
 def test_the_tables_that_should_be_shown_are():
     shown = re.findall(r"<!-- table: (\S+) -->", TEXT)
     assert len(shown) == len(set(shown))
-    later = {"scenes-weights", "few-readings", "few-parts"}  # in notebook 11
+    later = {"scenes-weights", "few-readings"}  # in notebook 11
     assert set(shown) == {*EXPERIMENTS, "claims", "summary", "settings"} - later
 
 
