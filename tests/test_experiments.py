@@ -21,6 +21,7 @@ from dfmsd.experiments.settings import Settings, flat
 from dfmsd.experiments.teachers import teacher_run
 
 ROOT = Path(__file__).parent.parent
+FINISHED = [*SCENES, "few-weights", "few-readings", "few-methods", "few-parts"]
 SMALL = Experiment(
     "Does anything run?",
     {
@@ -64,7 +65,7 @@ def test_the_weights_are_those_that_the_records_chose(grid):
         assert max(means, key=means.get) == f"{method}-{chosen:g}", method
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", FINISHED)
 def test_finished_experiments_leave_nothing_to_do(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert runs.without_record(runs.experiment_runs(name)) == []
@@ -77,7 +78,7 @@ def test_records_have_the_settings_and_the_fingerprint_of_their_rows(name, monke
     records, defaults = read_folder("data/results"), flat(Settings())
     for run in runs.experiment_runs(name):
         record, settings = run.among(records), flat(run.settings)
-        if record is None and name not in SCENES:
+        if record is None and name not in FINISHED:
             continue  # not run yet
         recorded = flat(record["settings"])
         assert recorded.keys() <= settings.keys()
@@ -109,6 +110,17 @@ def test_under_other_settings_a_row_is_not_the_experiments():
 
 def test_an_unknown_experiment_names_the_nearest(capsys):
     assert "scenes-weights" in refused(capsys, "experiment", "scene-weights")
+    assert "'mgd'" in refused(capsys, "experiment", "few-methods", "--rows", "mdg")
+
+
+def test_rows_are_those_of_the_experiment_whoever_recorded_them():
+    chosen = runs.experiment_runs("few-parts", ["seeds=3,1"], ["low", "none"])
+    assert [(run.experiment, run.row, run.seed) for run in chosen] == [
+        ("few-methods", "none", 1),
+        ("few-parts", "low", 1),
+        ("few-methods", "none", 3),
+        ("few-parts", "low", 3),
+    ]
 
 
 @pytest.fixture

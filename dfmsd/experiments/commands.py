@@ -92,20 +92,23 @@ def _preflight(settings: Any, **options: Any) -> None:
         raise ValueError(f"preflight refused the job, {report.reasons[0]}")
 
 
-def experiment(name: Positional[str], overrides: Overrides = (), /) -> None:
+def experiment(
+    name: Positional[str], overrides: Overrides = (), /, rows: tuple[str, ...] = ()
+) -> None:
     """Run an experiment: every row with every seed that has no record yet, wherever it stopped.
 
     Args:
         name: which one; a wrong name lists them.
+        rows: these of its rows alone; a wrong one names the nearest.
     """
     from dfmsd.experiments.runs import execute_all, experiment_runs, without_record
 
-    rows = experiment_runs(name, overrides)
-    missing = without_record(rows)
+    queue = experiment_runs(name, overrides, rows)
+    missing = without_record(queue)
     if missing:
         execute_all(missing, retrain=True)
-    before = len(rows) - len(missing)
-    print(f"{name}: {len(rows)} runs recorded beside {rows[0].records}, {before} of them before")
+    before = len(queue) - len(missing)
+    print(f"{name}: {len(queue)} runs recorded beside {queue[0].records}, {before} of them before")
 
 
 def evaluate(

@@ -106,25 +106,33 @@ class Run:
         return self.record() is not None and self.weights.exists()  # a broken file is refused now
 
 
-def experiment_runs(name: str, overrides: Sequence[str] = ()) -> list[Run]:
-    """Every row of an experiment with every seed, seed by seed; ValueError without such a name.
+def experiment_runs(
+    name: str, overrides: Sequence[str] = (), rows: Sequence[str] = ()
+) -> list[Run]:
+    """The `rows` of an experiment, or all, with every seed, seed by seed.
 
     `overrides` are settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
     under one that changes what a row is are no runs of the experiment.
+
+    Raises:
+        ValueError: there is no such experiment or row.
     """
     check_name("experiment", name, list(EXPERIMENTS))
     plan = EXPERIMENTS[name]
+    for key in rows:
+        check_name("row", key, list(plan.rows))
     shared = [*plan.settings, f"records=data/results/{name}.jsonl"]
     shared.append(f"seeds={','.join(map(str, plan.seeds))}")
     keys = {split_override(text)[0] for text in overrides} - NOT_HASHED
     changed = any(not key.endswith(FILES) for key in keys)
-    rows = (
+    queue = (
         Run(settings, row.arm, seed, *(() if changed else row.recorded or (name, key)))
         for key, row in plan.rows.items()
+        if not rows or key in rows
         for settings in [resolve(plan.preset, [*shared, *row.settings, *overrides])]
         for seed in settings.seeds
     )
-    return sorted(rows, key=lambda run: run.seed)
+    return sorted(queue, key=lambda run: run.seed)
 
 
 def runs(settings: Settings) -> list[Run]:
