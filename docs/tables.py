@@ -60,6 +60,23 @@ def ablation(name: str) -> Callable[[Records], str]:
     return lambda records: gains_table(relative_to(results_frame(name, records), "dfmsd"))
 
 
+def repeats(records: Records) -> str:
+    """The runs of `data/repeats.jsonl` beside the records of the same rows and seeds."""
+    first = results_frame("few-methods", records)
+    again = results_frame("few-methods", read_records(ROOT / "data" / "repeats.jsonl"))
+    rows = []
+    for _, runs in again.dropna(subset="AP").groupby(level="row", sort=False):
+        before = first.loc[runs.index]
+        moved = runs["AP"] - before["AP"]
+        places = [frame["record"].iloc[0]["environment"] for frame in (before, runs)]
+        processors = " → ".join(dict.fromkeys(place["processor"] for place in places))
+        aps = [mean_sd(frame["AP"]) for frame in (before, runs)]
+        texts = [format_gain(gain_of(moved)), f"{moved.abs().max():.1f}"]
+        rows.append([runs["title"].iloc[0], processors, str(len(runs)), *aps, *texts])
+    header = ["row", "processor", "seeds", "AP", "AP again", "difference (95 %)", "largest"]
+    return markdown_table(header, rows)
+
+
 def meanings() -> dict[str, str]:
     """Setting of `Method` → the comment beside it, or above it."""
     found, above = {}, []
@@ -125,6 +142,7 @@ def experiment(name: str) -> Callable[[Records], str]:
 
 TABLES = {name: experiment(name) for name in EXPERIMENTS} | {
     "claims": claims,
+    "repeats": repeats,
     "summary": summary,
     **{name: ablation(name) for name in ("scenes-ablation", "few-parts")},
     "settings": settings,

@@ -110,7 +110,7 @@ def test_under_other_settings_a_row_is_not_the_experiments():
 
 def test_an_unknown_experiment_names_the_nearest(capsys):
     assert "scenes-weights" in refused(capsys, "experiment", "scene-weights")
-    assert "'mgd'" in refused(capsys, "experiment", "few-methods", "--rows", "mdg")
+    assert "'mgd'" in refused(capsys, "experiment", "few-methods", "--rows", "none,mdg", "jobs=2")
 
 
 def test_rows_are_those_of_the_experiment_whoever_recorded_them():

@@ -81,7 +81,7 @@ def test_the_tables_that_should_be_shown_are():
     shown = re.findall(r"<!-- table: (\S+) -->", TEXT)
     assert len(shown) == len(set(shown))
     later = {"scenes-weights", "few-readings"}  # in notebook 11
-    assert set(shown) == {*EXPERIMENTS, "claims", "summary", "settings"} - later
+    assert set(shown) == {*EXPERIMENTS, "claims", "summary", "settings", "repeats"} - later
 
 
 @pytest.mark.parametrize("name", LINKED)

@@ -92,18 +92,16 @@ def _preflight(settings: Any, **options: Any) -> None:
         raise ValueError(f"preflight refused the job, {report.reasons[0]}")
 
 
-def experiment(
-    name: Positional[str], overrides: Overrides = (), /, rows: tuple[str, ...] = ()
-) -> None:
+def experiment(name: Positional[str], overrides: Overrides = (), /, rows: str = "") -> None:
     """Run an experiment: every row with every seed that has no record yet, wherever it stopped.
 
     Args:
         name: which one; a wrong name lists them.
-        rows: these of its rows alone; a wrong one names the nearest.
+        rows: some of its rows alone, e.g. none,pkd.
     """
     from dfmsd.experiments.runs import execute_all, experiment_runs, without_record
 
-    queue = experiment_runs(name, overrides, rows)
+    queue = experiment_runs(name, overrides, rows.split(",") if rows else ())
     missing = without_record(queue)
     if missing:
         execute_all(missing, retrain=True)
