@@ -223,6 +223,8 @@ def test_times_of_two_machines_are_not_compared():
     records = [record("none", seed, 0.1, cpu=10.0, **place) for seed in (0, 1)]
     records += [record("pkd", 0, 0.1, cpu=15.0, **place), record("pkd", 1, 0.1, cpu=99.0, **gpu)]
     assert gains(frame(records), "extra CPU")["PKD"] == (pytest.approx(50), None)
+    none, pkd, *_ = cells(results_table(frame(records)))
+    assert (none[8], pkd[8]) == ("10", "15")
 
 
 def test_a_learning_curve_is_the_mean_over_runs_in_steps_of_the_whole_run():
