@@ -106,16 +106,11 @@ class Run:
         return self.record() is not None and self.weights.exists()  # a broken file is refused now
 
 
-def experiment_runs(
-    name: str, overrides: Sequence[str] = (), rows: Sequence[str] = ()
-) -> list[Run]:
+def experiment_runs(name: str, changes: Sequence[str] = (), rows: Sequence[str] = ()) -> list[Run]:
     """The `rows` of an experiment, or all, with every seed, seed by seed.
 
-    `overrides` are settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
-    under one that changes what a row is are no runs of the experiment.
-
-    Raises:
-        ValueError: there is no such experiment or row.
+    `changes` are settings on top of the rows', e.g. jobs=2; `records` has its own default. Runs
+    under one that changes what a row is are no runs of the experiment. ValueError for wrong names.
     """
     check_name("experiment", name, list(EXPERIMENTS))
     plan = EXPERIMENTS[name]
@@ -123,13 +118,13 @@ def experiment_runs(
         check_name("row", key, list(plan.rows))
     shared = [*plan.settings, f"records=data/results/{name}.jsonl"]
     shared.append(f"seeds={','.join(map(str, plan.seeds))}")
-    keys = {split_override(text)[0] for text in overrides} - NOT_HASHED
+    keys = {split_override(text)[0] for text in changes} - NOT_HASHED
     changed = any(not key.endswith(FILES) for key in keys)
     queue = (
         Run(settings, row.arm, seed, *(() if changed else row.recorded or (name, key)))
         for key, row in plan.rows.items()
         if not rows or key in rows
-        for settings in [resolve(plan.preset, [*shared, *row.settings, *overrides])]
+        for settings in [resolve(plan.preset, [*shared, *row.settings, *changes])]
         for seed in settings.seeds
     )
     return sorted(queue, key=lambda run: run.seed)
@@ -143,10 +138,7 @@ def runs(settings: Settings) -> list[Run]:
 def check_runs(queue: Sequence[Run]) -> None:
     """Look at what runs need, each once: data, teachers, the student and its trunk, places.
 
-    Runs of the same settings on other data are told apart by a line of the log.
-
-    Raises:
-        ValueError, OSError: something is missing, does not fit, or cannot be written.
+    Runs on other data get a line of the log; what is missing or unfit, a ValueError or OSError.
     """
     for run in queue:
         require_data(run.settings.data)
