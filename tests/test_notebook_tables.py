@@ -13,7 +13,7 @@ from IPython.display import Markdown
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 FROM_RECORDS = {
     "07_staged_distillation": (20,),
-    "09_baselines": (1, 3, 18, 19, 21, 23, 25, 27, 29, 31, 33, 34, 36, 38),
+    "09_baselines": (1, 3, 18, 19, 21, 23, 25, 27, 29, 31, 33, 34, 37, 39),
     "11_tables": (1, 3, 5, *range(8, 49, 2)),
 }
 """Notebook → the cells that need nothing but records. Of the cells between, the imports run."""
