@@ -69,7 +69,8 @@ def repeats(records: Records) -> str:
         before = first.loc[runs.index]
         moved = runs["AP"] - before["AP"]
         places = [frame["record"].iloc[0]["environment"] for frame in (before, runs)]
-        processors = " → ".join(dict.fromkeys(place["processor"] for place in places))
+        chips = [(place["accelerators"] or [place["processor"]])[0] for place in places]
+        processors = " → ".join(dict.fromkeys(chips))
         aps = [mean_sd(frame["AP"]) for frame in (before, runs)]
         texts = [format_gain(gain_of(moved)), f"{moved.abs().max():.1f}"]
         rows.append([runs["title"].iloc[0], processors, str(len(runs)), *aps, *texts])

@@ -24,6 +24,15 @@ def panel(figure, title):
     return axes
 
 
+def test_the_names_of_boxes_that_share_an_edge_do_not_cover_each_other():
+    boxes = torch.tensor([[2.0, 10.0, 60.0, 30.0], [2.0, 10.0, 62.0, 32.0]])
+    found = {"boxes": boxes, "labels": torch.tensor([1, 2]), "scores": torch.tensor([0.9, 0.8])}
+    figure = viz.detections_figure(images(1), [found], classes=["disc", "square"])
+    figure.canvas.draw()
+    first, second = (text.get_window_extent() for text in figure.axes[0].texts)
+    assert not first.overlaps(second)
+
+
 def test_keep_masks_hatch_the_masked_cells_and_count_them():
     some, none = torch.ones(3, 4), torch.ones(6, 8, dtype=torch.bool)
     some[0, :3] = 0

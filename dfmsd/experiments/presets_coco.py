@@ -1,7 +1,8 @@
 """Full COCO: presets at 800 × 1333 pixels, the field's schedules, teachers from files.
 
 `train.steps` is the 1x schedule, 90 000 steps of 16 images (12 epochs); the long arms are 2x. Smoke
-runs the same job on a few images. Memory and time were not measured: ask `dfmsd preflight`.
+runs the same job on a few images. What was measured stands in `docs/coco.md`; `dfmsd preflight`
+measures it on your machine.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from torch import Tensor
 
 # Okabe and Ito's colours without black, which shadows on a picture hide.
@@ -18,15 +19,22 @@ Target = Mapping[str, Tensor]  # `boxes` (n, 4), `labels` (n,) in 1..K, perhaps 
 
 
 def draw_boxes(axes: Axes, target: Target, classes: Sequence[str]) -> None:
-    """Draw boxes in their classes' colours, with names if there are scores."""
+    """Draw boxes in their classes' colours, with names if there are scores.
+
+    A name stands above its box, or below it if it would cover another one there.
+    """
     boxes, labels = corners(target["boxes"]), target["labels"].tolist()
     scores = target["scores"].tolist() if "scores" in target else [None] * len(boxes)
+    tags: list[Text] = []
     for box, label, score in zip(boxes, labels, scores, strict=True):
         if not 1 <= label <= len(classes):
             raise ValueError(f"labels: got {label}, expected 1..{len(classes)} (the classes)")
         outline(axes, box, class_colour(label))
         if score is not None:
-            tag(axes, box, f"{classes[label - 1]} {score:.2f}", class_colour(label))
+            name = tag(axes, box, f"{classes[label - 1]} {score:.2f}", class_colour(label))
+            if any(name.get_window_extent().overlaps(t.get_window_extent()) for t in tags):
+                name.set(y=box[3], va="top")
+            tags.append(name)
 
 
 def dash_boxes(axes: Axes, boxes: Tensor | None) -> None:
@@ -52,12 +60,12 @@ def outline(axes: Axes, box: Sequence[float], colour: Colour, *, dashed: bool = 
     axes.add_patch(frame)
 
 
-def tag(axes: Axes, box: Sequence[float], text: str, colour: Colour) -> None:
+def tag(axes: Axes, box: Sequence[float], text: str, colour: Colour) -> Text:
     """Write `text` above a box, inside it at the image's upper edge; leftwards at its right."""
     left, top, right, _ = box
     width, height = max(axes.get_xlim()), max(axes.get_ylim())
     above, rightwards = top > 0.09 * height, left < 0.55 * width
-    axes.text(
+    return axes.text(
         max(left, 0) if rightwards else min(right, width),
         top if above else max(top, 0),
         text,

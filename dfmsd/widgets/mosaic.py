@@ -31,9 +31,9 @@ _NEAREST = Image.Resampling.NEAREST
 _FONT = ImageFont.truetype(matplotlib.get_data_path() + "/fonts/ttf/DejaVuSans.ttf", TEXT)
 _COLOURS = {
     "heat": matplotlib.colormaps["viridis"](np.arange(256)),
-    # a hidden cell is dark and hatched, which tells it from a dark picture; one that differs
-    # between two masks has an orange rim
-    "mask": to_rgba_array(["none", "#000000d9", "#808080", "#ff8c00"]),
+    # a hidden cell is pale and hatched, as in `dfmsd.viz`; one that differs between two masks has
+    # an orange rim
+    "mask": to_rgba_array(["none", "#edededcc", "#8a8a8a", "#ff8c00"]),
     "channels": to_rgba_array(["none", "#2182b4", "#828282", "#ff8c00"]),
 }
 PALETTES = {name: (255 * colours).round().astype(np.uint8) for name, colours in _COLOURS.items()}
