@@ -105,7 +105,7 @@ def _check_attention(feature: Tensor, temperature: Positive) -> None:
 def _top(score: Tensor, ratio: float, inside: Tensor | None) -> Tensor:
     """True on the `round(ratio · n)` highest valid entries of each row (N, K); ties in order."""
     if inside is None:
-        count = torch.full_like(score[:, :1], round(ratio * score.shape[1]))
+        count: int | Tensor = round(ratio * score.shape[1])
     else:
         score = score.masked_fill(~inside, -torch.inf)
         # float64, so that the half-way cases round as Python's round(ratio * n) does

@@ -20,7 +20,7 @@ from dfmsd.detectors.features import strided_levels, to_levels
 from dfmsd.distill import Distiller
 from dfmsd.training.checkpoint import Checkpointing, CheckpointManager
 from dfmsd.training.log import History
-from dfmsd.training.loop import Batches, fit
+from dfmsd.training.loop import Batches, Evaluation, fit
 from dfmsd.training.optim import Schedule, make_optimizer
 
 
@@ -43,6 +43,7 @@ def run_stages(
     *,
     optimizer: dict[str, Any],
     checkpoints: Checkpointing | None = None,
+    evaluation: Evaluation | None = None,
     after_stage: Callable[[int, Stage, nn.Module, History], None] | None = None,
     accelerator: Accelerator | None = None,
     **options: Any,
@@ -58,6 +59,7 @@ def run_stages(
         optimizer: arguments of `make_optimizer`.
         checkpoints: where and how often the run is saved; its `export` is given the student.
             CheckpointError when the newest one belongs to another run.
+        evaluation: what is measured on the way; its steps count over all stages.
         after_stage: called with (number, stage, student, history) when a stage is complete.
         accelerator: device, precision and processes; a plain one unless given.
         options: passed on to `fit`.
@@ -76,6 +78,8 @@ def run_stages(
             distiller.to(accelerator.device)
             fit_adapters(distiller, stage.method, batches, stage.fitted)
         adamw_or_sgd = make_optimizer(distiller, lr=stage.schedule.lr, **optimizer)
+        before = sum(earlier.schedule.steps for earlier in stages[:number])
+        options["evaluation"] = evaluation and replace(evaluation, before=before)
         history = fit(distiller, batches, adamw_or_sgd, stage.schedule, stage=number, **options)
         if after_stage is not None:
             after_stage(number, stage, student, history)

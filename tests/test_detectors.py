@@ -204,6 +204,13 @@ def test_the_trunk_is_frozen_up_to_a_stride(stride, frozen):
     assert all(p.grad is not None for p in other)
 
 
+@pytest.mark.parametrize("trunk", ["swin", "timm:mobilenetv3_small_050"])
+def test_a_trunk_that_is_no_chain_of_layers_has_no_frozen_stride(trunk):
+    small = {"embed_dim": 16, "depths": [1] * 4, "num_heads": [1] * 4} if trunk == "swin" else {}
+    with pytest.raises(ValueError, match="frozen_stride=4: only for"):
+        build_detector(Recipe("fcos", trunk, 3, frozen_stride=4, trunk_arguments=small))
+
+
 def test_a_stride_that_the_trunk_does_not_have_cannot_be_frozen():
     expected = r"frozen_stride=3: the trunk has strides \[2, 4, 8, 16, 32\]"
     with pytest.raises(ValueError, match=expected):

@@ -148,6 +148,20 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint(tmp_path):
     assert torch.isfinite(state["model"]["weight"])
 
 
+def test_a_gradient_that_is_not_finite_keeps_the_checkpoint(tmp_path):
+    class Bad(Line):
+        def forward(self, images, targets):
+            losses = super().forward(images, targets)
+            if self.weight > 0.05:  # the slope of a root at 0 is infinite: 0 · inf is not a number
+                losses["root"] = (0 * self.weight).square().sqrt()
+            return losses
+
+    with pytest.raises(NonFiniteLossError, match=r"step \d+: a gradient is not finite"):
+        train(tmp_path, model=Bad(), save_every=1)
+    _, state = load_latest(tmp_path)
+    assert torch.isfinite(state["model"]["weight"])
+
+
 def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
     """Steps of 25 seconds, a checkpoint a minute: after every third."""
     clock, saved = [0.0], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -106,6 +107,14 @@ def test_under_other_settings_a_row_is_not_the_experiments():
     assert {run.experiment for run in same} == {"scenes-ablation", "scenes-methods"}
     other = runs.experiment_runs("scenes-ablation", ["train.steps=5"])
     assert {(run.experiment, run.row) for run in other} == {("", "")}
+
+
+def test_another_teacher_is_another_row_and_a_teacher_elsewhere_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    elsewhere = shutil.copy("data/teachers/strong.safetensors", tmp_path / "moved.safetensors")
+    for file, place in ((elsewhere, "few-methods"), ("data/teachers/weak.safetensors", "")):
+        (run,) = runs.experiment_runs("few-methods", ["seeds=1", f"strong_file={file}"], ["pkd"])
+        assert run.experiment == place
 
 
 def test_an_unknown_experiment_names_the_nearest(capsys):

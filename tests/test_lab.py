@@ -11,9 +11,11 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from dfmsd.align import standardise
 from dfmsd.detectors.features import capture_features
+from dfmsd.detectors.saved import save_detector
 from dfmsd.experiments.presets import resolve
 from dfmsd.loss import DFMSDLoss
 from dfmsd.widgets.counts import cells_inside, count_cells, report, sentence
+from dfmsd.widgets.files import lab_arguments
 from dfmsd.widgets.lab import LabError, MaskSettings, capture_scene, mask_maps
 
 BOXES = torch.tensor([[4.0, 8.0, 20.0, 30.0], [40.0, 10.0, 85.0, 44.0], [50.0, 20.0, 58.0, 28.0]])
@@ -251,3 +253,16 @@ def test_a_report_without_hidden_cells_or_small_objects(scene):
     assert lines[1] == "inside objects: 50% of all cells · 3 boxes (true ones)"
     assert "small (side < 5 px) no such objects here" in lines[2]
     assert "medium (5 to 10 px) no cell has its centre in one" in lines[2]
+
+
+def test_files_of_one_name_are_all_there(tmp_path):
+    files = {"a": [], "b": []}
+    for folder, made in files.items():
+        (tmp_path / folder).mkdir()
+        made += [tmp_path / folder / "stage1.safetensors", tmp_path / folder / "street.png"]
+        save_detector(tiny_detector(), made[0], classes=list("abcdef"))
+    detectors, images = zip(*files.values(), strict=True)
+    found = lab_arguments(images, detectors)
+    assert list(found["detectors"]) == ["a/stage1", "b/stage1"]
+    assert found["images"] == dict(zip(["a/street.png", "b/street.png"], images, strict=True))
+    assert list(lab_arguments(images[:1], detectors[:1])["detectors"]) == ["stage1"]

@@ -122,6 +122,13 @@ def test_random_keep_counts_exactly_and_follows_the_generator(ratio):
     assert (draw[0][~valid] == 1).all()
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_keep_counts_exactly_in_half_precision(kind):
+    attention = torch.rand(1, 1, 80, 190).to(kind)  # more cells than a half float can count
+    for ratio in (0.5, 0.5017):
+        assert (keep_mask(attention, ratio=ratio) == 0).sum() == round(ratio * 80 * 190)
+
+
 def test_random_keep_uses_the_global_generator_and_is_uniform():
     attention = torch.arange(4.0).view(1, 1, 2, 2).expand(4000, 1, 2, 2)
     torch.manual_seed(3)

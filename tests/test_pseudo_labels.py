@@ -12,9 +12,11 @@ from torchvision.models import detection
 
 from dfmsd.baselines import PseudoLabels, ScoreL2
 from dfmsd.detectors.features import feature_channels, score_maps
+from dfmsd.detectors.saved import save_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments import build
 from dfmsd.experiments.presets import resolve
+from dfmsd.experiments.teachers import teacher
 
 TRUE = {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "labels": torch.tensor([3]), "image_id": 7}
 EMPTY = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "image_id": 8}
@@ -105,6 +107,17 @@ def test_where_the_teacher_is_never_sure_it_is_the_plain_student(pair):
         torch.manual_seed(0)
         losses.append(model.train()(*tiny_images()))
     assert losses[0] == losses[1]
+
+
+def test_a_teacher_that_finds_no_boxes_of_these_classes_is_refused(tmp_path):
+    file = tmp_path / "t.safetensors"
+    save_detector(tiny_detector(), file, classes=["six", "other", "names", "than", "the", "data"])
+    chosen = [f"strong_file={file}", "method.name=pseudo_labels"]
+    with pytest.raises(ValueError, match=r"t.safetensors: it detects 6 classes, six, .* the data"):
+        teacher(resolve("scenes", chosen), "strong")
+    teacher(resolve("scenes", chosen[:1]), "strong")
+    with pytest.raises(ValueError, match="teacher: gives features and no boxes"):
+        PseudoLabels().targets(lambda _: {8: torch.zeros(1, 4, 2, 2)}, *tiny_images())
 
 
 def test_the_settings_choose_it_and_its_threshold():

@@ -255,7 +255,9 @@ def test_folders_of_teachers_depend_on_what_makes_them():
     assert folder() == folder("arms=none", "train.lr=1", "method.strength=0", "strong.kind=fcos")
     different = [folder("weak.kind=fcos"), folder("teach.lr=1"), folder("weak_steps=7")]
     different += [folder("data.size=64"), folder(name="strong"), folder(seed=1), folder(seed=2)]
-    assert len({folder(), *different}) == 8
+    different += [folder("precision=bf16"), folder("engine.accumulate=4")]
+    assert len({folder(), *different}) == 10
+    assert folder() == folder("engine.save_minutes=3", "engine.tensorboard=true")
 
 
 @pytest.fixture(scope="module")

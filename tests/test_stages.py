@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tiny import TinyBatches, tiny_detector
+from tiny import LineDetector, TinyBatches, tiny_detector
 
 from dfmsd import stages as module
 from dfmsd.detectors.checkpoints import CheckpointError, save_state
@@ -17,6 +17,7 @@ from dfmsd.loss import DFMSDLoss
 from dfmsd.stages import Stage, run_stages
 from dfmsd.training.checkpoint import Checkpointing, load_latest
 from dfmsd.training.log import History, Logging
+from dfmsd.training.loop import Evaluation
 from dfmsd.training.optim import Schedule
 from dfmsd.training.steps import step_seed
 
@@ -218,3 +219,20 @@ def test_checkpoints_of_another_student_or_of_nothing_are_refused(tmp_path):
     save_state({"x": 1}, path)
     with pytest.raises(CheckpointError, match=rf"{path.name}: holds no training run; remove it"):
         go(wider, plan(wider), folder=tmp_path)
+
+
+@pytest.mark.parametrize("lengths", [(2, 6), (3, 5), (8,), (5, 2, 1)])
+def test_evaluations_count_the_steps_of_all_stages(lengths):
+    seen = []
+    stages = [Stage("task only", Schedule(steps=steps, lr=0.1)) for steps in lengths]
+    run_stages(
+        LineDetector(),
+        stages,
+        TinyBatches(),
+        optimizer={},
+        evaluation=Evaluation(lambda model: {"AP": 0.5}, every=4),
+        after_stage=lambda number, stage, student, history: seen.extend(history.evaluations),
+        log=Logging(show=False),
+    )
+    begins = [sum(lengths[:number]) for number in range(len(lengths))]
+    assert [begins[row["stage"]] + row["step"] + 1 for row in seen] == [4, 8]

@@ -40,10 +40,12 @@ class PseudoLabels(nn.Module):
         """The targets with the detections of `teacher`, a detector in eval mode, behind them.
 
         Images without boxes get the detections alone. `images` and `targets` are those of one
-        batch, augmented already.
+        batch, augmented already. ValueError when the teacher gives no detections.
         """
         with torch.autocast(images[0].device.type, enabled=False):  # in bf16 boxes are pixels off
             detected = teacher(images)
+        if not isinstance(detected, list):
+            raise ValueError("teacher: gives features and no boxes, so there are no labels")
         return [self.merge(*pair) for pair in zip(targets, detected, strict=True)]
 
     def merge(self, target: dict[str, Any], detected: dict[str, Tensor]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from dfmsd.detectors.backbones import build_backbone, measure_children
+from dfmsd.detectors.backbones import SwinBody, TimmBody, build_backbone, measure_children
 from dfmsd.detectors.features import strided_levels
 from dfmsd.detectors.files import PathLike
 from dfmsd.detectors.recipe import BIG, DETECTOR, Recipe, anchor_sizes
@@ -106,7 +106,12 @@ def build_detector(recipe: Recipe, *, weights: PathLike | None = None) -> nn.Mod
 
 
 def freeze(body: nn.Module, stride: int) -> None:
-    """Switch off the gradients of a trunk's children up to `stride`, 4: stem and first stage."""
+    """Switch off the gradients of a trunk's children up to `stride`, 4: stem and first stage.
+
+    ValueError for a trunk without such a stride, or one that is no chain of children.
+    """
+    if isinstance(body, (SwinBody, TimmBody)):
+        raise ValueError(f"frozen_stride={stride}: only for torchvision's CNN trunks and `cnn`")
     levels = measure_children(body)
     if stride not in levels:
         raise ValueError(f"frozen_stride={stride}: the trunk has strides {sorted(levels)}")

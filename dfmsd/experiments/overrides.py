@@ -72,6 +72,20 @@ def _parse_parts(kind: Any, parts: tuple[str, ...]) -> Any:
         return tyro.cli(kind, args=parts, config=(tyro.conf.FlagConversionOff,))
 
 
+def same_result(one: Settings, other: Settings) -> bool:
+    """Whether nothing that changes a result differs; a file or folder may lie somewhere else."""
+    first, second = flat(one), flat(other)
+    return all(_same(key, first[key], second[key]) for key in first.keys() - NOT_HASHED)
+
+
+def _same(key: str, *values: Any) -> bool:
+    """Whether two values of a setting mean the same; of two files, the content counts."""
+    if key.endswith("_file") and all(Path(value).is_file() for value in values):
+        values = tuple(_content(value, Path(value).stat().st_mtime_ns) for value in values)
+        return values[0] == values[1]
+    return values[0] == values[1] or key.endswith(FILES)
+
+
 def fingerprint(settings: Settings, *sections: str) -> str:
     """Twelve digits of the settings that can change a result: all, or those of some sections.
 

@@ -94,12 +94,12 @@ class Preflight:
         count = f"{parameter_count(model) / 1e6:.1f} M parameters"
         self.add(part, f"{file}: every tensor in its place, {count}")
         model.to(self.accelerator.device)
+        unfit = "refused" if self.settings.method.name == "pseudo_labels" else "note"
         if not (hasattr(model, "roi_heads") or hasattr(model, "head")):
-            self.add(part, "has no head: its AP cannot be tried", "note")
+            self.add(part, "has no head: its AP cannot be tried", unfit)
         elif list(metadata["classes"]) != list(val.classes):
             text = "detects other classes than the data have: its AP cannot be tried"
-            uses = self.settings.method.name == "pseudo_labels"
-            self.add(part, text, "refused" if uses else "note")
+            self.add(part, text, unfit)
         else:
             stated = (metadata.get("metrics") or {}).get("AP", math.nan)
             ap = build.evaluate(model, val, self.settings.data, limit=images)["AP"]

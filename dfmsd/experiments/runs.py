@@ -20,7 +20,7 @@ import torch
 
 from dfmsd.experiments.build import detector_for, records_file, require_data
 from dfmsd.experiments.grids import EXPERIMENTS
-from dfmsd.experiments.overrides import FILES, NOT_HASHED, fingerprint, split_override
+from dfmsd.experiments.overrides import fingerprint, same_result
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.records import commit, data_of, finished, read_folder, read_records
@@ -118,13 +118,12 @@ def experiment_runs(name: str, changes: Sequence[str] = (), rows: Sequence[str] 
         check_name("row", key, list(plan.rows))
     shared = [*plan.settings, f"records=data/results/{name}.jsonl"]
     shared.append(f"seeds={','.join(map(str, plan.seeds))}")
-    keys = {split_override(text)[0] for text in changes} - NOT_HASHED
-    changed = any(not key.endswith(FILES) for key in keys)
     queue = (
-        Run(settings, row.arm, seed, *(() if changed else row.recorded or (name, key)))
+        Run(settings, row.arm, seed, *((row.recorded or (name, key)) if same else ()))
         for key, row in plan.rows.items()
         if not rows or key in rows
         for settings in [resolve(plan.preset, [*shared, *row.settings, *changes])]
+        for same in [same_result(settings, resolve(plan.preset, [*shared, *row.settings]))]
         for seed in settings.seeds
     )
     return sorted(queue, key=lambda run: run.seed)

@@ -9,14 +9,16 @@ from typing import Any
 from torch import nn
 
 from dfmsd.detectors.checkpoints import read_metadata
+from dfmsd.detectors.files import printable
 from dfmsd.detectors.saved import load_detector
+from dfmsd.experiments.build import datasets
 from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.settings import Settings
 from dfmsd.experiments.train import stage_file, train_and_record
 from dfmsd.experiments.validation import check_name
 
-SECTIONS = ("data", "train", "student")  # those that can change such a detector
+SECTIONS = ("data", "train", "student", "precision", "engine")  # that can change such a detector
 
 
 def teacher_run(settings: Settings, name: str, *, seed: int = 0) -> tuple[Settings, Path]:
@@ -60,7 +62,15 @@ def require_teacher(settings: Settings, name: str) -> None:
 
 
 def teacher(settings: Settings, name: str, *, show: bool = True) -> nn.Module:
-    """The teacher `name`: from its file (FileNotFoundError without it), or trained now."""
+    """The teacher `name`: from its file (FileNotFoundError without it), or trained now.
+
+    ValueError when its detections are to be pseudo-labels and are not of the classes of the data.
+    """
     require_teacher(settings, name)
-    file = getattr(settings, f"{name}_file")
-    return load_detector(file or train_detector(settings, name, show=show)[0])[0]
+    file = getattr(settings, f"{name}_file") or train_detector(settings, name, show=show)[0]
+    labels = settings.method.name == "pseudo_labels"
+    model, metadata = load_detector(file, head=labels)
+    if labels and (found := metadata["classes"]) != (own := datasets(settings.data)[0].classes):
+        texts = (f"{len(names)} classes, {printable(', '.join(names))}" for names in (found, own))
+        raise ValueError("{}: it detects {}; the data have {}".format(file, *texts))
+    return model

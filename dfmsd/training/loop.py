@@ -19,7 +19,13 @@ from dfmsd.training.log import History, Logging
 from dfmsd.training.optim import Schedule
 from dfmsd.training.progress import Progress
 from dfmsd.training.signals import Stop
-from dfmsd.training.steps import Batch, backward, save_batch_on_error, step_seed
+from dfmsd.training.steps import (
+    Batch,
+    backward,
+    check_gradients,
+    save_batch_on_error,
+    step_seed,
+)
 
 
 class Batches(Protocol):
@@ -35,6 +41,11 @@ class Evaluation:
 
     function: Callable[[nn.Module], dict[str, float]]  # of the model: a flat dict with the key AP
     every: int  # steps between evaluations
+    before: int = 0  # steps of the stages before, which count
+
+    def is_due(self, done: int) -> bool:
+        """Whether it is time for an evaluation after so many steps of the stage."""
+        return self.every > 0 and (self.before + done) % self.every == 0
 
 
 def fit(
@@ -77,7 +88,7 @@ def fit(
     """
     accelerator, checkpoints = accelerator or Accelerator(), checkpoints or Checkpointing()
     log, stop, main = log or Logging(), checkpoints.stop or Stop(), accelerator.is_main_process
-    folder, every = checkpoints.folder, evaluation.every if evaluation is not None else 0
+    evaluation, folder = evaluation or Evaluation(lambda _: {}, 0), checkpoints.folder
     wrapped, optimizer = accelerator.prepare(model, optimizer)  # for one process or several
     how = {"weights": getattr(model, "weights", {}), "clip": clip, "accumulate": accumulate}
     steps = _Steps(accelerator, wrapped, optimizer, schedule, seed, stage, folder=folder, **how)
@@ -99,7 +110,7 @@ def fit(
         record(done - 1, metrics)
 
     with stop.defer():  # signals wait for the end of a step
-        if every and start and start % every == 0:
+        if start and evaluation.is_due(start):
             evaluate_now(start)
         wrapped.train()
         for step in range(start, schedule.steps):
@@ -108,9 +119,11 @@ def fit(
             done, last = step + 1, step + 1 == schedule.steps
             if step % log.every == 0 or last:
                 record(step, losses)
-            evaluating = every and done % every == 0
+            evaluating = evaluation.is_due(done)
             if stopping or overdue or manager.is_due(done, pause=evaluating or last):
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+                if scaler is None:  # with one, a step of unfit gradients is left out
+                    check_gradients(model, step)
                 states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 state = {"stage": stage, "step": done, "log": history.text, "scaler": scaler}
                 manager.save(state | states, model)

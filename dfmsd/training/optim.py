@@ -66,9 +66,10 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW (betas 0.9, 0.99) or SGD (momentum 0.9) over the trainable parameters.
 
-    Weight decay is for matrices and kernels alone, not for vectors (biases, norms). Each group
-    carries its `share` of the learning rate: `trunk`, ≥ 0, for the detector's `backbone.body`, 1
-    elsewhere. ValueError for a `name` but "adamw" and "sgd", or a negative share.
+    Weight decay is for parameters of two dimensions or more (matrices, kernels, and the layer norms
+    over (C, 1, 1) of FGD), not for vectors (biases, other norms). Each group carries its `share` of
+    the learning rate: `trunk`, ≥ 0, for the detector's `backbone.body`, 1 elsewhere. ValueError for
+    a `name` but "adamw" and "sgd", or a negative share.
     """
     if trunk < 0:
         raise ValueError(f"trunk must be at least 0, got {trunk}")

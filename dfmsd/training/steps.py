@@ -66,6 +66,16 @@ def check_finite(values: dict[str, float], step: int) -> None:
         )
 
 
+def check_gradients(model: nn.Module, step: int) -> None:
+    """NonFiniteLossError if a gradient of the step that was just made is NaN or infinite.
+
+    The host waits for the device: ask only before a checkpoint, which must not keep such weights.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if not math.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        raise NonFiniteLossError(f"step {step}: a gradient is not finite, although the losses are")
+
+
 @contextmanager
 def save_batch_on_error(
     folder: Path | None, batch: Any, *, rank: int, seed: int, stage: int, step: int

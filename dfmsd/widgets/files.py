@@ -17,18 +17,31 @@ def lab_arguments(images: Sequence[Path] = (), detectors: Sequence[Path] = ()) -
     """The arguments of `Laboratory` for pictures, and detectors that dfmsd saved.
 
     Without pictures it is the generated scenes with their true boxes, without detectors the two
-    shipped teachers. LabError when these are not found.
+    shipped teachers. LabError when these are not found. Files of one name are told apart by their
+    folders.
     """
-    files = list(detectors) or _shipped()
-    names = {f"{path.stem} teacher" if not detectors else path.stem: path for path in files}
+    if detectors:
+        names = {key.removesuffix(".safetensors"): path for key, path in _named(detectors).items()}
+    else:
+        names = {f"{path.stem} teacher": path for path in _shipped()}
     found = {"detectors": {name: load_detector(path, head=True)[0] for name, path in names.items()}}
     if images:
-        return found | {"images": {path.name: path for path in images}}
+        return found | {"images": _named(images)}
     scenes = SceneDataset(_SCENES, size=_SIZE, seed=_SEED)
     order = (1, *(index for index in range(_SCENES) if index != 1))  # three sizes in the first
     shown = {f"scene {index}": scenes[index] for index in order}
     found |= {"images": {name: image for name, (image, _) in shown.items()}}
     return found | {"targets": {name: t for name, (_, t) in shown.items()}, "limits": _LIMITS}
+
+
+def _named(files: Sequence[Path]) -> dict[str, Path]:
+    """The files by name, with as many folders before it as tell all of them apart."""
+    parts = {path: path.absolute().parts for path in files}
+    for depth in range(1, max(map(len, parts.values())) + 1):
+        names = {"/".join(part[-depth:]): path for path, part in parts.items()}
+        if len(names) == len(parts):
+            break
+    return names
 
 
 def _shipped() -> list[Path]:
