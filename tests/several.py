@@ -17,6 +17,8 @@ CONTEXT.set_forkserver_preload(["torch", "timm", "dfmsd.experiments.build"])
 def _work(function, arguments, environment, pipe):
     import torch
 
+    from dfmsd.training.signals import PreemptedError
+
     torch.set_num_threads(1)
     os.environ.update(environment)
     try:
@@ -24,7 +26,7 @@ def _work(function, arguments, environment, pipe):
     except Exception as error:
         answer = error
         traceback.print_exc()
-    except SystemExit as error:
+    except (SystemExit, PreemptedError) as error:
         answer = error
     with contextlib.suppress(Exception):
         pipe.send_bytes(pickle.dumps(answer))  # not `send`: it would share tensors, not send them

@@ -148,6 +148,14 @@ def test_check_of_a_good_folder_counts(capsys, tmp_path):
     assert "train" not in call(capsys, "data", "check", folder, "--split", "val")[1]
 
 
+def test_crowds_are_no_boxes_of_a_class(capsys, tmp_path):
+    boxes = [box(1), box(2, category=2, iscrowd=1)]
+    folder = write(tmp_path / "crowd", content(1, boxes))
+    _, out, _ = call(capsys, "data", "check", folder)
+    assert "cat 1\n" in out
+    assert "1 class ('dog') without a box" in out
+
+
 def test_scenes_are_written_once_and_pass_the_check(capsys, scenes):
     status, out, _ = call(capsys, "data", "check", scenes)
     assert status == 0
@@ -383,6 +391,14 @@ def test_predict_draws_every_image(capsys, tmp_path, scenes, checkpoint):
         assert line.endswith(f"drawn in {target}")
         with Image.open(target) as drawn:
             assert min(drawn.size) > 100
+
+
+@pytest.mark.parametrize("size", [0, -5])
+def test_a_size_that_leaves_nothing_is_refused(capsys, tmp_path, scenes, checkpoint, size):
+    image = scenes / "val" / "000000.png"
+    options = ["--checkpoint", checkpoint, "--out", tmp_path / "drawn", f"--size={size}"]
+    assert f"got {size}" in refused(capsys, "predict", image, *options)
+    assert not (tmp_path / "drawn").exists()
 
 
 def test_the_drawing_shows_as_many_boxes_as_the_line_says(capsys, tmp_path, scenes, monkeypatch):

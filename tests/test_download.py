@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from coco_folder import box, content, picture
 from command_line import call, everything, refused
+from filelock import FileLock
 from web_server import closed_url, serve
 
 from dfmsd.data import download as module
@@ -209,8 +210,8 @@ def coco(monkeypatch):
 
 
 def below(root):
-    """Name below the root → content."""
-    paths = (path for path in root.rglob("*") if path.is_file())
+    """Name below the root → content; without the lock."""
+    paths = (path for path in root.rglob("[!.]*") if path.is_file())
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
@@ -312,6 +313,16 @@ def test_killed_while_unpacking_it_goes_on_where_it_was(tmp_path, coco):
     assert coco.asked == []
     assert below(tmp_path) == FILES | KEPT
     assert all(everything(tmp_path)[tmp_path / name] == before[tmp_path / name] for name in whole)
+
+
+def test_two_processes_do_not_fill_one_folder(tmp_path, coco):
+    held = FileLock(tmp_path / ".coco.lock")  # as the other one holds it
+    with held, pytest.raises(DataError, match=f"{tmp_path}: another process fills it"):
+        get_coco(tmp_path, source=coco.url)
+    assert coco.asked == []
+    get_coco(tmp_path, source=coco.url)
+    with held:  # nothing is missing: only looked at
+        get_coco(tmp_path, source=coco.url)
 
 
 def test_files_of_ones_own_are_not_replaced(tmp_path, coco):

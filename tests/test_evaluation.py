@@ -21,6 +21,7 @@ from torch import nn
 from dfmsd.data.annotations import read_detections
 from dfmsd.data.batches import load
 from dfmsd.data.coco import CocoDataset
+from dfmsd.data.pixels import DataError
 from dfmsd.training import evaluation
 from dfmsd.training.evaluation import KEYS, coco_metrics, detections, evaluate_detector, predict
 
@@ -279,6 +280,19 @@ def test_category_ids_of_a_file_become_labels(tmp_path):
 def test_an_annotation_file_counts_as_detections_of_score_one(tmp_path):
     data = content(annotations=[box(1, category=3, iscrowd=0), box(2, category=3, iscrowd=1)])
     assert read(tmp_path, data) == [one((10, 5, 20, 10), score=1.0)]
+
+
+def test_an_annotation_file_of_other_classes_is_refused(tmp_path):
+    data = content(annotations=[box(1, category=3)])
+    data["categories"] = [{"id": 3, "name": "dog"}, {"id": 17, "name": "cat"}]
+    with pytest.raises(DataError, match=r"found.json: category 3 is 'dog', in the .* 'cat'"):
+        read(tmp_path, data)
+
+
+def test_an_entry_behind_crowds_is_named_by_its_place(tmp_path):
+    crowd, wrong = box(1, category=3, iscrowd=1), box(2, category=99)
+    with pytest.raises(DataError, match=r"found.json, entry 2: category_id 99"):
+        read(tmp_path, content(annotations=[crowd, box(3, category=3), wrong]))
 
 
 CUT = f"1{'0' * 17}...{'0' * 19}"  # a long number as messages show it

@@ -11,6 +11,7 @@ from typing import ClassVar
 import mmdet_reference as mm
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from command_line import TINY as TINY_JOB
 from command_line import call, refused
@@ -412,6 +413,20 @@ def test_the_command_asks_and_takes_the_answers(capsys, tmp_path, retinanet):
     assert recipe["std"] == pytest.approx([1 / 255] * 3)
     assert recipe["extra"] == {"kind": "convs", "count": 2, "source": "output", "relu": True}
     assert load_detector(out)[0].recipe["mmdet"] == recipe
+
+
+def test_the_command_does_not_replace_what_it_reads(capsys, tmp_path, swin):
+    path = tmp_path / "theirs.safetensors"
+    safetensors.torch.save_file({name: value.contiguous() for name, value in swin.items()}, path)
+    before = path.read_bytes()
+    for command in (
+        ["import-mmdet", path],
+        ["import-torchvision", "ssd300_vgg16", "--weights", path],
+    ):
+        line = refused(capsys, *command, "--out", path)
+        assert line == f"dfmsd: {path}: is the file that is read; name another one with --out"
+    assert refused(capsys, "import-mmdet", path) == line
+    assert path.read_bytes() == before
 
 
 def test_a_teacher_of_features_is_no_detector(capsys, tmp_path, swin):

@@ -16,12 +16,31 @@ from command_line import TINY, teachers
 from tiny import Line, TinyBatches
 
 from dfmsd import __main__ as cli
+from dfmsd.data.annotations import read_json
+from dfmsd.data.images import decode_image
 from dfmsd.experiments.records import read_records
 from dfmsd.training.checkpoint import Checkpointing, load_latest
 from dfmsd.training.log import Logging
 from dfmsd.training.loop import Evaluation, fit
 from dfmsd.training.optim import Schedule, make_optimizer
 from dfmsd.training.signals import STATUS, PreemptedError, Stop, stop_signals
+
+
+@pytest.mark.parametrize(
+    ("opens", "read"),
+    [
+        ("PIL.Image.open", lambda file: decode_image(file)),
+        ("pathlib.Path.read_text", lambda file: read_json(file)),
+        ("torch.load", lambda file: load_latest(file.parent)),
+    ],
+)
+def test_a_signal_is_no_fault_of_the_file_that_is_being_read(tmp_path, monkeypatch, opens, read):
+    file = tmp_path / "checkpoint-00-0000010.pt"
+    torch.save({"stage": 0}, file)
+    monkeypatch.setattr(opens, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    with stop_signals(), pytest.raises(PreemptedError):
+        read(file)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

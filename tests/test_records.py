@@ -6,16 +6,22 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from dfmsd.detectors.files import CheckpointError
+from dfmsd.experiments import records
 from dfmsd.experiments.records import (
     append_record,
     check_writable,
     environment,
     markdown_table,
+    mean_losses,
     read_folder,
     read_records,
 )
@@ -132,6 +138,31 @@ def test_environment_names_no_host_or_user():
     assert platform.node() not in text or len(platform.node()) < 4
     assert f'"{getpass.getuser()}"' not in text
     assert set(environment()["versions"]) >= {"torch", "torchvision", "python"}
+
+
+def test_the_commit_of_another_project_is_not_ours(tmp_path):
+    place = tmp_path / "project/.venv/lib"
+    shutil.copytree(Path(records.__file__).parents[1], place / "dfmsd")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for step in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *step], cwd=tmp_path / "project", check=True)
+    code = "from dfmsd.experiments.records import commit; print(commit())"
+    run = [sys.executable, "-c", code]
+    env = os.environ | {"PYTHONPATH": str(place)}
+    assert subprocess.check_output(run, cwd=tmp_path, env=env, text=True) == "unknown\n"
+
+
+def test_losses_of_every_stage_are_in_the_means():
+    rows = [
+        {"stage": s, "step": n, "loss": float(s)} for s, n in ((0, 41), (1, 82)) for n in range(n)
+    ]
+    means = mean_losses(rows)
+    for stage, count in ((0, 41), (1, 82)):
+        own = [row for row in means if row["stage"] == stage]
+        assert own[0]["step"] < 4
+        assert own[-1]["step"] == pytest.approx(count - 1, abs=3)
+        assert {row["loss"] for row in own} == {stage}
+    assert len(means) <= 42
 
 
 def test_markdown_table():

@@ -245,6 +245,14 @@ def test_only_records_of_the_row_count_and_the_newest_of_a_seed():
     assert frame([*others, *twice]).loc[("pkd", 0), "AP"] == pytest.approx(30)
 
 
+def test_a_newer_record_of_other_data_hides_none_of_these():
+    def of(data, row, ap, day):
+        return record(row, 0, ap, fingerprint=f"f-{data}", finished=f"2026-01-{day:02}T00:00:00Z")
+
+    mixed = [of("x", "none", 0.1, 1), of("y", "none", 0.9, 2), of("x", "pkd", 0.3, 3)]
+    assert frame(mixed).loc[("pkd", 0), "gain AP"] == pytest.approx(20)
+
+
 def test_a_row_may_share_the_runs_of_another(monkeypatch):
     rows = {"none": Row("again", "none", recorded=("plan", "none"))}
     monkeypatch.setitem(EXPERIMENTS, "second", Experiment("?", rows, (0, 1)))

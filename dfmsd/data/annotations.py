@@ -153,8 +153,8 @@ def _hash(*states: tuple) -> str:
             below[:] = sorted(name for name in below if not name.startswith("."))
             for name in sorted(name for name in names if not name.startswith(".")):
                 path = os.path.join(folder, name)
-                line = f"{os.path.relpath(path, images)}\0{os.path.getsize(path)}\n"
-                digest.update(os.fsencode(line))
+                size = os.path.getsize(path) if os.path.isfile(path) else -1  # a link to nowhere
+                digest.update(os.fsencode(f"{os.path.relpath(path, images)}\0{size}\n"))
     return digest.hexdigest()[:12]
 
 
@@ -174,12 +174,18 @@ def read_detections(
             score; the message names file, entry and value.
     """
     content = read_json(path)
+    names = {i: c["name"] for i, c in zip(category_ids, truth["categories"], strict=True)}
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        entries = content["annotations"]
-        plain = [a for a in entries if not (isinstance(a, dict) and a.get("iscrowd", 0))]
-        content = [a | {"score": 1.0} if isinstance(a, dict) else a for a in plain]
+        for entry, wrong in examine(content.get("categories") or [], "category", {}):
+            if not wrong and names.get(entry["id"], entry["name"]) != entry["name"]:
+                known = f"{shown(entry['name'])}, in the annotations {shown(names[entry['id']])}"
+                raise DataError(f"{path}: category {entry['id']} is {known}")
+        content = [a | {"score": 1.0} if isinstance(a, dict) else a for a in content["annotations"]]
     if not isinstance(content, list):
         raise DataError(f"{path}: expected a list of detections, got {type(content).__name__}")
+    crowds = [isinstance(a, dict) and bool(a.get("iscrowd", 0)) for a in content]
+    numbers = [number for number, crowd in enumerate(crowds) if not crowd]
+    content = [content[number] for number in numbers]
     labels = {category: label for label, category in enumerate(category_ids, start=1)}
     unknown, negative = "is not in the annotations", "has a negative side, {}"
     rules = {
@@ -187,7 +193,8 @@ def read_detections(
         "category_id": one_of("category_id", labels, unknown),
         "bbox": lambda d: negative.format(shown(d["bbox"])) if min(d["bbox"][2:]) < 0 else "",
     }
-    for number, (_, wrong) in enumerate(examine(content, "detection", rules)):
+    checked = examine(content, "detection", rules)
+    for number, (_, wrong) in zip(numbers, checked, strict=True):
         if wrong:
             raise DataError(f"{path}, entry {number}: {wrong}")
     kept = ("image_id", "bbox", "score")

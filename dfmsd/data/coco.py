@@ -52,8 +52,6 @@ class CocoDataset(Dataset):
         cache: bool = False,
         exif: Exif = "turn",
     ) -> None:
-        if max_size is not None and max_size < 1:
-            raise ValueError(f"max_size must be at least 1, or None, got {max_size}")
         if not 0 < share <= 1:
             raise ValueError(f"share must be above 0 and at most 1, got {share}")
         self.folder, self.file = find_split(root, split)

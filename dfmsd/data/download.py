@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from dfmsd.data.annotations import read_annotations
@@ -71,19 +72,28 @@ def get_coco(
         raise DataError(f"source {source!r}: must begin with http:// or https://")
     root.mkdir(parents=True, exist_ok=True)
     splits = ["val", "train"][: 1 + train]
-    for key in ("annotations", *splits):
-        archive = ARCHIVES[key]
-        if len(list(root.glob(archive.pattern))) >= archive.count:
-            continue
-        file = root / PurePosixPath(archive.path).name
-        if file.exists():
-            _verify(file, archive)
-        else:
-            download(f"{source}/{archive.path}", file, archive)
-        _unpack(file, archive.pattern)
-        if not keep:
-            file.unlink()
+    archives = [ARCHIVES[key] for key in ("annotations", *splits)]
+    missing = [a for a in archives if len(list(root.glob(a.pattern))) < a.count]
+    if missing:  # else nothing is written
+        try:
+            with FileLock(root / ".coco.lock", timeout=0):
+                for archive in missing:
+                    _bring(archive, root, source, keep=keep)
+        except Timeout:
+            raise DataError(f"{root}: another process fills it; wait for its end") from None
     return {split: _complete(root, split) for split in splits}
+
+
+def _bring(archive: Archive, root: Path, source: str, *, keep: bool) -> None:
+    """Unpack an archive into `root`, after it is downloaded, if need be, and verified."""
+    file = root / PurePosixPath(archive.path).name
+    if file.exists():
+        _verify(file, archive)
+    else:
+        download(f"{source}/{archive.path}", file, archive)
+    _unpack(file, archive.pattern)
+    if not keep:
+        file.unlink()
 
 
 def download(url: str, file: Path, archive: Archive) -> None:

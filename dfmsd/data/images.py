@@ -60,7 +60,9 @@ def _ordinary_jpeg(file: Image.Image, size: tuple[int, int] | None) -> Tensor | 
 
 
 def reduced(width: int, height: int, max_size: int | None) -> tuple[int, int]:
-    """(width, height) after the longer side is brought down to `max_size`, never up."""
+    """(width, height) after the longer side is brought down to `max_size` ≥ 1, never up."""
+    if max_size is not None and max_size < 1:
+        raise ValueError(f"max_size must be at least 1, or None, got {max_size}")
     factor = 1.0 if max_size is None else min(1.0, max_size / max(width, height))
     return max(1, round(width * factor)), max(1, round(height * factor))
 
@@ -70,6 +72,7 @@ def read_image(path: str | Path, *, max_size: int | None = None) -> Tensor:
 
     Raises:
         DataError: the file cannot be read.
+        ValueError: max_size below 1.
     """
     return to_float(reduce_image(decode_image(path), max_size)).contiguous()
 

@@ -42,8 +42,8 @@ def import_mmdet(
     from dfmsd.detectors.saved import save_detector
 
     given = {"style": style, "source": source, "relu": relu, "prefix": prefix}
+    out = _output(out or file.with_suffix(".safetensors"), file)
     teacher = load_mmdet(file, mean=mean, std=std, order=order, **given)
-    out = out or file.with_suffix(".safetensors")
     save_detector(teacher, out, classes=[], source=file.name, report=teacher.report)
     print(json.dumps({"recipe": teacher.recipe["mmdet"], "report": teacher.report}))
     print(_WRITTEN.format(out))
@@ -70,19 +70,28 @@ def import_torchvision(
 
     from dfmsd.detectors.saved import load_stock, save_detector
 
+    out = _output(out or Path(f"{name}.safetensors"), weights)
     model, line = load_stock(name, weights, prefix=prefix)
-    published = get_model_weights(name).DEFAULT.meta
+    published = next(iter(get_model_weights(name))).meta  # those that `hub_state` takes
     count = model.recipe.get("num_classes", len(published["categories"])) - 1
     if classes and len(classes) != count:
         raise ValueError(f"--classes: {len(classes)} names for a head of {count} classes")
     names, said = list(classes), f"{count} classes{'' if classes else _UNNAMED}"
     if not classes and "num_classes" not in model.recipe:
         ap = published["_metrics"]["COCO-val2017"]["box_map"]
-        names, said = published["categories"][1:], f"COCO val2017 AP {ap} as published"
-    out, source = out or Path(f"{name}.safetensors"), weights.name if weights else "hub"
+        said = f"{count} classes, taken for COCO's" if weights else f"COCO val2017 AP {ap}"
+        names = published["categories"][1:]
+    source = weights.name if weights else "hub"
     save_detector(model, out, classes=names, source=source)
     print(f"{name}: {len(model.state_dict())} tensors used, {line or 'none left out'}; {said}")
     print(_WRITTEN.format(out))
+
+
+def _output(out: Path, source: Path | None) -> Path:
+    """The file to write; ValueError if it is the one that is read."""
+    if source is not None and out.resolve() == source.resolve():
+        raise ValueError(f"{out}: is the file that is read; name another one with --out")
+    return out
 
 
 COMMANDS = {"import-mmdet": import_mmdet, "import-torchvision": import_torchvision}

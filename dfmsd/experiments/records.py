@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import metadata
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,7 +32,8 @@ def commit() -> str:
     """The commit of the source tree (with `+` when files differ from it), or "unknown"."""
     options = {"cwd": Path(__file__).parent.parent, "capture_output": True, "timeout": 10}
     head, changes = ["rev-parse", "--short=12", "HEAD"], ["diff", "--quiet", "HEAD", "--", "."]
-    try:
+    try:  # an installed copy may lie inside another project's tree
+        subprocess.run(["git", "ls-files", "--error-unmatch", __file__], check=True, **options)
         name = subprocess.run(["git", *head], text=True, check=True, **options).stdout.strip()
         changed = subprocess.run(["git", *changes], **options).returncode
     except (OSError, subprocess.SubprocessError):
@@ -142,9 +145,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
 
 
 def mean_losses(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """The logged losses of a run averaged over at most 40 stretches, for learning curves."""
+    """The logged losses of a run averaged over about 40 stretches, each inside one stage."""
     length, means = max(1, -(-len(rows) // 40)), []
-    for first in range(0, len(rows), length):
-        part = [row for row in rows[first : first + length] if row["stage"] == rows[first]["stage"]]
-        means.append({key: round(fmean(row[key] for row in part), 5) for key in part[0]})
+    for _, stage in itertools.groupby(rows, itemgetter("stage")):
+        part = list(stage)
+        for first in range(0, len(part), length):
+            some = part[first : first + length]
+            means.append({key: round(fmean(row[key] for row in some), 5) for key in some[0]})
     return means

@@ -76,9 +76,9 @@ def results_frame(name: str, records: Iterable[dict[str, Any]]) -> pd.DataFrame:
         for seed in plan.seeds
     }
     labelled = [((r.get("experiment"), r.get("row"), r.get("seed")), r) for r in records]
-    known = dict(pair for pair in labelled if pair[0] in asked.values())
-    data = data_of(max(known.values(), key=finished, default={}))  # never those of two data sets
-    known = {labels: record for labels, record in known.items() if data_of(record) == data}
+    found = [pair for pair in labelled if pair[0] in asked.values()]
+    data = data_of(max((r for _, r in found), key=finished, default={}))  # never of two data sets
+    known = dict(pair for pair in found if data_of(pair[1]) == data)
     runs = {key: known.get(labels) for key, labels in asked.items()}
     frame = _frame(runs, {key: row.title for key, row in plan.rows.items()})
     return relative_to(frame, {key: row.base for key, row in plan.rows.items()})

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 STATUS = 75  # of a run that was asked to stop: "temporary failure, try again" in sysexits.h
 
 
-class PreemptedError(Exception):
-    """The process was asked to stop; the same command continues."""
+class PreemptedError(BaseException):
+    """The process was asked to stop; the same command continues.
+
+    Like KeyboardInterrupt it is no fault of what was being done, which no handler must make of it.
+    """
 
 
 class Stop:
