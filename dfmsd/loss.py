@@ -79,7 +79,7 @@ class DFMSDLoss(nn.Module):
         strength: of the enhancement, ≥ 0; 0 is off, and so is select="random".
         regions: "cells", or "boxes": energy averaged inside the context's candidates, or else
             inside its targets' boxes.
-        adapter: "conv" or "identity", see `Adapter`.
+        adapter: "conv", "identity" or "auto", see `Adapter`.
         generator_width: of both branches as a fraction of C_t, rounded up, > 0.
         match: "stride" or "index", see `pair_strides`.
         align: "pearson", half the mean squared difference of the standardised features; or

@@ -99,7 +99,7 @@ def test_settings_as_text_are_settings_of_the_command_line():
 
 
 def test_ranks_count_the_cells_that_the_mask_takes(scene):
-    for select in ("high", "low"):
+    for select in ("high", "low", "random"):
         found = mask_maps(scene, MaskSettings(8, select=select, ratio=0.25))
         assert torch.equal(found["rank"] <= 18, found["keep"] == 0)  # of 72 in the picture
 
@@ -117,7 +117,20 @@ def test_the_sentence_by_hand(scene):
     words = "Hides none of the small object, all of the medium object and none of the large object"
     assert sentence(scene, maps, (10, 30)) == f"{words} (33% of the cells), and 1 of 2 channels."
     keep[0:2, 4] = keep[2, 5] = 0  # one cell of the large box, which has 24
-    assert "4 % of the large object" in sentence(scene, maps, (10, 30))
+    assert "4% of the large object" in sentence(scene, maps, (10, 30))
+
+
+def test_a_share_is_called_all_or_none_only_when_it_is(scene):
+    keep = torch.ones(8, 12)
+    keep[0, 0] = 0  # one of 72 cells is 1 %, and 71 are 99 %
+    for mask, share in ((keep, "1%"), (1 - keep, "99%")):
+        first, *_ = report(scene, mask, (10, 30))
+        assert first.endswith(f"({share})")
+    big = scene.context.valid(torch.zeros(1, 1, 80, 120))[0, 0].int().float()
+    most = big.clone()
+    most[0, 0] = 0  # one of thousands
+    assert report(scene, most, (10, 30))[0].endswith("(1%)")
+    assert report(scene, 1 - most, (10, 30))[0].endswith("(99%)")
 
 
 def test_an_unpadded_picture_has_no_padding_to_leave_out(detector, image):

@@ -33,6 +33,13 @@ def test_the_names_of_boxes_that_share_an_edge_do_not_cover_each_other():
     assert not first.overlaps(second)
 
 
+def test_a_valid_grid_and_a_reference_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"valid: got \(2, 2\), keeps\['a'\] is \(3, 4\)"):
+        viz.keep_masks_figure(images(1)[0], {"a": torch.ones(3, 4)}, valid=torch.ones(2, 2) > 0)
+    with pytest.raises(ValueError, match=r"reference: got 'b', expected one of \['a'\]"):
+        viz.small_multiples_figure({"a": [(1, 2)]}, xlabel="x", ylabel="y", reference="b")
+
+
 def test_keep_masks_hatch_the_masked_cells_and_count_them():
     some, none = torch.ones(3, 4), torch.ones(6, 8, dtype=torch.bool)
     some[0, :3] = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import socket
 
 import numpy as np
@@ -13,13 +14,16 @@ import torch
 from command_line import refused
 from PIL import Image
 from tiny import tiny_detector
+from torchvision.models.detection import retinanet_resnet50_fpn
 from torchvision.transforms.functional import to_pil_image
 
 from dfmsd.widgets import MaskLab, state
 from dfmsd.widgets.lab import CHOICES, STOPS, LabError, capture_scene
 from dfmsd.widgets.laboratory import Laboratory
+from dfmsd.widgets.mosaic import CAPTION, GAP, Panel, draw, mosaic
 from dfmsd.widgets.session import LABELS, answer
 
+PICTURE = Panel("picture", "picture")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TARGET = {"boxes": torch.tensor([[4.0, 4.0, 30.0, 20.0]]), "labels": torch.tensor([1])}
 
@@ -252,6 +256,10 @@ def test_the_command_refuses_in_one_line(capsys):
         port = taken.getsockname()[1]
         said = refused(capsys, "lab", "--no-browser", "--port", str(port))
     assert said == f"dfmsd: --port {port}: address already in use; take another one"
+    said = refused(capsys, "lab", "--no-browser", "--port", "70000")
+    assert said == "dfmsd: --port 70000: must lie in 0..65535"
+    said = refused(capsys, "lab", *options, "--host", "no-such-host.invalid")
+    assert said.startswith("dfmsd: --host no-such-host.invalid: ")
 
 
 def test_png_and_gif_can_be_saved(lab):
@@ -318,6 +326,10 @@ def test_levels_are_those_of_the_detector(lab):
         ),
         ({"image": __file__}, "not an image"),
         ({"image": 7}, "image must be a name or the path of a picture, got 7"),
+        ({"image": "~nobody-of-this-name/a.png"}, "give the path of a picture"),
+        ({"channel": 2.0}, r"channel must lie in 0\.\.15, got 2\.0"),
+        ({"beside": [1]}, r"beside=\[1\]: must be one of"),
+        ({"ratio": True}, r"ratio must lie in 0\.\.1, got True"),
         ({"channel": 16}, r"channel must lie in 0\.\.15, got 16"),
         ({"rato": 0.5}, "no control 'rato'; there are image, detector, stride"),
     ],
@@ -426,3 +438,93 @@ def test_it_needs_pictures_and_detectors(detectors):
         MaskLab({"a": torch.rand(1, 32, 32)}, detectors)
     with pytest.raises(LabError, match=r"no such file; give the path of a picture$"):
         MaskLab({"a": "no/such.jpg"}, detectors)
+
+
+def resizing(**sizes):
+    """Detectors by name that see a picture at sizes of their own, at least and at most."""
+    torch.manual_seed(0)
+    options = {"weights": None, "weights_backbone": None, "num_classes": 3}
+    return {
+        name: retinanet_resnet50_fpn(min_size=least, max_size=most, **options).eval()
+        for name, (least, most) in sizes.items()
+    }
+
+
+def test_the_mask_of_another_detector_lies_on_its_own_part_of_the_picture():
+    models, image = resizing(C=(64, 128), D=(100, 200)), torch.rand(3, 64, 100)
+    lab = Laboratory({"a": image}, models)
+    lab.set(beside="D", ratio=1.0)
+    windows = [capture_scene(model, image).window for model in models.values()]
+    assert windows[0] != windows[1]
+    frame, _ = told(lab, kind="hello")
+    by_name = {panel["name"]: tuple(panel["window"]) for panel in frame["panels"]}
+    assert [by_name["keep"], by_name["beside"]] == windows
+    (beside,) = (panel for panel in lab.drawn() if panel.name == "beside")
+    pages = [np.asarray(draw(lab.scene, one, 128, boxes=False), int) for one in (beside, PICTURE)]
+    assert (pages[0] != pages[1]).any(2).mean() > 0.99  # what hides everything covers all of it
+
+
+def test_masks_of_other_windows_are_not_compared_cell_by_cell():
+    models = resizing(C=(90, 180), D=(96, 192))  # 12 x 20 cells at stride 8, of other sizes
+    lab = Laboratory({"a": torch.rand(3, 90, 150)}, models)
+    scenes = [capture_scene(model, torch.rand(3, 90, 150)) for model in models.values()]
+    assert scenes[0].features[8].shape == scenes[1].features[8].shape
+    assert scenes[0].window != scenes[1].window
+    lab.set(beside="D")
+    assert not any((panel.layer == 3).any() for panel in lab.drawn() if panel.palette == "mask")
+    with pytest.raises(LabError, match="student='D': has no feature"):
+        lab.set(student="D")
+
+
+def test_a_pinned_state_follows_to_a_picture_that_its_student_sees_otherwise():
+    pictures = {"square": torch.rand(3, 64, 64), "wide": torch.rand(3, 64, 128)}
+    lab = Laboratory(pictures, resizing(C=(64, 64), D=(64, 128)))
+    assert told(lab, kind="set", values={"student": "D"})[0]["error"] == ""
+    told(lab, kind="pin")
+    frame, _ = told(lab, kind="set", values={"image": "wide"})
+    assert (frame["error"], lab.values()["student"]) == ("", "C")
+
+
+def test_a_picture_that_takes_a_name_brings_none_of_its_boxes(detectors, file):
+    lab = Laboratory({"mine.png": torch.rand(3, 48, 64)}, detectors, targets={"mine.png": TARGET})
+    with pytest.raises(LabError):
+        lab.set(image=str(file), ratio=7)
+    assert not lab.scene.detected
+    lab.set(image=str(file))
+    assert lab.scene.detected
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"targets": {"c": TARGET}}, "targets['c']"),
+        ({"targets": {"a": {"boxes": torch.zeros(1, 5)}}}, "targets['a']"),
+        ({"limits": (96, 32)}, "limits"),
+        ({"images": {"a": torch.zeros(3, 9, 9, dtype=torch.uint8)}}, "floats in 0..1"),
+        ({"images": {"a": torch.full((3, 9, 9), 200.0)}}, "floats in 0..1"),
+    ],
+)
+def test_what_it_is_built_from_is_looked_at(detectors, changes, words):
+    given = {"images": {"a": torch.rand(3, 48, 64)}, "detectors": detectors} | changes
+    with pytest.raises(LabError, match=re.escape(words)):
+        Laboratory(**given)
+
+
+def test_captions_do_not_run_into_the_next_panel():
+    panels = [Panel("a", "a caption that is far longer than its narrow panel")] * 2
+    scene = capture_scene(tiny_detector().eval(), torch.zeros(3, 96, 24))
+    page = np.asarray(mosaic(scene, panels, columns=2, side=60, boxes=False).convert("L"))
+    words = np.flatnonzero((page[:CAPTION] < 128).any(0))
+    assert np.diff(words).max() >= GAP  # between the two captions
+
+
+def test_stills_mark_no_differences_from_what_they_do_not_show(lab):
+    lab.set(ratio=0.1)
+    still, gif, page = lab.still(), lab.gif("cutoff", most=2), lab.picture()
+    lab.set(ratio=0.5)
+    lab.pin()
+    lab.set(ratio=0.1)
+    assert (lab.still(), lab.gif("cutoff", most=2)) == (still, gif)
+    assert lab.picture() != page
+    with pytest.raises(LabError, match="most at least 1"):
+        lab.gif("cutoff", most=0)

@@ -42,7 +42,7 @@ def curves_figure(
     """Figure of learning curves: each a strong smoothed line over its faint raw one.
 
     Args:
-        series: name → (step, value) pairs in any order, maybe none; NaN leaves a gap.
+        series: name → (step, value) pairs in any order, maybe none; the mean leaves NaN out.
         marks: step → text of a vertical line, e.g. where a stage begins.
         window: values in the moving mean; None takes a twentieth of the curve. Below 3 the
             points themselves are drawn.
@@ -93,6 +93,8 @@ def small_multiples_figure(
         log_steps: logarithmic steps, each written out; above 0.
     """
     check_entries("series", series)
+    if reference is not None and reference not in series:
+        raise ValueError(f"reference: got {reference!r}, expected one of {list(series)}")
     lines = {name: np.array(sorted(pairs)).reshape(-1, 2).T for name, pairs in series.items()}
     own = [name for name in lines if name != reference] or list(lines)
     columns, rows = min(len(own), 5), -(-len(own) // 5)

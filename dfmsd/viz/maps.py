@@ -143,6 +143,9 @@ def keep_masks_figure(
     """
     check_entries("keeps", keeps)
     grids = {name: visible(keep, f"keeps[{name!r}]") for name, keep in keeps.items()}
+    for name, keep in grids.items():
+        if valid is not None and valid.shape != keep.shape:
+            raise ValueError(f"valid: got {tuple(valid.shape)}, keeps[{name!r}] is {keep.shape}")
     inside = {name: k if valid is None else k[visible(valid, "valid")] for name, k in grids.items()}
     counts = {name: f"{k.sum()} of {k.size} ({k.mean():.0%})" for name, k in inside.items()}
     heads = [f"{name}: visible {count}" for name, count in counts.items()]

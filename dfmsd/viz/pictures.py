@@ -110,7 +110,8 @@ def pictures_figure(
     bar from its lowest to its highest value.
 
     Args:
-        images: name → (3, H, W), (1, H, W) or (h, w).
+        images: name → (3, H, W), (1, H, W) or (h, w), views of one scene: each is drawn as large as
+            the widest.
         boxes: (n, 4) xyxy, pixels of the widest picture, drawn thin and dashed on every picture;
             or name → (n, 4), on the named ones alone.
         signed: names drawn as the mean over channels in a diverging map, white at 0.

@@ -11,9 +11,9 @@ def spectrum(image: Tensor) -> tuple[Tensor, Tensor]:
     """Energy and radius of every frequency of an image (3, H, W), (1, H, W) or (h, w), both (H, W).
 
     The energy is |FFT|² of the grey image (mean over channels) less its mean, so that frequency 0
-    has none; it sums to H·W times the grey image's sum of squares. The radius is a fraction of
-    Nyquist, as in `dfmsd.enhance.radial_gain`: √2 in the corners. Frequency 0 is in the middle, and
-    the image is taken as periodic: a step between opposite edges shows as a cross.
+    has none; it sums to H·W times the sum of squares of the grey image less its mean. The radius is
+    a fraction of Nyquist, as in `dfmsd.enhance.radial_gain`: √2 in the corners. Frequency 0 is in
+    the middle, and the image is taken as periodic: a step between opposite edges shows as a cross.
     """
     grey = image.detach().cpu().double()
     grey = grey.mean(0) if grey.ndim == 3 else grey

@@ -26,12 +26,17 @@ def lab(
         browser: open the page.
     """
     import contextlib
+    import socket
     import webbrowser
 
     from tornado.netutil import bind_sockets
 
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port {port}: must lie in 0..65535")
     try:
         sockets = bind_sockets(port, host)
+    except socket.gaierror as error:
+        raise ValueError(f"--host {host}: {error.strerror.lower()}") from None
     except OSError as error:
         raise ValueError(f"--port {port}: {error.strerror.lower()}; take another one") from None
     address = f"http://{host}:{sockets[0].getsockname()[1]}"

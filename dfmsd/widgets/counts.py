@@ -64,7 +64,7 @@ def sentence(scene: Scene, maps: Mapping[str, Tensor], limits: tuple[float, floa
     words = ", ".join(objects[:-1]) + " and " * (len(objects) > 1) + "".join(objects[-1:])
     hidden, channels = int((maps["keep_channel"] == 0).sum()), len(maps["keep_channel"])
     what = words or f"{masked} of {cells} cells"
-    share = f" ({masked / cells:.0%} of the cells)" if words else ""
+    share = f" ({_percent(masked, cells)} of the cells)" if words else ""
     return f"Hides {what}{share}, and {hidden} of {channels} channels."
 
 
@@ -72,20 +72,27 @@ def _amount(part: int, whole: int) -> str:
     """`all of`, `none of`, or a percentage that is neither."""
     if part in (0, whole):
         return "all of" if part else "none of"
-    return f"{min(max(round(100 * part / whole), 1), 99)} % of"
+    return f"{_percent(part, whole)} of"
+
+
+def _percent(part: int, whole: int) -> str:
+    """Rounded, but 0% and 100% only where that is exact."""
+    exact = part in (0, whole)
+    return f"{part / whole if exact else min(max(part / whole, 0.01), 0.99):.0%}"
 
 
 def report(scene: Scene, keep: Tensor, limits: tuple[float, float]) -> list[str]:
     """The numbers of `count_cells` as lines of text; arguments as there."""
     counts = count_cells(scene, keep, limits)
     (masked, cells), (covered, _) = counts["masked"], counts["objects"]
-    lines = [f"masked cells: {masked} of {cells} ({masked / cells:.0%})"]
+    lines = [f"masked cells: {masked} of {cells} ({_percent(masked, cells)})"]
     if not len(scene.boxes):
         return [*lines, "no true boxes are known here, and the detector finds none"]
     whose = "the detector's own, no true ones are known" if scene.detected else "true ones"
     inside = counts["masked in objects"][0]
-    hidden = f"{inside / masked:.0%} of the masked cells, " if masked else ""
-    objects = f"{covered / cells:.0%} of all cells · {len(scene.boxes)} boxes ({whose})"
+    hidden = f"{_percent(inside, masked)} of the masked cells, " if masked else ""
+    boxes = f"{len(scene.boxes)} box{'es' * (len(scene.boxes) != 1)} ({whose})"
+    objects = f"{_percent(covered, cells)} of all cells · {boxes}"
     low, high = (f"{limit:g}" for limit in limits)
     sides = {"small": f"side < {low} px", "medium": f"{low} to {high} px", "large": f"≥ {high} px"}
     sizes = [f"{name} ({side}) {_share(counts.get(name))}" for name, side in sides.items()]
@@ -97,4 +104,4 @@ def _share(count: tuple[int, int] | None) -> str:
     if count is None:
         return "no such objects here"
     part, whole = count
-    return f"{part / whole:.0%} of {whole}" if whole else "no cell has its centre in one"
+    return f"{_percent(part, whole)} of {whole}" if whole else "no cell has its centre in one"

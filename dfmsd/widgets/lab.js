@@ -50,6 +50,7 @@ function render({ model, el }) {
     if (message.kind === "file") {
       const address = url(buffers[0], message.type);
       node("a", { href: address, download: message.name }).click();
+      setTimeout(() => URL.revokeObjectURL(address), PATIENCE);
       return say(`saved ${message.name}`);
     }
     frame = message;
@@ -76,7 +77,11 @@ function render({ model, el }) {
   const chooser = node("input", { type: "file", accept: "image/*" });
   chooser.onchange = () => offer(chooser.files);
   const path = node("input", { type: "text", placeholder: "path of a file, then Enter" });
-  path.onchange = () => path.value.trim() && change({ image: path.value.trim() });
+  let opened = ""; // the path that was asked for; what is typed since then stays
+  path.onchange = () => {
+    opened = path.value.trim();
+    if (opened) change({ image: opened });
+  };
   const byPath = node("label", { className: "own" }, "own picture by path ", path);
   const bar = node("div", { className: "bar" },
     button("pin as A", () => send({ kind: "pin" })),
@@ -212,17 +217,19 @@ function render({ model, el }) {
     const box = window.getBoundingClientRect(), [high, wide] = frame.picture.window;
     const row = ((event.clientY - box.top) / box.height) * high * frame.grid[0];
     const column = ((event.clientX - box.left) / box.width) * wide * frame.grid[1];
-    read(Math.floor(row), Math.floor(column));
+    const same = Math.floor(row) === cell.row && Math.floor(column) === cell.column;
+    if (!same || !reading.textContent) read(Math.floor(row), Math.floor(column));
   }
   function read(row, column) {
-    const [rows, columns] = frame.grid, clip = (at, count) => Math.max(0, Math.min(count - 1, at));
-    Object.assign(cell, { row: clip(row, rows), column: clip(column, columns) });
+    const [rows, columns] = frame.grid, [high, wide] = frame.picture.window;
+    const clip = (at, cells) => Math.max(0, Math.min(Math.ceil(cells - 1e-9) - 1, at)); // no padding
+    Object.assign(cell, { row: clip(row, high * rows), column: clip(column, wide * columns) });
     const at = cell.row * columns + cell.column, of = (name) => cells[name][at];
     const hidden = of("keep") === 0 ? "hidden" : "visible";
     reading.textContent = `row ${cell.row}, column ${cell.column}: ${hidden} · ` +
       `attention ${of("attention").toFixed(2)} · enhanced ${of("enhanced").toFixed(2)} · ` +
       `rank ${of("rank")} of ${frame.count} · energy ${of("energy").toFixed(2)}`;
-    const [high, wide] = frame.picture.window, part = (share) => `${100 * share}%`;
+    const part = (share) => `${100 * share}%`;
     for (const { marker } of panels)
       Object.assign(marker.style, {
         top: part(cell.row / rows / high), height: part(1 / rows / high),
@@ -230,7 +237,7 @@ function render({ model, el }) {
       });
   }
   function drawPanel(made, spec, buffers) {
-    const [high, wide] = frame.picture.window, bars = spec.palette === "channels";
+    const [high, wide] = spec.window, bars = spec.palette === "channels";
     made.spec = spec;
     made.figure.className = `panel ${spec.palette} ${spec.name.replace(" ", "-")}`;
     made.caption.textContent = spec.caption;
@@ -247,8 +254,10 @@ function render({ model, el }) {
     if (spec.at !== null) show(made.layer, url(buffers[spec.at], "image/png"));
     const [least, most] = spec.limits || [];
     made.scale.replaceChildren(...(spec.limits ? [least, node("i"), most] : []));
-    made.window.tabIndex = spec.name === "keep" ? 0 : -1;
     const keys = spec.name === "keep" ? "arrow keys read the cells" : "";
+    made.window.tabIndex = keys ? 0 : -1;
+    made.window.role = keys ? "group" : null;
+    made.window.ariaLabel = keys || null;
     made.window.title = bars ? "click a bar to see its channel" : keys;
     if (spec.name === "picture") made.window.append(legend);
   }
@@ -259,6 +268,10 @@ function render({ model, el }) {
       ([x, y, right, bottom]) => ["rim", "dash"].map((kind) => `<rect class="${kind}" x="${x}" ` +
         `y="${y}" width="${right - x}" height="${bottom - y}"/>`).join("")).join("");
   }
+  function drop({ figure, layer }) {
+    figure.remove();
+    URL.revokeObjectURL(layer.src);
+  }
   function draw(buffers) {
     frame.controls.forEach(drawControl);
     if (frame.picture.at !== null) {
@@ -268,7 +281,7 @@ function render({ model, el }) {
     }
     cells = Object.fromEntries(Object.entries(frame.cells).map(
       ([name, at]) => [name, floats(buffers[at])]));
-    while (panels.length > frame.panels.length) panels.pop().figure.remove();
+    while (panels.length > frame.panels.length) drop(panels.pop());
     while (panels.length < frame.panels.length) panels.push(makePanel());
     frame.panels.forEach((spec, index) => {
       drawPanel(panels[index], spec, buffers);
@@ -277,7 +290,7 @@ function render({ model, el }) {
     byPath.hidden = !frame.paths;
     legend.textContent = frame.picture.boxes.length ? frame.legend : "no boxes are known here";
     error.textContent = frame.error;
-    if (!frame.error) path.value = "";
+    if (!frame.error && opened && path.value.trim() === opened) path.value = opened = "";
     lines.replaceChildren(...frame.lines.map((line) => node("li", {}, line)));
     texts.textContent = `${frame.texts.settings}\n\n${frame.texts.code}`;
     if (reading.textContent) read(cell.row, cell.column);
@@ -290,6 +303,8 @@ function render({ model, el }) {
     model.off("msg:custom", hear);
     document.removeEventListener("paste", pasted);
     clearInterval(playing);
+    panels.forEach(drop);
+    URL.revokeObjectURL(picture.url);
   };
 }
 

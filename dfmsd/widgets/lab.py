@@ -68,8 +68,9 @@ class MaskSettings:
         """Check ranges and choices."""
         for name, (low, *_, high) in STOPS.items():
             value = getattr(self, name)
-            if not isinstance(value, Real) or not low <= value <= high:
+            if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
                 raise LabError(f"{name} must lie in {low:g}..{high:g}, got {value!r}")
+            object.__setattr__(self, name, float(value))  # not a number of numpy, as `code` says it
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 names = ", ".join(map(repr, choices))
@@ -183,7 +184,7 @@ def mask_maps(scene: Scene, settings: MaskSettings, student: Scene | None = None
     `keep`, `attention`, `energy`, `enhanced`; `rank`, 1 for the cell that the mask takes first;
     `channels` and `keep_channel`, attention and mask over channels; and `masked`, the mean
     magnitude of the standardised feature of `student` (of the scene itself, if None; its shape is
-    the same) that is left after both masks, which is what both generators together are given.
+    the same) that neither mask hides. Each generator is given more: what its own mask leaves.
 
     As in `DFMSDLoss`, a mask at random or a strength of 0 leaves the attention as it is. Random
     masks come from a fixed seed, so that equal settings give equal masks and a higher ratio hides
@@ -208,6 +209,9 @@ def mask_maps(scene: Scene, settings: MaskSettings, student: Scene | None = None
     keep_channel = keep_mask(channels, ratio=settings.ratio_channel, **chosen)
     left = (student or scene).features[stride].abs() * keep_channel
     order = -enhanced if settings.select == "low" else enhanced
+    if settings.select == "random":  # the numbers that `keep_mask` drew
+        draw = torch.Generator().manual_seed(0)
+        order = torch.rand(enhanced.flatten(1).shape, generator=draw).view(enhanced.shape)
     order = order if valid is None else order.masked_fill(~valid, -torch.inf)
     # the place of each cell in the order of the mask, ties in reading order
     places = order.flatten().argsort(descending=True, stable=True).argsort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -48,8 +49,13 @@ class Laboratory(State):
         """Picture, maps, channels, and what stands beside; `changes` as for `panels`."""
         values = self._plan(changes)
         maps, settings = self._maps(values), self.settings(values)
-        others = [(label, self._maps(other)) for label, other in self._beside(values).items()]
-        alike = [other["keep"] for _, other in others if other["keep"].shape == maps["keep"].shape]
+        others = {
+            label: (self._maps(v), self._seen(v)) for label, v in self._beside(values).items()
+        }
+        shape, window = maps["keep"].shape, self._seen(values).window
+        alike = [
+            m["keep"] for m, s in others.values() if (m["keep"].shape, s.window) == (shape, window)
+        ]
         compared = alike[0] if alike and values["beside"] != LEVELS else None
         mask, *attentions = map_panels(maps, settings, compared)
         feature = self._student(values).features[values["stride"]][0, values["channel"]]
@@ -57,11 +63,13 @@ class Laboratory(State):
         panels = [mask, Panel("picture", "picture"), *attentions]
         panels.append(channel_panel(maps, values["channel"]))
         panels.append(heat_panel("channel", caption, feature, limits))
-        for label, other in others:
-            panels.append(mask_panel("beside", f"keep mask, {label}", other["keep"], maps["keep"]))
+        for label, (other, scene) in others.items():
+            own = maps["keep"] if compared is not None else None
+            made = [mask_panel("beside", f"keep mask, {label}", other["keep"], own)]
             if values["beside"] != LEVELS:
                 limits, caption = (0, other["enhanced"].max()), f"enhanced attention, {label}"
-                panels.append(heat_panel("beside attention", caption, other["enhanced"], limits))
+                made.append(heat_panel("beside attention", caption, other["enhanced"], limits))
+            panels += [replace(panel, window=scene.window) for panel in made]
         return panels
 
     def picture(self, *, boxes: bool = True) -> Image.Image:
@@ -81,7 +89,8 @@ class Laboratory(State):
 
     def still(self) -> bytes:
         """A PNG for readers without a kernel: picture and masks, and below them other masks."""
-        panels = [panel for panel in self.drawn() if panel.name not in ("picture", "channel")][:6]
+        drawn = self.drawn(beside=NOTHING)
+        panels = [panel for panel in drawn if panel.name not in ("picture", "channel")]
         for name, value in (("ratio", 0.2), ("select", "low")):
             keep = self.panels(**{name: value})["keep"]
             panels.append(mask_panel("keep", f"the same, {name} {value}", keep))
@@ -90,10 +99,11 @@ class Laboratory(State):
 
     def gif(self, name: str, *, most: int = 27) -> bytes:
         """An animation of the panels over stops of the slider `name`, at most `most` of them."""
-        if name not in STOPS:
-            raise LabError(f"name must be a slider, one of {named(STOPS)}, got {name!r}")
+        if name not in STOPS or most < 1:
+            sliders = f"one of {named(STOPS)}, and most at least 1"
+            raise LabError(f"name must be a slider, {sliders}, got {name!r}, {most}")
         stops = list(STOPS[name])[:: math.ceil(len(STOPS[name]) / most)]
-        pages = [self.drawn(**{name: stop})[:6] for stop in stops]
+        pages = [self.drawn(**{name: stop, "beside": NOTHING})[:6] for stop in stops]
         return gif([mosaic(self.scene, panels, columns=3) for panels in pages])
 
     def code(self) -> str:
@@ -112,6 +122,8 @@ class Laboratory(State):
                 f"stride {stride}": self._plan({**values, "stride": stride, "channel": 0})
                 for stride in strides
             }
-        found = {NOTHING: {}, PINNED: {"A": {**(self._pinned or {}), "image": values["image"]}}}
+        pinned = self._pinned or values  # of A masks alone are shown, whichever feature they masked
+        state = {**pinned, "image": values["image"], "student": pinned["detector"]}
+        found = {NOTHING: {}, PINNED: {"A": state}}
         other = {beside: {**values, "detector": beside, "student": beside}}  # its name is its label
         return found.get(beside, other)

@@ -50,6 +50,7 @@ class Panel:
         layer: (h, w) uint8, numbers of a palette; None shows the picture alone.
         palette: one of `PALETTES`; "channels" are bars, which lie over nothing.
         limits: values of the first and the last colour of a heat map.
+        window: of the scene that it came from, if that is another one than its page shows.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Panel:
     layer: np.ndarray | None = None
     palette: str = "heat"
     limits: tuple[float, float] | None = None
+    window: tuple[float, float] | None = None
 
 
 def heat_panel(name: str, caption: str, values: Tensor, limits: tuple[float, float]) -> Panel:
@@ -122,7 +124,7 @@ def draw(scene: Scene, panel: Panel, side: int, *, boxes: bool = True) -> Image.
     size = tuple(max(1, round(edge * scale)) for edge in picture.size)
     # generated scenes are enlarged: their pixels stay pixels
     page = picture.resize(size, _NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    high, wide = scene.window
+    high, wide = panel.window or scene.window
     if panel.palette == "channels":
         page, high, wide, boxes = Image.new("RGB", size, "white"), 1, 1, False
     if panel.layer is not None:
@@ -166,7 +168,8 @@ def mosaic(
     """The panels in rows, each `side` pixels long, with captions and colour bars on white."""
     drawn = [draw(scene, panel, side, boxes=boxes) for panel in panels]
     (width, height), rows = drawn[0].size, -(-len(panels) // columns)
-    step_down, step_right = CAPTION + height + GAP, width + BAR + GAP
+    words = max(round(_FONT.getlength(panel.caption)) for panel in panels)
+    step_down, step_right = CAPTION + height + GAP, max(width + BAR, words) + GAP
     page = Image.new("RGB", (GAP + columns * step_right, GAP + rows * step_down), "white")
     pen = ImageDraw.Draw(page)
     bar = Image.fromarray(PALETTES["heat"][::-1, None, :3]).resize((10, height))

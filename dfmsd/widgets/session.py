@@ -78,6 +78,7 @@ def frame(lab: Laboratory, *, error: str = "", known: Any = None) -> tuple[Messa
             "name": panel.name,
             "caption": panel.caption,
             "palette": panel.palette,
+            "window": panel.window or scene.window,
             "limits": panel.limits and [f"{limit:.3g}" for limit in panel.limits],
             "at": None if panel.layer is None else put(png(layer_image(panel))),
         }

@@ -27,9 +27,10 @@ class State:
     or detector, or for an image that cannot be shown.
 
     Args:
-        images: name → tensor (3, H, W) in 0..1, or the path of a picture.
+        images: name → float tensor (3, H, W) in 0..1, or the path of a picture.
         detectors: name → torchvision detector.
-        targets: name of an image → its true `boxes`, (n, 4) xyxy in pixels of the image.
+        targets: name of an image → its true `boxes`, (n, 4) xyxy in pixels of the image; of a
+            picture from a file, as reduced to `size`.
         limits: sides in pixels of the image below which objects count as small and as medium.
         size: pixels to which the longer side of a picture from a file is reduced.
         paths: whether `set(image=…)` opens files of this machine later on.
@@ -48,6 +49,11 @@ class State:
         for name, given in (("images", images), ("detectors", detectors)):
             if not given:
                 raise LabError(f"{name} must hold at least one, got none")
+        if not 0 <= limits[0] <= limits[1]:
+            raise LabError(f"limits must be two sides in increasing order, got {limits!r}")
+        for name, target in (targets or {}).items():
+            if name not in images or target["boxes"].dim() != 2 or target["boxes"].shape[1] != 4:
+                raise LabError(f"targets[{name!r}] must be boxes (n, 4) of one of the images")
         self.paths, self._size, self._limits, self._images = True, size, limits, {}
         self._images = {name: self._open(image) for name, image in images.items()}
         self.paths = paths
@@ -108,7 +114,8 @@ class State:
         if unknown := changes.keys() - self._values.keys():
             there = ", ".join(self._values)
             raise LabError(f"no control {named(sorted(unknown))}; there are {there}")
-        before, values = (self._images, self._scenes), self._values | changes
+        before = self._images, self._scenes, self._targets
+        values = self._values | changes
         self._follow(values, changes)
         self.settings(values)
         try:
@@ -116,7 +123,7 @@ class State:
                 values["image"] = self._take(values["image"])
             self._match_student(values)
         except Exception:
-            self._images, self._scenes = before
+            self._images, self._scenes, self._targets = before
             raise
         return values
 
@@ -133,14 +140,14 @@ class State:
         _check("stride", values["stride"], offers["stride"])
         if values["beside"] not in offers["beside"]:
             if "beside" in changes:
-                lacks = "has no such level; " * (values["beside"] in self._detectors)
+                lacks = "has no such level; " * (values["beside"] in list(self._detectors))
                 known = named(offers["beside"])
                 raise LabError(f"beside={values['beside']!r}: {lacks}must be one of {known}")
             values["beside"] = NOTHING
         last = levels[values["stride"]][1] - 1
         if "channel" not in changes:
             values["channel"] = min(values["channel"], last)
-        if values["channel"] not in range(last + 1):
+        if type(values["channel"]) is not int or values["channel"] not in range(last + 1):
             raise LabError(f"channel must lie in 0..{last}, got {values['channel']!r}")
 
     def _offers(self, values: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -157,9 +164,10 @@ class State:
 
     def _match_student(self, values: dict[str, Any]) -> None:
         """Run both detectors; a student without such a feature is refused, or replaced."""
-        shape = self._seen(values).features[values["stride"]].shape
-        feature = self._student(values).features.get(values["stride"])
-        if feature is not None and feature.shape == shape:
+        scene, student = self._seen(values), self._student(values)
+        shape = scene.features[values["stride"]].shape
+        feature = student.features.get(values["stride"])
+        if feature is not None and (feature.shape, student.window) == (shape, scene.window):
             return
         if values["student"] != self._values["student"]:
             raise LabError(f"student={values['student']!r}: has no feature {tuple(shape[1:])} here")
@@ -169,6 +177,7 @@ class State:
         """The name of a picture that is opened now; another of that name may have been seen."""
         picture, name = self._open(image), Path(str(image)).name
         self._scenes = {pair: seen for pair, seen in self._scenes.items() if pair[0] != name}
+        self._targets = {key: boxes for key, boxes in self._targets.items() if key != name}
         self._images = {**self._images, name: picture}
         return name
 
@@ -176,6 +185,10 @@ class State:
         if isinstance(image, Tensor):
             if image.dim() != 3 or image.shape[0] != 3:
                 raise LabError(f"images must have shape (3, H, W), got {tuple(image.shape)}")
+            if not image.is_floating_point() or image.amin() < -0.01 or image.amax() > 1.01:
+                raise LabError(
+                    f"images must be floats in 0..1, got {image.dtype} up to {image.max()}"
+                )
             return image
         known = f", or one of {named(self._images)}" if self._images else ""
         if not isinstance(image, str | Path | BytesIO):
@@ -185,7 +198,7 @@ class State:
         try:
             file = image if isinstance(image, BytesIO) else Path(image).expanduser()
             return read_image(file, max_size=self._size)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # RuntimeError: ~ of nobody
             raise LabError(f"{error}; give the path of a picture{known}") from None
 
     def _seen(self, values: Mapping[str, Any]) -> Scene:
