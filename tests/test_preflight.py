@@ -274,3 +274,9 @@ def test_levels_without_anything_to_teach_are_named(place, monkeypatch):
     assert "of the teacher's channels never change" in notes["stride 16"]
     assert report.reasons == ["stride 32: features are not finite"]
     assert "images_s" not in report.numbers
+
+
+def test_a_distillation_of_weight_zero_is_a_note():
+    report = Preflight(resolve("scenes", ["method.factor=0"]), None)
+    report.check_balance({"ratio": 0.0, "gradient_ratio": 0.0, "cosine": 0.0})
+    assert report.findings == [("balance", "note", "distillation weighs nothing")]

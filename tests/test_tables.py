@@ -288,6 +288,14 @@ def test_arms_name_their_steps_and_pair_equal_budgets():
     assert [row[1] for row in cells(arms_table([]))] == ["not run"] * len(ARMS)
 
 
+def test_another_method_is_called_by_its_name():
+    made = {"arm": "one", "settings": {"arms": ["none", "one"], "method": {"name": "pkd"}}}
+    records = [record("none", 0, 0.1) | made | {"arm": "none"}, record("pkd", 0, 0.2) | made]
+    titles = [row[0] for row in cells(arms_table(records))]
+    assert titles == ["no distillation", "pkd, one stage (strong)"]
+    assert all("DFMSD" not in title for title in arms_frame(records)["title"])
+
+
 def test_gain_and_its_words():
     assert gain_of([]) is None
     assert gain_of([1.0]) == Gain(1.0, None)

@@ -19,7 +19,7 @@ class PKD(Baseline):
     finest levels. Here it is the mean over the levels, so the weight is that of the sum times the
     number of levels: 40 or 24. Choice: statistics and mean are over valid cells; where the channel
     counts differ a 1x1 convolution adapts the student (PKD has no learned part and needs equal
-    counts).
+    counts). The experiments give every method such an adapter (`method.adapter`), PKD too.
 
     `alignment_loss` is the same but for population statistics and where its `eps` stands.
     """

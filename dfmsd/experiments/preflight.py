@@ -185,7 +185,9 @@ class Preflight:
         ratio, verdict = numbers["ratio"], "ok"
         text = f"at the first step distillation is {ratio:.2g} times the task loss; gradients on "
         text += f"the backbone {numbers['gradient_ratio']:.2g} to 1, cosine {numbers['cosine']:.2f}"
-        if not 1 / 3 < ratio / BALANCE < 3:
+        if ratio == 0:
+            text, verdict = "distillation weighs nothing", "note"
+        elif not 1 / 3 < ratio / BALANCE < 3:
             factor = self.settings.method.factor * BALANCE / ratio
             text += f"; method.factor={factor:.2g} would give the {BALANCE} of the scenes"
             verdict = "note" if math.isfinite(ratio) else "refused"

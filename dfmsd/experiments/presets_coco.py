@@ -20,7 +20,9 @@ FASTER_V2 = "data/teachers/fasterrcnn_resnet50_fpn_v2.safetensors"  # torchvisio
 SCHEDULE_1X = Train(
     steps=90_000, batch_size=16, optimizer="sgd", weight_decay=1e-4, schedule="step", clip=35.0
 )
-"""Source: mmdetection's 1x schedule; clipping at 35 as FGD and MGD do."""
+"""Source: Detectron2's 1x schedule: drops at 60 000 and 80 000 steps, 1000 steps of warm-up, which
+are shares of the run here and so twice that for 2x. mmdetection drops at 82 500 instead of 80 000
+and warms up for 500. Clipping at 35 as FGD and MGD do."""
 
 _MMDET = "make it with `dfmsd import-mmdet FILE --out {}`, FILE being mmdetection's %s"
 _ORIGINS = {
@@ -95,8 +97,8 @@ PRESETS = {
 def _coco(scale: str, kind: str, weak_file: str, strong_file: str, arm: str) -> Settings:
     """What these presets share: the field's data, optimiser and schedule, see `kd-anchors` 3.5.
 
-    Source: mmdetection: learning rate 0.02 for two stages and 0.01 for one, 1000 steps of warm-up,
-    frozen stem, first stage and batch norms.
+    Source: mmdetection: learning rate 0.02 for two stages and 0.01 for one, frozen stem, first
+    stage and batch norms.
     """
     two_stage = kind == "faster_rcnn"
     trunk = {"trunk": "torchvision:resnet50", "frozen_norm": True, "frozen_stride": 4}

@@ -12,7 +12,7 @@ from scipy import special
 
 from dfmsd.experiments.grids import EXPERIMENTS
 from dfmsd.experiments.records import data_of, finished
-from dfmsd.experiments.settings import ARMS
+from dfmsd.experiments.settings import ARMS, flat
 
 METRICS = ["AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L"]
 
@@ -95,11 +95,18 @@ def arms_frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     asked = {name for record in records for name in record["settings"]["arms"]} or ARMS
     seeds = sorted({record["seed"] for record in records}) or [0]
     runs = {(arm, seed): known.get((arm, seed)) for arm in ARMS if arm in asked for seed in seeds}
-    frame = _frame(runs, {name: arm.title for name, arm in ARMS.items()})
+    frame = _frame(runs, arm_titles(records))
     steps = frame["steps"].groupby(level="row").transform("max")
     frame["title"] += (", " + steps).where(steps != "", "")
     totals = {name: sum(arm.lengths) for name, arm in ARMS.items()}
     return relative_to(frame, {n: "none-long" if totals[n] == 2 else "none" for n in ARMS})
+
+
+def arm_titles(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Arm → its title with the method of the records, which is one; DFMSD unless they say so."""
+    method = flat(records[0]["settings"]).get("method.name", "dfmsd") if records else "dfmsd"
+    words = {name: arm.title for name, arm in ARMS.items()}
+    return {k: w.replace("DFMSD", method) for k, w in words.items()} if method != "dfmsd" else words
 
 
 def newest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

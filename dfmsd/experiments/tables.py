@@ -9,8 +9,16 @@ import pandas as pd
 
 from dfmsd.experiments.grids import EXPERIMENTS
 from dfmsd.experiments.records import markdown_table
-from dfmsd.experiments.results import METRICS, Gain, arms_frame, gain_of, gains, results_frame
-from dfmsd.experiments.settings import ARMS
+from dfmsd.experiments.results import (
+    METRICS,
+    Gain,
+    arm_titles,
+    arms_frame,
+    gain_of,
+    gains,
+    newest,
+    results_frame,
+)
 
 SIZES = METRICS[3:]
 NBSP = "\N{NO-BREAK SPACE}"  # a cell of a table stays on one line
@@ -90,8 +98,8 @@ def gains_table(frame: pd.DataFrame) -> str:
 
 def arms_table(records: Iterable[dict[str, Any]]) -> str:
     """Markdown: one row per arm of `dfmsd distill`, AP and its paired gain as mean ± sd."""
-    frame = arms_frame(records)
-    frame["title"] = [ARMS[row].title for row in frame.index.get_level_values("row")]
+    frame, titles = arms_frame(records), arm_titles(newest(records))
+    frame["title"] = [titles[row] for row in frame.index.get_level_values("row")]
     columns = ["steps", "seeds", "AP", "gain", "AP50", *SIZES, "CPU s"]
     return _table(frame, columns).replace(NBSP, " ")
 

@@ -123,7 +123,7 @@ def fit(
             if stopping or overdue or manager.is_due(done, pause=evaluating or last):
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
                 if scaler is None:  # with one, a step of unfit gradients is left out
-                    check_gradients(model, step)
+                    check_gradients(model, losses, step)
                 states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 state = {"stage": stage, "step": done, "log": history.text, "scaler": scaler}
                 manager.save(state | states, model)

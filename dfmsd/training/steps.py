@@ -57,23 +57,28 @@ def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
 def check_finite(values: dict[str, float], step: int) -> None:
     """NonFiniteLossError for losses by name if their weighted sum, "loss", is not finite."""
     if not math.isfinite(values["loss"]):
-        terms = {name: value for name, value in values.items() if name != "loss"}
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
-        listing = ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
+        bad = [key for key in values if key != "loss" and not math.isfinite(values[key])]
         raise NonFiniteLossError(
-            f"step {step}: {', '.join(bad) or 'the weighted sum'} is not finite ({listing}); "
-            "lower the learning rate or the weight of that term"
+            f"step {step}: {', '.join(bad) or 'the weighted sum'} is not finite "
+            f"({_listing(values)}); lower the learning rate or the weight of that term"
         )
 
 
-def check_gradients(model: nn.Module, step: int) -> None:
-    """NonFiniteLossError if a gradient of the step that was just made is NaN or infinite.
+def _listing(values: dict[str, float]) -> str:
+    return ", ".join(f"{key} = {value:.4g}" for key, value in values.items() if key != "loss")
+
+
+def check_gradients(model: nn.Module, values: dict[str, float], step: int) -> None:
+    """NonFiniteLossError if a gradient of the step of these losses is NaN or infinite.
 
     The host waits for the device: ask only before a checkpoint, which must not keep such weights.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if not math.isfinite(torch.nn.utils.get_total_norm(gradients)):
-        raise NonFiniteLossError(f"step {step}: a gradient is not finite, although the losses are")
+        raise NonFiniteLossError(
+            f"step {step}: a gradient is not finite, although the losses are "
+            f"({_listing(values)}); lower the learning rate"
+        )
 
 
 @contextmanager
