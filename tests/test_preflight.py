@@ -17,7 +17,7 @@ from dfmsd.detectors.features import feature_channels
 from dfmsd.detectors.saved import save_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments import preflight
-from dfmsd.experiments.preflight import is_due, run_preflight
+from dfmsd.experiments.preflight import Preflight, is_due, run_preflight
 from dfmsd.experiments.presets import resolve
 from dfmsd.experiments.profile import (
     collect_features,
