@@ -185,7 +185,7 @@ class State:
         if isinstance(image, Tensor):
             if image.dim() != 3 or image.shape[0] != 3:
                 raise LabError(f"images must have shape (3, H, W), got {tuple(image.shape)}")
-            if not image.is_floating_point() or image.amin() < -0.01 or image.amax() > 1.01:
+            if not (image.is_floating_point() and image.amin() >= -0.01 and image.amax() <= 1.01):
                 raise LabError(
                     f"images must be floats in 0..1, got {image.dtype} up to {image.max()}"
                 )
