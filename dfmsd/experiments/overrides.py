@@ -81,8 +81,7 @@ def same_result(one: Settings, other: Settings) -> bool:
 def _same(key: str, *values: Any) -> bool:
     """Whether two values of a setting mean the same; of two files, the content counts."""
     if key.endswith("_file") and all(Path(value).is_file() for value in values):
-        values = tuple(_content(value, Path(value).stat().st_mtime_ns) for value in values)
-        return values[0] == values[1]
+        return _content(values[0]) == _content(values[1])
     return values[0] == values[1] or key.endswith(FILES)
 
 
@@ -103,7 +102,7 @@ def fingerprint(settings: Settings, *sections: str) -> str:
     root = kept.pop("data.root", "") if settings.data.kind == "coco" else ""
     for key, value in kept.items():
         if value and key.endswith(("_file", "weights")) and Path(value).is_file():
-            kept[key] = _content(value, Path(value).stat().st_mtime_ns)
+            kept[key] = _content(value)
     digits = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
     with contextlib.suppress(FileNotFoundError):
         if root:
@@ -113,7 +112,11 @@ def fingerprint(settings: Settings, *sections: str) -> str:
     return digits
 
 
-@functools.lru_cache(maxsize=16)
-def _content(file: str, _changed: int) -> str:
+def _content(file: str) -> str:
     """The hash of a file's content, computed once while the file does not change."""
+    return _content_at(file, Path(file).stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _content_at(file: str, _changed: int) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -105,8 +105,8 @@ def arms_frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def arm_titles(records: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Arm → its title with the method of the records, which is one; DFMSD unless they say so."""
     method = flat(records[0]["settings"]).get("method.name", "dfmsd") if records else "dfmsd"
-    words = {name: arm.title for name, arm in ARMS.items()}
-    return {k: w.replace("DFMSD", method) for k, w in words.items()} if method != "dfmsd" else words
+    label = "DFMSD" if method == "dfmsd" else method
+    return {name: arm.title.replace("DFMSD", label) for name, arm in ARMS.items()}
 
 
 def newest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
