@@ -84,6 +84,14 @@ def test_a_heat_map_has_its_colours_over_grey_and_is_cut_at_its_limits():
         np.testing.assert_allclose(pixels[y, x], expected, atol=1.5)
 
 
+def test_hidden_cells_of_a_heat_map_are_pale():
+    keep = torch.tensor([[1, 0], [1, 1]])
+    panel = heat_panel("a", "a", torch.tensor([[0.0, 9.0], [9.0, 4.0]]), (0, 9), keep)
+    assert panel.layer.tolist() == [[1, 0], [255, 113]]
+    pixels = drawn(scene_of(torch.zeros(3, 4, 4)), panel, 4)
+    np.testing.assert_allclose(pixels[0, 3], drawing.HEAT * 0xED, atol=1)
+
+
 def test_the_padded_part_of_a_map_is_not_shown():
     # The picture covers 3 of 4 rows and 1 of 2 columns of cells.
     scene, side = scene_of(torch.ones(3, 60, 40), window=(0.75, 0.5)), 60

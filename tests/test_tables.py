@@ -283,7 +283,7 @@ def test_arms_name_their_steps_and_pair_equal_budgets():
     assert found["no distillation, 8"] is None
     none, one, _, missing = cells(arms_table([old, *records]))
     assert none[:5] == ["no distillation", "4", "2", "15.0 ± 7.1", ""]  # never of two settings
-    assert one[3:5] == ["40.0 ± 14.1", "25.0 ± 7.1"]
+    assert one[3:5] == ["40.0 ± 14.1", "+25.0 (-38.5 to +88.5)"]  # t = 12.71
     assert missing == ["DFMSD, one stage (strong)", "not run", *[""] * 8]
     assert [row[1] for row in cells(arms_table([]))] == ["not run"] * len(ARMS)
 

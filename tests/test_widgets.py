@@ -7,6 +7,7 @@ import io
 import json
 import re
 import socket
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from tiny import tiny_detector
 from torchvision.models.detection import retinanet_resnet50_fpn
 from torchvision.transforms.functional import to_pil_image
 
-from dfmsd.widgets import MaskLab, state
+from dfmsd.widgets import MaskLab, laboratory, state
 from dfmsd.widgets.lab import CHOICES, STOPS, LabError, capture_scene
 from dfmsd.widgets.laboratory import Laboratory
 from dfmsd.widgets.mosaic import CAPTION, GAP, Panel, draw, mosaic
 from dfmsd.widgets.session import LABELS, answer
 
 PICTURE = Panel("picture", "picture")
+PAGE = Image.new("RGB", (8, 8))
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TARGET = {"boxes": torch.tensor([[4.0, 4.0, 30.0, 20.0]]), "labels": torch.tensor([1])}
 
@@ -510,6 +512,20 @@ def test_what_it_is_built_from_is_looked_at(detectors, changes, words):
         Laboratory(**given)
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"select": "low"}, {"ratio": 0.2}, {"stride": 8, "beside": "fine"}]
+)
+def test_no_two_masks_of_a_still_are_alike(lab, monkeypatch, changes):
+    made = []
+    monkeypatch.setattr(laboratory, "mosaic", lambda _, panels, **__: made.append(panels) or PAGE)
+    lab.set(**changes)
+    lab.still()
+    (panels,) = made
+    masks = [panel.layer for panel in panels if panel.palette == "mask"]
+    assert len(panels) == 8
+    assert all((one != other).any() for one, other in combinations(masks, 2))
+
+
 def test_captions_do_not_run_into_the_next_panel():
     panels = [Panel("a", "a caption that is far longer than its narrow panel")] * 2
     scene = capture_scene(tiny_detector().eval(), torch.zeros(3, 96, 24))
@@ -518,13 +534,16 @@ def test_captions_do_not_run_into_the_next_panel():
     assert np.diff(words).max() >= GAP  # between the two captions
 
 
-def test_stills_mark_no_differences_from_what_they_do_not_show(lab):
-    lab.set(ratio=0.1)
-    still, gif, page = lab.still(), lab.gif("cutoff", most=2), lab.picture()
+def test_differences_are_marked_only_where_the_other_mask_stands_beside(lab, monkeypatch):
+    made = []
+    monkeypatch.setattr(laboratory, "mosaic", lambda _, panels, **__: made.append(panels) or PAGE)
     lab.set(ratio=0.5)
     lab.pin()
     lab.set(ratio=0.1)
-    assert (lab.still(), lab.gif("cutoff", most=2)) == (still, gif)
-    assert lab.picture() != page
+    lab.still()
+    lab.gif("cutoff", most=2)
+    for panels, marked in zip(made, (True, False, False), strict=True):
+        assert ("beside" in [panel.name for panel in panels]) == marked
+        assert any((p.layer == 3).any() for p in panels if p.palette == "mask") == marked
     with pytest.raises(LabError, match="most at least 1"):
         lab.gif("cutoff", most=0)

@@ -65,8 +65,6 @@ def _cell(runs: pd.DataFrame, column: str) -> str:
         return f"{runs['cpu_s'].mean():.0f}"
     if column == "extra CPU":
         return f"{runs['extra CPU'].mean():+.0f} %".replace("+nan %", "")
-    if column == "gain":
-        return mean_sd(runs["gain AP"]).removesuffix("–")
     if column == "steps":
         return runs["steps"].max().replace(" ", NBSP)
     if column.endswith("gain (95 %)"):
@@ -97,10 +95,10 @@ def gains_table(frame: pd.DataFrame) -> str:
 
 
 def arms_table(records: Iterable[dict[str, Any]]) -> str:
-    """Markdown: one row per arm of `dfmsd distill`, AP and its paired gain as mean ± sd."""
+    """Markdown: one row per arm of `dfmsd distill`, as in `results_table`, without breaks."""
     frame, titles = arms_frame(records), arm_titles(newest(records))
     frame["title"] = [titles[row] for row in frame.index.get_level_values("row")]
-    columns = ["steps", "seeds", "AP", "gain", "AP50", *SIZES, "CPU s"]
+    columns = ["steps", "seeds", "AP", "gain (95 %)", "AP50", *SIZES, "CPU s"]
     return _table(frame, columns).replace(NBSP, " ")
 
 

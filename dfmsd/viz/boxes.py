@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -10,31 +12,64 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 # Okabe and Ito's colours without black, which shadows on a picture hide.
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+WRONG, CROSS = "#B00000", "\N{BALLOT X} "
 Colour = str | tuple[float, ...]
 Target = Mapping[str, Tensor]  # `boxes` (n, 4), `labels` (n,) in 1..K, perhaps `scores` (n,)
 
 
-def draw_boxes(axes: Axes, target: Target, classes: Sequence[str]) -> None:
+def draw_boxes(
+    axes: Axes, target: Target, classes: Sequence[str], wrong: Tensor | None = None
+) -> None:
     """Draw boxes in their classes' colours, with names if there are scores.
 
-    A name stands above its box, or below it if it would cover another one there.
+    A name stands at the corner of its box where it covers least of other names, then of other
+    boxes. The name of a box that is `wrong`, (n,) bool, is red and has a cross.
     """
     boxes, labels = corners(target["boxes"]), target["labels"].tolist()
-    scores = target["scores"].tolist() if "scores" in target else [None] * len(boxes)
-    tags: list[Text] = []
-    for box, label, score in zip(boxes, labels, scores, strict=True):
+    for box, label in zip(boxes, labels, strict=True):
         if not 1 <= label <= len(classes):
             raise ValueError(f"labels: got {label}, expected 1..{len(classes)} (the classes)")
         outline(axes, box, class_colour(label))
-        if score is not None:
-            name = tag(axes, box, f"{classes[label - 1]} {score:.2f}", class_colour(label))
-            if any(name.get_window_extent().overlaps(t.get_window_extent()) for t in tags):
-                name.set(y=box[3], va="top")
-            tags.append(name)
+    bad = [False] * len(boxes) if wrong is None else wrong.tolist()
+    tags: list[Text] = []
+    for index, score in enumerate(target["scores"].tolist() if "scores" in target else ()):
+        text = f"{CROSS * bad[index]}{classes[labels[index] - 1]} {score:.2f}"
+        name = tag(axes, boxes[index], text, WRONG if bad[index] else class_colour(labels[index]))
+        _make_room(name, boxes[index], tags, [box for box in boxes if box != boxes[index]])
+        tags.append(name)
+
+
+def _make_room(
+    name: Text, box: Sequence[float], tags: Sequence[Text], boxes: Sequence[Sequence[float]]
+) -> None:
+    """Move `name` to the corner of its `box` where it covers least of `tags`, then of `boxes`."""
+    axes, (left, top, right, bottom) = name.axes, box
+    names = [one.get_window_extent() for one in tags]
+    others = [Bbox(axes.transData.transform([other[:2], other[2:]])) for other in boxes]
+    places = [{"position": name.get_position(), "ha": name.get_ha(), "va": name.get_va()}]
+    for (x, ha), (y, va) in product(
+        ((left, "left"), (right, "right")), ((top, "bottom"), (bottom, "top"))
+    ):
+        places.append({"position": (x, y), "ha": ha, "va": va})
+
+    def cost(place: Mapping[str, Any]) -> tuple[float, float]:
+        name.set(**place)
+        own = name.get_window_extent()
+        cut = own.width * own.height - _shared(own, [axes.bbox])
+        return cut + _shared(own, names), _shared(own, others)
+
+    name.set(**min(places, key=cost))
+
+
+def _shared(box: Bbox, others: Sequence[Bbox]) -> float:
+    """Area that `box` shares with others, in pixels."""
+    parts = [Bbox.intersection(box, other) for other in others]
+    return sum(part.width * part.height for part in parts if part)
 
 
 def dash_boxes(axes: Axes, boxes: Tensor | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -13,7 +14,16 @@ from matplotlib.image import AxesImage
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from dfmsd.viz.boxes import Target, class_legend, corners, dash_boxes, draw_boxes, outline, tag
+from dfmsd.viz.boxes import (
+    CROSS,
+    Target,
+    class_legend,
+    corners,
+    dash_boxes,
+    draw_boxes,
+    outline,
+    tag,
+)
 from dfmsd.viz.checks import Limits, check_entries, check_lengths, to_array, value_range
 from dfmsd.viz.panels import COLUMNS, SIGNED, STYLE, extent, panels, show_image
 
@@ -33,8 +43,8 @@ def detections_figure(
 ) -> Figure:
     """Figure with one panel per image: found boxes in class colours, true ones thin and dashed.
 
-    A found box is wrong, and crossed out, unless the true box that it overlaps most has its class
-    and an IoU of 0.5 or more.
+    The name of a found box is red with a cross, wrong, unless the true box that it overlaps most
+    has its class and an IoU of 0.5 or more.
 
     Args:
         classes: K names, the first of label 1.
@@ -45,34 +55,30 @@ def detections_figure(
     keys = ("boxes", "labels", "scores")
     sure = [{key: one[key][one["scores"] >= score] for key in keys} for one in predictions]
     heads = [f"{len(detections['boxes'])} found" for detections in sure]
-    legend = f"found at score ≥ {score:g}"
+    legend, wrong = f"found at score ≥ {score:g}", [None] * len(sure)
     if truths is not None:
         wrong = [_wrong(one, truth) for one, truth in zip(sure, truths, strict=True)]
         heads = [
-            f"{head}, {len(bad)} wrong · {len(truth['boxes'])} true"
+            f"{head}, {bad.sum()} wrong · {len(truth['boxes'])} true"
             for head, bad, truth in zip(heads, wrong, truths, strict=True)
         ]
-        legend += "; crossed out: wrong class or place; dashed white: true boxes"
+        legend += f"; {CROSS}on red: wrong class or place; dashed white: true boxes"
     heads = [":\n".join(pair) for pair in zip(names, heads, strict=True)] if names else heads
     figure, frames = panels(images, COLUMNS, title, heads=heads, below=0.6)
     for index, (axes, image, detections) in enumerate(zip(frames, images, sure, strict=True)):
         show_image(axes, image)
         dash_boxes(axes, truths[index]["boxes"] if truths is not None else None)
-        draw_boxes(axes, detections, classes)
-        for left, top, right, bottom in corners(wrong[index]) if truths is not None else ():
-            for ends in ((top, bottom), (bottom, top)):
-                axes.plot((left, right), ends, color="#D00000", linewidth=1.2)
+        draw_boxes(axes, detections, classes, wrong[index])
     class_legend(figure, classes, legend)
     return figure
 
 
 def _wrong(found: Target, truth: Target) -> Tensor:
-    """The boxes (n, 4) found that hit no true box of their class."""
+    """Which of the n boxes found hit no true box of their class, (n,) bool."""
     if not len(truth["boxes"]):
-        return found["boxes"]
+        return torch.ones(len(found["boxes"]), dtype=torch.bool)
     overlap, best = box_iou(found["boxes"], truth["boxes"]).max(1)
-    right = (overlap >= 0.5) & (truth["labels"][best] == found["labels"])
-    return found["boxes"][~right]
+    return (overlap < 0.5) | (truth["labels"][best] != found["labels"])
 
 
 @plt.rc_context(STYLE)

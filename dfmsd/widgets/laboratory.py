@@ -88,12 +88,20 @@ class Laboratory(State):
         return "\n".join([words, state, *report(self.scene, maps["keep"], self._limits)])
 
     def still(self) -> bytes:
-        """A PNG for readers without a kernel: picture and masks, and below them other masks."""
-        drawn = self.drawn(beside=NOTHING)
-        panels = [panel for panel in drawn if panel.name not in ("picture", "channel")]
-        for name, value in (("ratio", 0.2), ("select", "low")):
+        """A PNG for readers without a kernel: picture and masks, and below them other masks.
+
+        They are the mask with another ratio, and the one that stands beside, or else hides the
+        opposite cells.
+        """
+        beside = self._values["beside"] if self._values["beside"] != LEVELS else NOTHING
+        left_out = ("picture", "channel", "beside attention")
+        panels = [panel for panel in self.drawn(beside=beside) if panel.name not in left_out]
+        others = {"ratio": 0.5 if self._values["ratio"] <= 0.2 else 0.2}
+        if beside == NOTHING:
+            others["select"] = "high" if self._values["select"] == "low" else "low"
+        for name, value in others.items():
             keep = self.panels(**{name: value})["keep"]
-            panels.append(mask_panel("keep", f"the same, {name} {value}", keep))
+            panels.append(mask_panel("keep", f"keep mask, {name} {value}", keep))
         page = mosaic(self.scene, panels, columns=4, side=_STILL_SIDE)
         return png(page, colours=_STILL_COLOURS)
 

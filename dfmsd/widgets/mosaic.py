@@ -30,7 +30,9 @@ _FINE, _BARS = 384, 48  # pixels of a mask's layer at most; height of the bars o
 _NEAREST = Image.Resampling.NEAREST
 _FONT = ImageFont.truetype(matplotlib.get_data_path() + "/fonts/ttf/DejaVuSans.ttf", TEXT)
 _COLOURS = {
-    "heat": matplotlib.colormaps["viridis"](np.arange(256)),
+    "heat": np.vstack(
+        [to_rgba_array("#ededed"), matplotlib.colormaps["viridis"](np.arange(1, 256))]
+    ),
     # a hidden cell is pale and hatched, as in `dfmsd.viz`; one that differs between two masks has
     # an orange rim
     "mask": to_rgba_array(["none", "#edededcc", "#8a8a8a", "#ff8c00"]),
@@ -61,11 +63,17 @@ class Panel:
     window: tuple[float, float] | None = None
 
 
-def heat_panel(name: str, caption: str, values: Tensor, limits: tuple[float, float]) -> Panel:
-    """A map (h, w) in colours; values beyond the limits take the last one."""
+def heat_panel(
+    name: str, caption: str, values: Tensor, limits: tuple[float, float], keep: Tensor | None = None
+) -> Panel:
+    """A map (h, w) in colours; values beyond the limits take the last one.
+
+    Cells that are 0 in `keep`, (h, w), are pale.
+    """
     low, high = map(float, limits)
     share = (values.numpy() - low) / max(high - low, 1e-12)
-    layer = (share * 255).clip(0, 255).astype(np.uint8)
+    layer = (share * 255).clip(1, 255).astype(np.uint8)  # 0 is pale
+    layer *= 1 if keep is None else (keep != 0).numpy()
     return Panel(name, caption, layer, "heat", (low, high))
 
 
@@ -113,7 +121,7 @@ def map_panels(
         heat_panel("attention", "attention, mean 1", maps["attention"], top),
         heat_panel("energy", f"frequency energy by {settings.regions}", maps["energy"], (0, 1)),
         heat_panel("enhanced", f"enhanced attention{off}", maps["enhanced"], top),
-        heat_panel("masked", "feature after both masks", maps["masked"], left),
+        heat_panel("masked", "feature after both masks", maps["masked"], left, maps["keep"]),
     ]
 
 
@@ -172,7 +180,7 @@ def mosaic(
     step_down, step_right = CAPTION + height + GAP, max(width + BAR, words) + GAP
     page = Image.new("RGB", (GAP + columns * step_right, GAP + rows * step_down), "white")
     pen = ImageDraw.Draw(page)
-    bar = Image.fromarray(PALETTES["heat"][::-1, None, :3]).resize((10, height))
+    bar = Image.fromarray(PALETTES["heat"][:0:-1, None, :3]).resize((10, height))
     for index, panel in enumerate(panels):
         left, top = GAP + index % columns * step_right, GAP + CAPTION + index // columns * step_down
         page.paste(drawn[index], (left, top))
