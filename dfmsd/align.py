@@ -24,9 +24,9 @@ def standardise(feature: Tensor, valid: Tensor | None = None, eps: float = 1e-5)
     """The feature with mean 0 and variance 1 per channel over (N, valid H, W); padding is 0.
 
     In float32 or better. Source: PKD. Choice: population statistics over valid cells only (PKD:
-    unbiased, padding included), so that the alignment is one minus Pearson's correlation exactly;
-    `eps` is added to the variance, as in batch norm, so that a channel that never fires gives zeros
-    and finite gradients.
+    unbiased, padding included), so that the alignment is one minus Pearson's correlation, up
+    to `eps`: it is added to the variance, as in batch norm, so that a channel that never fires
+    gives zeros and finite gradients.
     """
     wide = widen(feature)
     if valid is None:
@@ -44,8 +44,9 @@ def alignment_loss(
 ) -> Tensor:
     """Scalar `mean (Z_s − Z_t)² / 2 = 1 − mean_c Pearson(student, teacher)`, in 0..2.
 
-    It does not see scale or offset of a channel. Source: PKD, but for the choices of `standardise`,
-    which takes `eps`. ValueError when the shapes differ.
+    It does not see the offset of a channel, nor its scale unless the variance is as small as `eps`;
+    a channel that never fires costs 1/2. Source: PKD, but for the choices of `standardise`, which
+    takes `eps`. ValueError when the shapes differ.
     """
     shape, wanted = tuple(student.shape), tuple(teacher.shape)
     check("student", shape, shape == wanted, f"of teacher's shape {wanted}")
@@ -119,8 +120,9 @@ def match_levels(
 ) -> list[tuple[int, Tensor, Tensor]]:
     """(student stride, student feature, teacher feature) per pair of levels, equal in H and W.
 
-    Where sizes differ, the student is resized bilinearly. By stride, only rounding can make them
-    differ, so more than two cells is an error; so is a level that is missing, or none in common.
+    Where sizes differ, the student is resized bilinearly; next to padding, cells then mix with it.
+    By stride, only rounding can make sizes differ, so more than two cells is an error; so is a
+    level that is missing, or none in common.
 
     Features are stride → (N, C, H, W). `pairs` are what `pair_strides` gave a method when it was
     built, other levels are left out; None pairs the levels that are there, by `match`.

@@ -42,9 +42,10 @@ class Distiller(nn.Module):
     """A student in training: its own losses, and those of a method that compares it to a teacher.
 
     `student` and `method` are submodules (trained, saved, resumed). `teacher` is a plain attribute:
-    it appears in no state dict, no optimiser and no `train()` call. Of it only backbone and FPN
-    run, frozen and in eval mode, on the very pixels the student saw. Without teacher and method the
-    distiller is the plain student, so one training loop serves every row of a table.
+    it appears in no state dict, no optimiser and no `train()` call. It is frozen and in eval mode;
+    for most methods only its backbone and FPN run, on the very pixels that the student saw. Without
+    teacher and method the distiller is the plain student, so one training loop serves every row of
+    a table.
 
     Args:
         student: a torchvision detector; it runs as it is, hooks read its batch and features.
@@ -104,17 +105,22 @@ class Distiller(nn.Module):
             context = replace(context, scores=score_maps(self.teacher, teacher))
         return losses | self.method(student, teacher, context)
 
-    def look(self, images: list[Tensor]) -> Mapping[int, Any]:
+    def look(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> Mapping[int, Any]:
         """What `method.levels` finds at each stride for images (3, H, W) in 0..1; trains nothing.
 
-        For a method that has `levels`, such as `DFMSDLoss`.
+        For a method that has `levels`, such as `DFMSDLoss`; `targets` are for regions="boxes".
         """
         with frozen_modes(self.student), capture_features(self.student) as seen:
-            self.student(images)
+            self.student(images, targets)
             return self.method.levels(*self._pair(seen))
 
     def _pair(self, seen: Captured) -> tuple[dict[int, Tensor], dict[int, Tensor], Context]:
         """The student's features by stride, the teacher's on the same pixels, and the batch."""
+        if seen.images is None or seen.features is None:
+            parts = "its modules .transform and .backbone"
+            raise ValueError(f"student: {type(self.student).__name__} did not call {parts}")
         context = Context(seen.images.tensors, seen.images.image_sizes, seen.targets)
         student = {stride: seen.features[name] for stride, (name, _) in self.student_levels.items()}
         transforms = self.student.transform, self.teacher.transform

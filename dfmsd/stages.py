@@ -22,6 +22,7 @@ from dfmsd.training.checkpoint import Checkpointing, CheckpointManager
 from dfmsd.training.log import History
 from dfmsd.training.loop import Batches, Evaluation, fit
 from dfmsd.training.optim import Schedule, make_optimizer
+from dfmsd.training.steps import parts
 
 
 @dataclass
@@ -65,18 +66,17 @@ def run_stages(
         options: passed on to `fit`.
     """
     accelerator, checkpoints = accelerator or Accelerator(), checkpoints or Checkpointing()
+    checkpoints = replace(checkpoints, run=describe(stages, seed=options.get("seed", 0)))
     if (export := checkpoints.export) is not None:  # `fit` trains a distiller and exports that
         checkpoints = replace(checkpoints, export=lambda m, *to, **at: export(m.student, *to, **at))
     manager = CheckpointManager(checkpoints, accelerator)
-    first, done = _resume(manager, student, len(stages))
+    first, done = _resume(manager, student)
     options |= {"checkpoints": checkpoints, "accelerator": accelerator}
     for number, stage in enumerate(stages[first:], start=first):
-        anchored = number and stage.anchor and stage.method is not None
-        method = Anchored(stage.method, student, stage.anchor) if anchored else stage.method
-        distiller = Distiller(student, stage.teacher, method)
-        if stage.fitted and not (number == first and done):  # else they are in the checkpoint
-            distiller.to(accelerator.device)
-            fit_adapters(distiller, stage.method, batches, stage.fitted)
+        fitted = stage.fitted if not (number == first and done) else 0  # else in the checkpoint
+        start = replace(stage, fitted=fitted, anchor=stage.anchor if number else 0.0)
+        share = {"accelerator": accelerator, "accumulate": options.get("accumulate", 1)}
+        distiller = begin_stage(student, start, batches, **share)
         adamw_or_sgd = make_optimizer(distiller, lr=stage.schedule.lr, **optimizer)
         before = sum(earlier.schedule.steps for earlier in stages[:number])
         options["evaluation"] = evaluation and replace(evaluation, before=before)
@@ -88,13 +88,48 @@ def run_stages(
     return student
 
 
+def describe(stages: Sequence[Stage], *, seed: int) -> str:
+    """What stages train, on one line: names, steps, rates, methods and their weights, and the seed.
+
+    It tells the checkpoints of two runs apart; that the data are the same is up to the caller.
+    """
+    words = []
+    for stage in stages:
+        rates, method = stage.schedule, stage.method
+        words.append(f"{stage.name} {rates.steps} steps, learning rate {rates.lr:g}")
+        if method is not None:
+            weights = ", ".join(f"{term} {weight:g}" for term, weight in method.weights.items())
+            words[-1] += f", {type(method).__name__} ({weights})"
+    return "; ".join([*words, f"seed {seed}"])
+
+
+def begin_stage(
+    student: nn.Module,
+    stage: Stage,
+    batches: Batches,
+    *,
+    accelerator: Accelerator,
+    accumulate: int = 1,
+) -> Distiller:
+    """The distiller of a stage on the accelerator's device: anchored and fitted as it says."""
+    method = stage.method
+    if stage.anchor and method is not None:
+        method = Anchored(method, student, stage.anchor)
+    distiller = Distiller(student, stage.teacher, method).to(accelerator.device)
+    if stage.fitted:
+        how = {"accelerator": accelerator, "accumulate": accumulate}
+        fit_adapters(distiller, stage.method, batches, stage.fitted, **how)
+    return distiller
+
+
 class Anchored(nn.Module):
     """A method, with the student as it is now as a second target: one more term, {"anchor"}.
 
     The mean over the student's levels of `alignment_loss` between its features and those of its
     frozen copy, so that a stage does not undo the stage before. Source: SMSKD (arXiv 2601.15657).
     Choice: aligned features, all levels; `weight` is beside the 10 of the alignment to a teacher.
-    The copy, of the backbone, is in the state dict: a stage that continues needs it as it was.
+    The copy, of the backbone, is in the state dict: a stage that continues needs it as it was. It
+    runs in eval mode, so a student with batch norm is a little away from it before it has moved.
     """
 
     def __init__(self, method: nn.Module, student: nn.Module, weight: float) -> None:
@@ -117,7 +152,15 @@ class Anchored(nn.Module):
 
 
 @torch.no_grad()
-def fit_adapters(distiller: Distiller, method: nn.Module, batches: Batches, count: int) -> None:
+def fit_adapters(
+    distiller: Distiller,
+    method: nn.Module,
+    batches: Batches,
+    count: int,
+    *,
+    accelerator: Accelerator | None = None,
+    accumulate: int = 1,
+) -> None:
     """Set the 1x1 adapters of `method` to the least squares from student to teacher features.
 
     A new teacher then does not begin with noise. The fit is to the teacher's raw features, over
@@ -125,26 +168,31 @@ def fit_adapters(distiller: Distiller, method: nn.Module, batches: Batches, coun
     error, and for each channel the highest correlation, hence also the smallest alignment loss.
     Choice: directions in which the student varies by less than 1e-6 of its largest variance are
     left out. Nothing else changes: no buffer, no random state; training gets the same batches.
+    Processes of the `accelerator` share each batch, and each takes its share in `accumulate` parts.
     """
-    sums: dict[int, Tensor] = {}
+    world, sums = accelerator or Accelerator(), {}
 
     def add(_method: nn.Module, features: tuple[Any, ...]) -> None:
         student, teacher, context = features
         for stride, *pair in match_levels(student, teacher, method.match, pairs=method.pairs):
-            cells = torch.cat([torch.ones_like(pair[0][:, :1]), *pair], 1).movedim(1, 3).double()
-            cells = cells[context.valid(pair[1])[:, 0]]  # (cells, 1 + C_s + C_t)
+            cells = torch.cat([torch.ones_like(pair[0][:, :1]), *pair], 1).movedim(1, 3)
+            cells = cells[context.valid(pair[1])[:, 0]].double()  # (cells, 1 + C_s + C_t)
             sums[stride] = sums.get(stride, 0) + cells.T @ cells
 
     buffers = [(buffer, buffer.clone()) for buffer in distiller.buffers()]
     device = next(distiller.parameters()).device
-    with torch.random.fork_rng(devices=[]), method.register_forward_pre_hook(add):
-        torch.default_generator.manual_seed(0)
-        for batch in islice(batches.iterate(), count):
-            distiller.train()(*send_to_device(batch, device))
+    generators = [device] if device.type == "cuda" else []  # beside that of the CPU
+    with torch.random.fork_rng(generators), method.register_forward_pre_hook(add):
+        torch.manual_seed(0)
+        for share in islice(batches.iterate(0, world.process_index, world.num_processes), count):
+            for part in parts(send_to_device(share, device), accumulate):
+                distiller.train()(*part)
     for buffer, value in buffers:
         buffer.copy_(value)
-    for stride, total in sums.items():
+    for stride, total in world.reduce(sums).items():
         adapter = method.adapters[str(stride)].map
+        if not isinstance(adapter, nn.Conv2d):
+            raise ValueError(f"fitted: no adapter at stride {stride}; build it with adapter='conv'")
         mean, size = total[0, 1:] / total[0, 0], adapter.in_channels
         covariance = total[1:, 1:] / total[0, 0] - mean.outer(mean)
         inverse = torch.linalg.pinv(covariance[:size, :size], rtol=1e-6, hermitian=True)
@@ -153,14 +201,12 @@ def fit_adapters(distiller: Distiller, method: nn.Module, batches: Batches, coun
         adapter.bias.copy_(mean[size:] - weight @ mean[:size])
 
 
-def _resume(manager: CheckpointManager, student: nn.Module, count: int) -> tuple[int, int]:
+def _resume(manager: CheckpointManager, student: nn.Module) -> tuple[int, int]:
     """Stage and step of the newest checkpoint, after loading its student; (0, 0) without one."""
     state = manager.load()
     if state is None:
         return 0, 0
     stage, step = state["stage"], state["step"]
-    if stage > count or (stage == count and step):
-        raise CheckpointError(f"{manager.path}: stands at stage {stage}, this run has {count}")
     if step == 0:  # else `fit` loads it with the method
         if difference := state_dict_diff(student.state_dict(), state["student"]):
             raise CheckpointError(f"{manager.path}: belongs to another model ({difference})")

@@ -20,6 +20,7 @@ from dfmsd import __main__ as cli
 from dfmsd.__main__ import commands
 from dfmsd.data.coco import CocoDataset
 from dfmsd.data.commands import COMMANDS as DATA_COMMANDS
+from dfmsd.detectors.build import KeepSizeTransform
 from dfmsd.experiments.commands import drawings
 
 COMMANDS = commands()
@@ -304,6 +305,26 @@ def test_a_checkpoint_is_evaluated(capsys, monkeypatch, scenes, checkpoint, exif
     assert asked == {exif}
 
 
+def test_a_detector_sees_images_of_the_size_that_it_was_trained_on(
+    capsys, monkeypatch, tmp_path, checkpoint
+):
+    shapes, forward = set(), KeepSizeTransform.forward
+
+    def seen(self, images, targets=None):
+        shapes.update(tuple(image.shape[1:]) for image in images)
+        return forward(self, images, targets)
+
+    monkeypatch.setattr(KeepSizeTransform, "forward", seen)
+    large = tmp_path / "large"
+    call(capsys, "data", "scenes", large, "--images", 1, "--val", 2, "--size", 96)
+    picture = large / "val" / "000000.png"
+    for command in (("evaluate", large), ("predict", picture, "--out", tmp_path / "drawn")):
+        for size, side in (((), 64), (("--size", 80), 80)):  # the checkpoint's images had 64
+            status, *_ = call(capsys, *command, "--checkpoint", checkpoint, *size)
+            assert (status, shapes) == (0, {(side, side)})
+            shapes.clear()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -408,7 +429,7 @@ def test_the_drawing_shows_as_many_boxes_as_the_line_says(capsys, tmp_path, scen
         "labels": torch.tensor([1, 2, 3]),
         "scores": torch.tensor([0.9, 0.5, 0.49]),
     }
-    fake = lambda path, head: (lambda images: [found], {"classes": list("abcdef")})  # noqa: E731
+    fake = lambda path, head: (lambda images: [found], {"classes": list("abcdef"), "recipe": {}})  # noqa: E731
     monkeypatch.setattr("dfmsd.detectors.saved.load_detector", fake)
     image = scenes / "val" / "000000.png"
     options = ["--checkpoint", "x", "--out", tmp_path, "--score", 0.5]

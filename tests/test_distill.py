@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models import detection
 
 from dfmsd.context import Context
-from dfmsd.detectors.features import capture_features, feature_channels
+from dfmsd.detectors.features import capture_features, feature_channels, strided_levels
 from dfmsd.distill import Distiller, renormalise
 from dfmsd.loss import DFMSDLoss
 
@@ -45,6 +45,31 @@ def test_feature_channels_by_stride():
 def test_strides_of_stock_detectors(name, strides):
     model = getattr(detection, name)(weights=None, weights_backbone=None)
     assert list(feature_channels(model)) == strides
+
+
+def test_levels_that_come_coarse_first_have_their_own_strides():
+    model = tiny_detector()
+    expected = strided_levels(model)
+    model.backbone.register_forward_hook(lambda _m, _i, maps: dict(reversed(maps.items())))
+    assert strided_levels(model) == expected
+
+
+@pytest.mark.parametrize("part", ["transform", "backbone"])
+def test_a_student_that_goes_round_its_parts_is_named(part):
+    student, _, distiller = pair()
+    monkey = copy.deepcopy(getattr(student, part))
+    whole = student.forward
+
+    def around(images, targets):
+        module = getattr(student, part)
+        setattr(student, part, monkey)
+        losses = whole(images, targets)
+        setattr(student, part, module)
+        return losses
+
+    student.forward = around
+    with pytest.raises(ValueError, match=r"RetinaNet did not call .* \.transform and \.backbone"):
+        distiller.train()(*tiny_images())
 
 
 def test_feature_channels_leaves_the_detector_as_it_was():
@@ -205,3 +230,13 @@ def test_look_gives_what_the_method_computes_and_leaves_the_student_as_it_was():
         assert not looked[stride].reconstruction.requires_grad
         torch.testing.assert_close(looked[stride].reconstruction, level.reconstruction)
         torch.testing.assert_close(looked[stride].losses, level.losses)
+
+
+def test_look_takes_targets_for_a_method_that_needs_boxes():
+    student, teacher = tiny_detector("faster_rcnn"), tiny_detector("faster_rcnn", seed=1)
+    method = DFMSDLoss(feature_channels(student), feature_channels(teacher), regions="boxes")
+    distiller = Distiller(student, teacher, method)
+    images, targets = tiny_images()
+    assert distiller.look(images, targets).keys() == distiller.student_levels.keys()
+    with pytest.raises(ValueError, match="targets must be one dict with boxes per image"):
+        distiller.look(images)

@@ -122,6 +122,13 @@ def test_boxes_hug_what_is_painted(options):
         assert lost > 10  # cropped away, with their labels
 
 
+@pytest.mark.parametrize("name", ["masks", "keypoints"])
+def test_what_augmentation_would_leave_behind_is_refused(name):
+    image, target = painted()
+    with pytest.raises(ValueError, match=f"moves boxes only, a target also has {name}"):
+        augmentation()(image, target | {name: torch.ones(len(target["boxes"]), 3, 3)})
+
+
 def side(box):
     return box[2] - box[0], box[3] - box[1]
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from command_line import TINY, call, everything, refused, teachers
 from tiny import tiny_detector, tiny_images
 
+from dfmsd import stages
 from dfmsd.align import alignment_loss
 from dfmsd.detectors.checkpoints import read_tensors
 from dfmsd.detectors.features import feature_channels
@@ -252,6 +253,25 @@ def test_a_long_job_begins_with_it_and_a_continued_one_does_not(place, capsys):
     folder.mkdir(parents=True)
     (folder / "log.jsonl").write_text("")
     assert not is_due(settings)
+
+
+def test_it_begins_the_last_stage_as_the_job_does(place, monkeypatch):
+    monkeypatch.setattr(preflight.build, "evaluate", lambda *_, **__: {"AP": 1.0})
+    fitted, made = [], preflight.Preflight._measure
+    real = stages.fit_adapters
+    monkeypatch.setattr(
+        stages, "fit_adapters", lambda *a, **o: fitted.append(a[1]) or real(*a, **o)
+    )
+    methods = []
+    monkeypatch.setattr(
+        preflight.Preflight, "_measure", lambda s, d, *a: methods.append(d.method) or made(s, d, *a)
+    )
+    for arm in ("two", "one"):
+        extras = [f"arms={arm}", "method.anchor=1", "method.adapter=fitted"]
+        report = run_preflight(resolve("scenes", [*TINY, *extras]), images=2, steps=1)
+        assert not report.reasons
+    assert [isinstance(method, stages.Anchored) for method in methods] == [True, False]
+    assert fitted == [methods[0].method, methods[1]]
 
 
 def test_levels_without_anything_to_teach_are_named(place, monkeypatch):

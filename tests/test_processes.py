@@ -27,7 +27,7 @@ from dfmsd.detectors.saved import save_detector
 from dfmsd.distill import Distiller
 from dfmsd.experiments.records import read_records
 from dfmsd.loss import DFMSDLoss
-from dfmsd.stages import Stage, run_stages
+from dfmsd.stages import Stage, fit_adapters, run_stages
 from dfmsd.training.checkpoint import Checkpointing, list_checkpoints, load_latest
 from dfmsd.training.evaluation import evaluate_detector
 from dfmsd.training.log import Logging
@@ -220,6 +220,33 @@ def distilled(folder, kill_at=None):
             log=Logging(show=False),
         )
     return model.state_dict()
+
+
+def fitted(*seen):
+    """Sizes of the batches that adapters are fitted on, and their weights after it."""
+    from accelerate import Accelerator
+
+    model, sizes = distiller("retinanet", "fitnet"), []
+    model.student.register_forward_pre_hook(lambda _m, given: sizes.append(len(given[0])))
+    batches, count = (TinyBatches(4), 2) if not seen else (Shares(4), 4)
+    fit_adapters(model, model.method, batches, count, accelerator=Accelerator(cpu=True))
+    return sizes, model.method.state_dict()
+
+
+class Shares(TinyBatches):
+    """As batches of their own what two processes get of each."""
+
+    def iterate(self, *_):
+        for both in zip(*(super(Shares, self).iterate(0, rank, 2) for rank in (0, 1)), strict=True):
+            yield from both
+
+
+def test_processes_share_the_batches_that_adapters_are_fitted_on():
+    (sizes, expected), both = fitted(Shares), in_parallel(fitted, 2)
+    assert [sizes, *(sizes for sizes, _ in both)] == [[2] * 4, [2, 2], [2, 2]]
+    for _, found in both:
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4)
 
 
 def test_an_interrupted_distillation_resumes_exactly_on_as_many_processes(tmp_path):

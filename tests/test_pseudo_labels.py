@@ -43,6 +43,11 @@ def test_merged_by_hand():
     assert len(TRUE["boxes"]) == 1  # the data set's own target stays
 
 
+def test_masks_are_refused():
+    with pytest.raises(ValueError, match="boxes only, a target also has masks"):
+        PseudoLabels().merge(TRUE | {"masks": torch.ones(1, 9, 9)}, DETECTED)
+
+
 def test_a_picture_without_labels_gets_the_detections_alone():
     target = PseudoLabels().merge(EMPTY, DETECTED)
     assert torch.equal(target["boxes"], DETECTED["boxes"][:3])

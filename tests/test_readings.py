@@ -190,6 +190,33 @@ def test_fitting_lowers_the_loss_changes_nothing_else_and_is_the_same_each_time(
     assert distiller.train()(images, targets)["imitation"].item() < 0.5 * fresh
 
 
+def test_a_batch_in_parts_gives_the_same_fit_in_smaller_passes():
+    class Halves(TinyBatches):
+        def iterate(self, *_):
+            for images, targets in super().iterate():
+                yield from ((images[:2], targets[:2]), (images[2:], targets[2:]))
+
+    fits = []
+    for batches, count, accumulate in ((Halves(4), 4, 1), (TinyBatches(4), 2, 2)):
+        student, teacher, method = pair()
+        model, sizes = Distiller(student, teacher, method), []
+        student.register_forward_pre_hook(lambda _m, given, n=sizes: n.append(len(given[0])))
+        fit_adapters(model, method, batches, count, accumulate=accumulate)
+        fits.append((sizes, method))
+    (halves, one), (parted, other) = fits
+    assert halves == parted == [2] * 4
+    for adapter, again in zip(one.adapters.values(), other.adapters.values(), strict=True):
+        torch.testing.assert_close(adapter.map.weight, again.map.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_an_identity_cannot_be_fitted():
+    student = pair()[0]
+    same_width = tiny_detector("faster_rcnn", seed=1)
+    method = FitNet(*map(feature_channels, (student, same_width)), adapter="identity")
+    with pytest.raises(ValueError, match="no adapter at stride 8; build it with adapter='conv'"):
+        fit_adapters(Distiller(student, same_width, method), method, TinyBatches(), 1)
+
+
 def test_channels_that_never_fire_or_are_alike_leave_the_fit_finite():
     student, teacher, method = pair()
     for blocks in (student.backbone.fpn.layer_blocks, teacher.backbone.fpn.layer_blocks):
@@ -269,9 +296,9 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(at, tmp_path, monkeyp
     path, state = load_latest(tmp_path)
     assert (state["stage"], state["step"]) == at, path
 
-    def counted(*given):
+    def counted(*given, **how):
         fits.append(given)
-        return fit_adapters(*given)
+        return fit_adapters(*given, **how)
 
     monkeypatch.setattr(module, "fit_adapters", counted)
     again = tiny_detector(seed=99)  # its weights, and those of its frozen copy, are in the file

@@ -78,6 +78,22 @@ def test_the_settings_choose_method_weight_and_levels(name):
         method(resolve("scenes", [f"method.name={name}", "method.strides=4"]), student, strong)
 
 
+def test_levels_pair_by_index_whichever_take_part():
+    student = tiny_detector("retinanet", strides=(8, 16, 32))
+    strong = tiny_detector("faster_rcnn", seed=1, strides=(4, 8, 16, 32))
+    chosen = ["method.match=index", "method.strides=16,32"]
+    assert method(resolve("scenes", chosen[:1]), student, strong).pairs == [
+        (8, 4),
+        (16, 8),
+        (32, 16),
+    ]
+    assert method(resolve("scenes", chosen), student, strong).pairs == [(16, 8), (32, 16)]
+    with pytest.raises(
+        ValueError, match=r"method.strides=64: no .* with the student's \[8, 16, 32\]"
+    ):
+        method(resolve("scenes", ["method.strides=64"]), student, strong)
+
+
 def test_short_makes_the_detector_resize_and_groups_by_what_it_sees(tmp_path):
     write_coco(tmp_path / "data", train=4, val=2, size=60)
     chosen = ["scale=smoke", f"data.root={tmp_path / 'data'}", "data.short=96", "data.size=128"]

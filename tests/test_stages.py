@@ -10,6 +10,7 @@ import torch
 from tiny import LineDetector, TinyBatches, tiny_detector
 
 from dfmsd import stages as module
+from dfmsd.baselines import CWD
 from dfmsd.detectors.checkpoints import CheckpointError, save_state
 from dfmsd.detectors.features import feature_channels
 from dfmsd.distill import Distiller
@@ -193,20 +194,52 @@ def test_a_finished_run_trains_no_more_and_gives_its_student(tmp_path, reference
     assert same(again, reference[0])
 
 
-def test_a_checkpoint_of_a_longer_run_is_refused_and_kept(tmp_path):
+def other_method(stages):
+    stages[1].method = CWD(stages[1].method.student_channels, stages[1].method.teacher_channels)
+
+
+def longer(stages):
+    stages[1].schedule = Schedule(steps=STEPS + 1, lr=LR)
+
+
+CHANGES = {
+    "fewer stages": lambda stages: stages.pop(),
+    "more steps": longer,
+    "another method": other_method,
+    "another teacher": lambda stages: setattr(stages[1], "name", "strong"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path, change):
     student = tiny_detector(seed=0)
     go(student, plan(student), folder=tmp_path)
-    path, state = load_latest(tmp_path)
+    path, _ = load_latest(tmp_path)
     content = path.read_bytes()
-    short = tiny_detector(seed=0)
-    with pytest.raises(CheckpointError, match=rf"{path.name}: stands at stage 2, this run has 1"):
-        go(short, plan(short, 1), folder=tmp_path)
+    other = tiny_detector(seed=0)
+    stages = plan(other)
+    change(stages)
+    words = rf"{path.name}: belongs to another run .*seed 5"
+    with pytest.raises(CheckpointError, match=words) as caught:
+        go(other, stages, folder=tmp_path)
+    assert "\n" not in str(caught.value)
     assert path.read_bytes() == content
-    # in the middle of a stage that this run does not have
-    save_state(state | {"stage": 1, "step": 2}, path)
-    with pytest.raises(CheckpointError, match="stands at stage 1, this run has 1"):
-        go(short, plan(short, 1), folder=tmp_path)
-    assert same(short, tiny_detector(seed=0))
+    assert same(other, tiny_detector(seed=0))
+
+
+def test_a_checkpoint_that_tells_no_run_is_taken(tmp_path, reference):
+    stopped(tmp_path)
+    path, state = load_latest(tmp_path)
+    save_state({key: value for key, value in state.items() if key != "run"}, path)
+    again = tiny_detector(seed=99)
+    go(again, plan(again), folder=tmp_path)
+    assert same(again, reference[0])
+
+
+def test_a_folder_that_is_missing_is_made(tmp_path):
+    student = tiny_detector(seed=0)
+    go(student, plan(student, 1), folder=tmp_path / "runs" / "mine")
+    assert load_latest(tmp_path / "runs" / "mine")[1]["stage"] == 1
 
 
 def test_checkpoints_of_another_student_or_of_nothing_are_refused(tmp_path):

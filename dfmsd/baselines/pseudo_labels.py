@@ -52,6 +52,8 @@ class PseudoLabels(nn.Module):
         """One image's target with its detections (`boxes`, `labels`, `scores`) behind it."""
         from torchvision.ops import box_iou  # the methods are imported without torchvision
 
+        if others := target.keys() & {"masks", "keypoints"}:
+            raise ValueError(f"pseudo-labels are boxes only, a target also has {min(others)}")
         true, boxes = target["boxes"], detected["boxes"]
         sides = boxes[:, 2:] - boxes[:, :2]
         # less than a pixel is left of no true box either, see `dfmsd.data.batches.augmentation`

@@ -37,7 +37,8 @@ def augmentation(
         colour: strength of brightness, contrast and saturation jitter, 0 to 1.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or, when it is called, a target has masks or
+            keypoints, which it cannot move.
     """
     for name, value in (("flip", flip), ("vflip", vflip), ("colour", colour)):
         if not 0 <= value <= 1:
@@ -47,6 +48,8 @@ def augmentation(
     jitter = v2.ColorJitter(colour, colour, colour) if colour else None
 
     def apply(image: Tensor, target: Target) -> Sample:
+        if others := target.keys() & {"masks", "keypoints"}:
+            raise ValueError(f"augmentation moves boxes only, a target also has {min(others)}")
         boxes, (height, width) = target["boxes"], image.shape[-2:]
         canvas = {"format": BoundingBoxFormat.XYXY, "canvas_size": (height, width)}
         if torch.rand(1) < flip:

@@ -72,7 +72,7 @@ def strided_levels(detector: nn.Module, *, size: int = 512) -> dict[int, tuple[s
         levels = to_levels(backbone(blank))
     by_width = {feature.shape[-1]: (name, feature.shape[1]) for name, feature in levels.items()}
     strides, last = {}, 0
-    for width, level in by_width.items():
+    for width, level in sorted(by_width.items(), reverse=True):
         last = max(2 ** round(math.log2(size / width)), 2 * last)
         strides[last] = level
     return strides

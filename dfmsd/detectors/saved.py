@@ -60,6 +60,12 @@ def load_detector(path: str | Path, *, head: bool = False) -> tuple[nn.Module, d
     return _filled(recipe, checkpoints.read_tensors(path), path).eval(), metadata
 
 
+def shown_size(metadata: Mapping[str, Any]) -> int | None:
+    """Pixels to which images are reduced for a detector of this file; None: it resizes itself."""
+    recipe = metadata["recipe"]
+    return None if recipe.get("resize", "stock" in recipe) else recipe.get("image_size")
+
+
 def save_detector(
     model: nn.Module, path: Path, *, classes: list[str], half: bool = False, **extra: Any
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from dfmsd.align import pair_strides
 from dfmsd.baselines import BASELINES, PseudoLabels
 from dfmsd.data.augmentation import augmentation
 from dfmsd.data.batches import Augmented, Batches, load
@@ -131,10 +132,14 @@ def method(settings: Settings, student: nn.Module, teacher: nn.Module) -> nn.Mod
     if name != "dfmsd":
         terms = {key: terms[key] for key in ("adapter", "match")}
     kind = (BASELINES | {"dfmsd": DFMSDLoss})[name]
-    channels = [
-        {stride: count for stride, count in levels.items() if not strides or stride in strides}
-        for levels in (feature_channels(student), feature_channels(teacher))
-    ]
+    channels = [feature_channels(student), feature_channels(teacher)]
+    if strides:  # the student's; with whom a level is paired does not depend on the others' part
+        found = pair_strides(*channels, terms["match"])
+        pairs = [pair for pair in found if pair[0] in strides]
+        if not pairs:
+            levels = f"no level in common with the student's {[pair[0] for pair in found]}"
+            raise ValueError(f"method.strides={','.join(map(str, strides))}: {levels}")
+        channels = [{pair[k]: channels[k][pair[k]] for pair in pairs} for k in (0, 1)]
     compares = kind(*channels, **terms)
     compares.weights = {term: factor * weight for term, weight in compares.weights.items()}
     return compares

@@ -125,24 +125,26 @@ def evaluate(
         detections: COCO results (a JSON list), or an annotation file, whose boxes then score 1.
         checkpoint: a detector saved by dfmsd.
         split: `train` or `val`.
-        size: longest side to which images are reduced for the detector, pixels.
+        size: longest side to which images are reduced for the detector, pixels; as in training.
         exif: for the detector, EXIF turns that the stated size does not settle.
     """
     from dfmsd.data.annotations import read_detections
     from dfmsd.data.coco import CocoDataset
-    from dfmsd.detectors.saved import load_detector
+    from dfmsd.detectors.saved import load_detector, shown_size
     from dfmsd.training.evaluation import coco_metrics, evaluate_detector
 
     if (detections is None) == (checkpoint is None):
         raise ValueError("give either --detections FILE or --checkpoint FILE")
     if detections is not None and size is not None:
         raise ValueError(f"--size {size}: goes with --checkpoint, detections have their size")
+    if checkpoint is not None:
+        model, metadata = load_detector(checkpoint, head=True)
+        size = shown_size(metadata) if size is None else size
     dataset = CocoDataset(root, split, max_size=size, exif=exif)
     if detections is not None:
         truth, ids = dataset.truth(), dataset.category_ids
         metrics = coco_metrics(truth, read_detections(detections, truth, category_ids=ids))
     else:
-        model, metadata = load_detector(checkpoint, head=True)
         if list(metadata["classes"]) != list(dataset.classes):
             detected, present = (", ".join(c) for c in (metadata["classes"], dataset.classes))
             raise ValueError(f"{checkpoint}: detects {detected}, but {root} has {present}")
@@ -171,18 +173,19 @@ def predict(
         checkpoint: a detector saved by dfmsd.
         out: folder of the drawings.
         score: lowest score that is drawn.
-        size: longest side to which images are reduced, pixels.
+        size: longest side to which images are reduced, pixels; as in training.
     """
     import torch
 
     from dfmsd.data.images import read_image
-    from dfmsd.detectors.saved import load_detector
+    from dfmsd.detectors.saved import load_detector, shown_size
     from dfmsd.viz import detections_figure
 
     if not images:
         raise ValueError("predict: name at least one image")
     targets = drawings(images, out)
     model, metadata = load_detector(checkpoint, head=True)
+    size = shown_size(metadata) if size is None else size
     pixels = [read_image(path, max_size=size) for path in images]
     out.mkdir(parents=True, exist_ok=True)
     for path, image, target in zip(images, pixels, targets, strict=True):

@@ -23,6 +23,7 @@ from dfmsd.experiments.records import markdown_table
 from dfmsd.experiments.runs import Run, runs
 from dfmsd.experiments.settings import ARMS, Settings
 from dfmsd.experiments.train import optimizer_options, prepare
+from dfmsd.stages import begin_stage
 from dfmsd.training.optim import make_optimizer
 from dfmsd.training.steps import parts
 
@@ -50,7 +51,7 @@ class Preflight:
         """Context that ends at an error, which becomes a reason against the job."""
         try:
             yield
-        except (ValueError, OSError, FloatingPointError) as error:
+        except (ValueError, OSError, FloatingPointError, torch.cuda.OutOfMemoryError) as error:
             self.add(part, str(error), "refused")
 
     @property
@@ -111,17 +112,19 @@ class Preflight:
         return model
 
     def check_method(
-        self, student: nn.Module, teachers: dict[str, nn.Module], samples: Any
+        self, student: nn.Module, teachers: dict[str, nn.Module], samples: Any, batches: Any
     ) -> Distiller:
-        """The distiller of the last stage; ValueError when a method does not fit the detectors."""
+        """The distiller with which the last stage begins; ValueError when its method cannot."""
         settings, device = self.settings, self.accelerator.device
         if settings.inherit != "no":
             teacher = teachers[settings.inherit_from]
             copied = inherit(student, teacher, settings.inherit.split("+"))
             layers = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in copied))
             self.add("inherited", f"{len(copied)} tensors of the {settings.inherit}: {layers}")
-        stage = build.arm_stages(settings, self.run.arm, student, teachers)[-1]
-        distiller = Distiller(student, stage.teacher, stage.method).to(device)
+        *before, stage = build.arm_stages(settings, self.run.arm, student, teachers)
+        stage.anchor = stage.anchor if before else 0.0
+        how = {"accelerator": self.accelerator, "accumulate": settings.engine.accumulate}
+        distiller = begin_stage(student, stage, batches, **how)
         if hasattr(stage.method, "pairs"):
             levels = collect_features(distiller, send_to_device(samples, device))
             self.check_levels(levels, stage.method.pairs)
@@ -220,11 +223,11 @@ def run_preflight(settings: Settings, *, images: int = 32, steps: int = 4) -> Pr
                 teachers[name] = preflight.check_teacher(name, val, images)
     if preflight.reasons or None in teachers.values():
         return preflight
+    size = settings.train.batch_size
+    batches = build.batches(train, data, batch_size=size, seed=0, device=device.device)
     with preflight.refuse("method"):
-        distiller = preflight.check_method(student, teachers, samples)
+        distiller = preflight.check_method(student, teachers, samples, batches)
     if not preflight.reasons:
-        size = settings.train.batch_size
-        batches = build.batches(train, data, batch_size=size, seed=0, device=device.device)
         with preflight.refuse("steps"):
             preflight.check_steps(distiller, batches, steps)
     return preflight

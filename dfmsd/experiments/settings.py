@@ -133,7 +133,7 @@ class Method:
     fusion: Literal["learned"] | Share = "learned"  # share of the spatial branch, learned or fixed
     cutoff: Cutoff = 0.25  # radial cut-off of the high-pass filter, share of Nyquist
     strength: Annotated[float, Range(0, 1000)] = 1.0  # of the frequency enhancement; 0 = off
-    regions: Literal["cells", "boxes"] = "cells"  # enhance by cell or by candidate box
+    regions: Literal["cells", "boxes"] = "cells"  # enhance by cell or by true box
     # 1x1 on the student's features, or none, or a 1x1 fitted by least squares before a stage begins
     adapter: Literal["conv", "identity", "fitted"] = "conv"
     generator_width: Annotated[float, Range(0, 16, open=True)] = 0.5  # share of the channels

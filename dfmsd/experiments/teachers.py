@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def train_detector(
 def require_teacher(settings: Settings, name: str) -> None:
     """Nothing, when a teacher's file is there, or that of its trunk; else FileNotFoundError."""
     file = getattr(settings, f"{name}_file")
-    command = f"dfmsd train {settings.preset} {name} scale=quick --save {file}"
+    root = f"data.root={shlex.quote(settings.data.root)} " * (settings.data.kind != "scenes")
+    command = f"dfmsd train {settings.preset} {name} {root}scale=quick --save {file}"
     hint = f"make it with `{command}`, or set {name}_file= to train it on the way"
     require(f"{name}_file", file, hint)
     if not file:

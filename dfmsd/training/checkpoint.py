@@ -31,6 +31,7 @@ class Checkpointing:
     export: Callable[..., None] | None = None  # (model, path, stage=…, step=…): writes the student
     every_steps: int = 0  # between checkpoints; 0 for none
     every_minutes: float = 0.0  # between checkpoints, beside `every_steps`; 0 for none
+    run: str = ""  # what is trained, in words; one that was saved with others is refused
     stop: Stop | None = None  # asks for a last checkpoint and the end; None listens to no signal
 
 
@@ -72,10 +73,19 @@ class CheckpointManager:
         self.saved = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The newest readable state, the same on every process; see `load_latest`."""
+        """The newest readable state, the same on every process; see `load_latest`.
+
+        CheckpointError, too, when it was saved for another `run`.
+        """
         if self.folder is not None:
             self.path = self._on_main(lambda: (load_latest(self.folder) or [None])[0])
-        return load_state(self.path) if self.path is not None else None
+        if self.path is None:
+            return None
+        state, run = load_state(self.path), self.options.run
+        if (saved := state.get("run", run)) != run:
+            hint = "give this one another folder"
+            raise CheckpointError(f"{self.path}: belongs to another run ({saved}), {hint}: {run}")
+        return state
 
     def is_overdue(self) -> bool:
         """Whether the minutes are over, by the clock of the main process."""
@@ -94,6 +104,7 @@ class CheckpointManager:
         CheckpointError when it cannot be written; the earlier pairs are as they were.
         """
         if self.folder is not None:
+            state = state | {"run": self.options.run}
             self._on_main(lambda: self._write(state, model))
             self.saved = time.monotonic()
 

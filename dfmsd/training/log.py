@@ -45,6 +45,7 @@ class History:
         if folder is None:
             return cls()
         history, file, (stage, step) = cls(), folder / "log.jsonl", before
+        folder.mkdir(parents=True, exist_ok=True)
         if saved is not None or file.exists():
             content = file.read_bytes() if saved is None else saved.encode()
             *lines, _half = content.split(b"\n")  # a kill may leave half a line
