@@ -335,12 +335,19 @@ def test_other_data_in_a_folder_of_the_same_name_are_another_job(capsys, fresh, 
         ("student.trunk=timm:nothing", "timm:nothing"),
         ('student.trunk_arguments={"x": 1}', "trunk_arguments"),
         ("student.strides=3", "strides"),
+        ("train.batch_size=3", "train.batch_size=3: expected a multiple of 2 (processes) × 1"),
+        ("teach.batch_size=5", "teach.batch_size=5: expected a multiple of 2 (processes)"),
+        ("engine.accumulate=4", "=2: expected a multiple of 1 (processes) × 4 (engine.accumulate)"),
         ("records=strong.safetensors/r.jsonl", "strong.safetensors: not a directory"),
         ("out=strong.safetensors", "strong.safetensors: not a directory"),
     ],
 )
-def test_what_a_job_needs_is_looked_at_before_a_teacher_is_trained(capsys, fresh, text, words):
+def test_what_a_job_needs_is_looked_at_before_a_teacher_is_trained(
+    capsys, monkeypatch, fresh, text, words
+):
     before = everything(fresh)
+    if "batch" in words:
+        monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
     assert words in refused(capsys, *JOB, "strong_file=", text)
     assert everything(fresh) == before
 

@@ -1,4 +1,4 @@
-"""Experiments at the plateau: few labelled scenes, a student that learns all it can (`few`).
+"""Experiments near the plateau: few labelled scenes, a student that learns all it can (`few`).
 
 The rule, written before the runs. On the held-out seeds every method has the same three multiples
 of its balance; the one with the highest mean AP is taken. Then DFMSD's readings are compared at
@@ -112,9 +112,9 @@ PLATEAU = {key: TABLE[key] for key in ("none", "none-long", "pkd", "cwd", "dfmsd
 FEW = {
     "few-weights": Experiment("Which weight does each method want?", WEIGHTS, HELD_OUT, **PRESET),
     "few-readings": Experiment("Which reading of DFMSD is best?", READINGS, HELD_OUT, **PRESET),
-    "few-methods": Experiment("What is a teacher worth at the plateau?", TABLE, SEEDS, **PRESET),
+    "few-methods": Experiment("What is a teacher worth near the plateau?", TABLE, SEEDS, **PRESET),
     "few-parts": Experiment(
-        "Which part of DFMSD helps at the plateau?", PARTS, SEEDS[:5], **PRESET
+        "Which part of DFMSD helps near the plateau?", PARTS, SEEDS[:5], **PRESET
     ),
     "few-stages": Experiment(
         "Does a weaker teacher first help, in equal steps?", STAGES, SEEDS, **PRESET

@@ -144,6 +144,9 @@ def check_runs(queue: Sequence[Run]) -> None:
         require("student.weights", run.settings.student.weights)
         for name in run.teachers:
             require_teacher(run.settings, name)
+        trained = any(not getattr(run.settings, f"{name}_file") for name in run.teachers)
+        for section in ("train", "teach")[: 1 + trained]:
+            _check_batch(run.settings, section)
     for student, data in dict.fromkeys((run.settings.student, run.settings.data) for run in queue):
         detector_for(student, data, num_classes=1)
     for folder, settings in {run.folder.parent: run.settings for run in queue}.items():
@@ -152,6 +155,15 @@ def check_runs(queue: Sequence[Run]) -> None:
         same = folder.parent.glob(f"{folder.name.removesuffix(data)}*") if data else ()
         for other in sorted(set(same) - {folder}):
             _log.warning("%s: of other data than %s now; not continued", other, settings.data.root)
+
+
+def _check_batch(settings: Settings, section: str) -> None:
+    """ValueError unless the processes can share a batch, and each its share in equal parts."""
+    size, processes = getattr(settings, section).batch_size, int(os.environ.get("WORLD_SIZE", "1"))
+    accumulate = settings.engine.accumulate
+    if size % (processes * accumulate):
+        wanted = f"a multiple of {processes} (processes) × {accumulate} (engine.accumulate)"
+        raise ValueError(f"{section}.batch_size={size}: expected {wanted}")
 
 
 def execute(run: Run, *, show: bool = True) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def bars_figure(
         if not values:
             write(axes, "not run", (0, row), (8, 0), color="#666666")
             continue
-        mean, colour, lift = statistics.fmean(values), COLOURS[row % len(COLOURS)], np.zeros(1)
+        mean, colour, lift = statistics.fmean(values), "#666666", np.zeros(1)
         text, right = f"{mean:.1f}  (1 seed)", mean
         axes.barh(row, mean, height=0.62, color=colour, alpha=0.45)
         if len(values) > 1:

@@ -23,6 +23,7 @@ def feature_maps_figure(
     images: Tensor | Sequence[Tensor],
     maps: Mapping[str, Tensor | Sequence[Tensor]],
     *,
+    keeps: Mapping[str, Sequence[Tensor]] | None = None,
     title: str = "",
     smooth: bool = True,
     signed: bool = False,
@@ -35,6 +36,7 @@ def feature_maps_figure(
     Args:
         images: N tensors (3, H, W) in 0..1, or a single one.
         maps: column name (teacher, student, after stage 1 …) → N tensors (h, w), or a single one.
+        keeps: column name → N keep masks (h, w), 1 = visible; the cells that one hides are pale.
         smooth: bilinear between cells instead of blocks.
         signed: a diverging map, white at 0, instead of viridis over the image.
     """
@@ -52,8 +54,10 @@ def feature_maps_figure(
         far = max(-low, high)
         limits = (-far, far) if signed else (low, high)
         show_image(line[0], image)
-        for axes, heat in zip(line[1:], heats, strict=True):
+        for axes, heat, name in zip(line[1:], heats, maps, strict=True):
             drawn = show_heat(axes, image, heat, limits, smooth, signed=signed)
+            if keeps is not None and name in keeps:
+                _hide(axes, image, visible(keeps[name][row], f"keeps[{name!r}]"))
         figure.colorbar(drawn, ax=line, shrink=0.85, pad=0.01, aspect=25)
     return figure
 
@@ -159,6 +163,11 @@ def keep_masks_figure(
 def _show_visible(axes: Axes, image: Tensor, cells: np.ndarray) -> None:
     """Draw an image with its cells (h, w) pale and hatched that are not visible."""
     show_image(axes, image)
+    _hide(axes, image, cells)
+
+
+def _hide(axes: Axes, image: Tensor, cells: np.ndarray) -> None:
+    """Draw the cells (h, w) that are not visible pale and hatched over what is drawn."""
     pale = np.full((*cells.shape, 4), 0.93)
     pale[..., 3] = 0.8 * ~cells
     axes.imshow(pale, extent=extent(image), interpolation="nearest")

@@ -24,7 +24,7 @@ from dfmsd.widgets.mosaic import (
 )
 from dfmsd.widgets.state import LEVELS, NOTHING, PINNED, State, named
 
-_STILL_SIDE, _STILL_COLOURS = 178, 128
+_STILL_SIDE, _STILL_COLOURS, _STILL_BOXES = 178, 128, 12
 _masks = lru_cache(maxsize=8)(mask_maps)  # panels, counts and words ask for the same maps
 
 
@@ -91,7 +91,7 @@ class Laboratory(State):
         """A PNG for readers without a kernel: picture and masks, and below them other masks.
 
         They are the mask with another ratio, and the one that stands beside, or else hides the
-        opposite cells.
+        opposite cells. Boxes are drawn when they are at most 12.
         """
         beside = self._values["beside"] if self._values["beside"] != LEVELS else NOTHING
         left_out = ("picture", "channel", "beside attention")
@@ -102,7 +102,8 @@ class Laboratory(State):
         for name, value in others.items():
             keep = self.panels(**{name: value})["keep"]
             panels.append(mask_panel("keep", f"keep mask, {name} {value}", keep))
-        page = mosaic(self.scene, panels, columns=4, side=_STILL_SIDE)
+        few = len(self.scene.boxes) <= _STILL_BOXES  # more would hide what lies under them
+        page = mosaic(self.scene, panels, columns=4, side=_STILL_SIDE, boxes=few)
         return png(page, colours=_STILL_COLOURS)
 
     def gif(self, name: str, *, most: int = 27) -> bytes:
