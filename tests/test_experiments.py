@@ -22,7 +22,8 @@ from dfmsd.experiments.settings import Settings, flat
 from dfmsd.experiments.teachers import teacher_run
 
 ROOT = Path(__file__).parent.parent
-FINISHED = [*SCENES, "few-weights", "few-readings", "few-methods", "few-parts"]
+FINISHED = [*SCENES, "few-weights", "few-readings", "few-methods", "few-parts", "few-stages"]
+AQUARIUM, DETECTORS = Path("../shared/data/aquarium"), ("student", "weak", "strong")
 SMALL = Experiment(
     "Does anything run?",
     {
@@ -70,6 +71,16 @@ def test_the_weights_are_those_that_the_records_chose(grid):
 def test_finished_experiments_leave_nothing_to_do(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert runs.without_record(runs.experiment_runs(name)) == []
+
+
+@pytest.mark.parametrize("name", ["photos-plateau"])
+def test_finished_experiments_on_the_photographs_leave_nothing_to_do(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    trunk = Path("../shared/weights/mobilenet_v2-tflite-ptq.pth")
+    if not (AQUARIUM.is_dir() and trunk.is_file()):
+        pytest.skip("needs the photographs and the trunk of the records, beside the project")
+    where = [f"data.root={AQUARIUM}", *(f"{k}.weights={trunk}" for k in DETECTORS)]
+    assert runs.without_record(runs.experiment_runs(name, where)) == []
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -27,7 +27,7 @@ from dfmsd.experiments.records import commit, data_of, finished, read_folder, re
 from dfmsd.experiments.settings import ARMS, Settings, flat
 from dfmsd.experiments.shipped import adopt
 from dfmsd.experiments.teachers import require_teacher, teacher, teacher_run
-from dfmsd.experiments.train import check_places, stage_file, train_and_record
+from dfmsd.experiments.train import check_batch, check_places, stage_file, train_and_record
 from dfmsd.experiments.validation import check_name
 from dfmsd.training.progress import Progress
 from dfmsd.training.signals import PreemptedError, stop_signals
@@ -144,9 +144,9 @@ def check_runs(queue: Sequence[Run]) -> None:
         require("student.weights", run.settings.student.weights)
         for name in run.teachers:
             require_teacher(run.settings, name)
-        trained = any(not getattr(run.settings, f"{name}_file") for name in run.teachers)
-        for section in ("train", "teach")[: 1 + trained]:
-            _check_batch(run.settings, section)
+            if not getattr(run.settings, f"{name}_file"):
+                check_batch(run.settings, "teach")
+        check_batch(run.settings, "train")
     for student, data in dict.fromkeys((run.settings.student, run.settings.data) for run in queue):
         detector_for(student, data, num_classes=1)
     for folder, settings in {run.folder.parent: run.settings for run in queue}.items():
@@ -155,15 +155,6 @@ def check_runs(queue: Sequence[Run]) -> None:
         same = folder.parent.glob(f"{folder.name.removesuffix(data)}*") if data else ()
         for other in sorted(set(same) - {folder}):
             _log.warning("%s: of other data than %s now; not continued", other, settings.data.root)
-
-
-def _check_batch(settings: Settings, section: str) -> None:
-    """ValueError unless the processes can share a batch, and each its share in equal parts."""
-    size, processes = getattr(settings, section).batch_size, int(os.environ.get("WORLD_SIZE", "1"))
-    accumulate = settings.engine.accumulate
-    if size % (processes * accumulate):
-        wanted = f"a multiple of {processes} (processes) × {accumulate} (engine.accumulate)"
-        raise ValueError(f"{section}.batch_size={size}: expected {wanted}")
 
 
 def execute(run: Run, *, show: bool = True) -> dict[str, Any]:

@@ -54,6 +54,15 @@ def prepare(engine: Engine, detectors: Iterable[nn.Module | None]) -> None:
             compile_detector(detector)
 
 
+def check_batch(settings: Settings, section: str) -> None:
+    """ValueError unless processes can share a batch of `section`, each its share in equal parts."""
+    size, processes = getattr(settings, section).batch_size, int(os.environ.get("WORLD_SIZE", "1"))
+    accumulate = settings.engine.accumulate
+    if size % (processes * accumulate):
+        wanted = f"a multiple of {processes} (processes) × {accumulate} (engine.accumulate)"
+        raise ValueError(f"{section}.batch_size={size}: expected {wanted}")
+
+
 def check_places(settings: Settings) -> None:
     """OSError or CheckpointError unless folder and records can be written, and the latter read."""
     check_writable(Path(settings.out) / "run")

@@ -126,24 +126,28 @@ def tradeoff_figure(
 
     Args:
         points: name → (cost, gain), each (mean, interval); None: "not run", said with its name.
-        yardstick: the point to which a dashed line runs from no cost and no gain, and on: who is
-            above it gains more for its cost. Without that point there is no line.
+        yardstick: the point, black, to which a dashed line runs from no cost and no gain, and on:
+            who is above it gains more for its cost. Without that point there is no line.
     """
     check_entries("points", points)
     figure, axes = chart((WIDTH, 4.4), title, xlabel=xlabel, ylabel=ylabel)
     axes.axhline(0, color="#444444", linewidth=1)
     axes.axvline(0, color="#444444", linewidth=1)
+    others = [name for name in points if name != yardstick]
+    many = len(others) > len(COLOURS)
+    palette = plt.colormaps["tab10"].colors if many else COLOURS
     places = {}
-    for index, (name, point) in enumerate(points.items()):
+    for name, point in points.items():
         if point is None:
             continue
+        index = others.index(name) if name in others else 0
         x, left, right = _limits(f"points[{name!r}] cost", point[0])
         y, low, high = _limits(f"points[{name!r}] gain", point[1])
-        places[name] = x, y, COLOURS[index % len(COLOURS)]
+        places[name] = x, y, palette[index % len(palette)] if name in others else "#222222"
         across = [[x - left], [right - x]] if point[0][1] else None
         up = [[y - low], [high - y]] if point[1][1] else None
         line = {"color": places[name][2], "elinewidth": 0.8, "capsize": 2, "markersize": 6}
-        axes.errorbar(x, y, up, across, MARKERS[index // len(COLOURS) % len(MARKERS)], **line)
+        axes.errorbar(x, y, up, across, MARKERS[index // len(palette) % len(MARKERS)], **line)
     if yardstick in places:
         x, y, _ = places[yardstick]
         axes.axline((0, 0), (x, y), color="#666666", linestyle="--", linewidth=1, zorder=1)
