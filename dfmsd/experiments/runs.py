@@ -144,8 +144,6 @@ def check_runs(queue: Sequence[Run]) -> None:
         require("student.weights", run.settings.student.weights)
         for name in run.teachers:
             require_teacher(run.settings, name)
-            if not getattr(run.settings, f"{name}_file"):
-                check_batch(run.settings, "teach")
         check_batch(run.settings, "train")
     for student, data in dict.fromkeys((run.settings.student, run.settings.data) for run in queue):
         detector_for(student, data, num_classes=1)

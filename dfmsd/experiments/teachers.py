@@ -16,7 +16,7 @@ from dfmsd.experiments.build import datasets
 from dfmsd.experiments.overrides import fingerprint
 from dfmsd.experiments.presets_coco import require
 from dfmsd.experiments.settings import Settings
-from dfmsd.experiments.train import stage_file, train_and_record
+from dfmsd.experiments.train import check_batch, stage_file, train_and_record
 from dfmsd.experiments.validation import check_name
 
 SECTIONS = ("data", "train", "student", "precision", "engine")  # that can change such a detector
@@ -53,7 +53,7 @@ def train_detector(
 
 
 def require_teacher(settings: Settings, name: str) -> None:
-    """Nothing, when a teacher's file is there, or that of its trunk; else FileNotFoundError."""
+    """FileNotFoundError without a teacher's file; ValueError when it cannot be trained instead."""
     file = getattr(settings, f"{name}_file")
     root = f"data.root={shlex.quote(settings.data.root)} " * (settings.data.kind != "scenes")
     command = f"dfmsd train {settings.preset} {name} {root}scale=quick --save {file}"
@@ -61,6 +61,7 @@ def require_teacher(settings: Settings, name: str) -> None:
     require(f"{name}_file", file, hint)
     if not file:
         require(f"{name}.weights", getattr(settings, name).weights)
+        check_batch(settings, "teach")
 
 
 def teacher(settings: Settings, name: str, *, show: bool = True) -> nn.Module:
