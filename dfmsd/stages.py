@@ -73,10 +73,9 @@ def run_stages(
     first, done = _resume(manager, student)
     options |= {"checkpoints": checkpoints, "accelerator": accelerator}
     for number, stage in enumerate(stages[first:], start=first):
-        fitted = stage.fitted if not (number == first and done) else 0  # else in the checkpoint
-        start = replace(stage, fitted=fitted, anchor=stage.anchor if number else 0.0)
-        share = {"accelerator": accelerator, "accumulate": options.get("accumulate", 1)}
-        distiller = begin_stage(student, start, batches, **share)
+        start = replace(stage, fitted=0) if number == first and done else stage  # they are saved
+        how = {"accelerator": accelerator, "accumulate": options.get("accumulate", 1)}
+        distiller = begin_stage(student, start, batches, first=not number, **how)
         adamw_or_sgd = make_optimizer(distiller, lr=stage.schedule.lr, **optimizer)
         before = sum(earlier.schedule.steps for earlier in stages[:number])
         options["evaluation"] = evaluation and replace(evaluation, before=before)
@@ -108,12 +107,13 @@ def begin_stage(
     stage: Stage,
     batches: Batches,
     *,
+    first: bool,
     accelerator: Accelerator,
     accumulate: int = 1,
 ) -> Distiller:
-    """The distiller of a stage on the accelerator's device: anchored and fitted as it says."""
+    """The distiller of a stage on its device: fitted and, unless it is the `first`, anchored."""
     method = stage.method
-    if stage.anchor and method is not None:
+    if stage.anchor and method is not None and not first:
         method = Anchored(method, student, stage.anchor)
     distiller = Distiller(student, stage.teacher, method).to(accelerator.device)
     if stage.fitted:

@@ -122,9 +122,8 @@ class Preflight:
             layers = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in copied))
             self.add("inherited", f"{len(copied)} tensors of the {settings.inherit}: {layers}")
         *before, stage = build.arm_stages(settings, self.run.arm, student, teachers)
-        stage.anchor = stage.anchor if before else 0.0
         how = {"accelerator": self.accelerator, "accumulate": settings.engine.accumulate}
-        distiller = begin_stage(student, stage, batches, **how)
+        distiller = begin_stage(student, stage, batches, first=not before, **how)
         if hasattr(stage.method, "pairs"):
             levels = collect_features(distiller, send_to_device(samples, device))
             self.check_levels(levels, stage.method.pairs)

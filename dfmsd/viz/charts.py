@@ -134,20 +134,23 @@ def tradeoff_figure(
     axes.axhline(0, color="#444444", linewidth=1)
     axes.axvline(0, color="#444444", linewidth=1)
     others = [name for name in points if name != yardstick]
-    many = len(others) > len(COLOURS)
-    palette = plt.colormaps["tab10"].colors if many else COLOURS
+    palette = COLOURS if len(others) <= len(COLOURS) else plt.colormaps["tab10"].colors
+    looks = {
+        name: (palette[k % len(palette)], MARKERS[k // len(palette) % len(MARKERS)])
+        for k, name in enumerate(others)
+    } | {yardstick: ("#222222", MARKERS[0])}
     places = {}
     for name, point in points.items():
         if point is None:
             continue
-        index = others.index(name) if name in others else 0
+        colour, marker = looks[name]
         x, left, right = _limits(f"points[{name!r}] cost", point[0])
         y, low, high = _limits(f"points[{name!r}] gain", point[1])
-        places[name] = x, y, palette[index % len(palette)] if name in others else "#222222"
+        places[name] = x, y, colour
         across = [[x - left], [right - x]] if point[0][1] else None
         up = [[y - low], [high - y]] if point[1][1] else None
-        line = {"color": places[name][2], "elinewidth": 0.8, "capsize": 2, "markersize": 6}
-        axes.errorbar(x, y, up, across, MARKERS[index // len(palette) % len(MARKERS)], **line)
+        line = {"color": colour, "elinewidth": 0.8, "capsize": 2, "markersize": 6}
+        axes.errorbar(x, y, up, across, marker, **line)
     if yardstick in places:
         x, y, _ = places[yardstick]
         axes.axline((0, 0), (x, y), color="#666666", linestyle="--", linewidth=1, zorder=1)
